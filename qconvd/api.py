@@ -1,0 +1,60 @@
+"""All that a plugin may import. Everything else in qconvd is private and may change without notice."""
+
+from __future__ import annotations
+
+from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
+from qconvd.containers.base import Container
+from qconvd.dtypes import BLOCKS, ELEMENT_BYTES, FLOATS, row_bytes, storage
+from qconvd.engine.expr import (
+    Affine,
+    Cast,
+    Concat,
+    Constant,
+    Dequantize,
+    Expr,
+    Named,
+    Permute,
+    Read,
+    Repeat,
+    Reshape,
+    Slice,
+    Stack,
+    Transpose,
+    reads,
+    rows_columns,
+)
+from qconvd.engine.operations import Operation
+from qconvd.engine.plan import (
+    Array,
+    Buffer,
+    ContainerSpec,
+    Device,
+    Encoded,
+    Encoder,
+    FileSpec,
+    LeftOut,
+    NameParts,
+    OutputTensor,
+    Placed,
+    Plan,
+    Reader,
+    RowSplit,
+    SideFile,
+    StatRequest,
+    Unit,
+    UnitReport,
+    Whole,
+)
+from qconvd.errors import BadCheckpoint, ConfigError, Incomplete, QconvdError, Unsupported
+from qconvd.formats import Format, FormatOptions
+from qconvd.hookspecs import hookimpl
+from qconvd.plugins import container
+
+__all__ = [
+    "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Affine", "Array", "BadCheckpoint", "Buffer", "Cast", "CheckpointReader", "Concat",
+    "ConfigError", "Constant", "Container", "ContainerSpec", "Dequantize", "Device", "Encoded", "Encoder", "Expr", "FileInfo",
+    "FileSpec", "Format", "FormatOptions", "Incomplete", "LeftOut", "ModelInfo", "NameParts", "Named", "Operation",
+    "OutputTensor", "Permute", "Placed", "Plan", "QconvdError", "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile",
+    "Slice", "Stack", "StatRequest", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "container",
+    "hookimpl", "reads", "row_bytes", "rows_columns", "storage",
+]  # fmt: skip

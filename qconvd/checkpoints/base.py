@@ -1,0 +1,125 @@
+"""What a reader knows about a model on disk, without having read a weight."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from qconvd.errors import BadCheckpoint
+
+SIDE_FILE_LIMIT = 256 << 20
+"""Bytes of a tokenizer or config that will be read into memory; the largest tokenizers in use are about 35 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a checkpoint: where its bytes are, and what they mean.
+
+    `shape` is in row-major order (the last axis is contiguous), `offset` counts from the start of `file`, `file` is
+    relative to the model's folder.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    nbytes: int
+
+    @property
+    def columns(self) -> int:
+        """Weights in a row: the last axis, or 1 for a scalar."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        """Rows when every axis but the last is flattened; a vector is one row."""
+        return prod(self.shape[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file of the model's folder: its path relative to the folder, its size, and what it is for."""
+
+    path: str
+    size: int
+    role: Literal["weights", "side", "ignored"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model on disk as its headers describe it. Holds no weights and no open file."""
+
+    path: Path
+    """The model's folder; for a lone file, the folder that holds it."""
+    name: str
+    """The name that outputs are made from: the folder's, or the lone file's without its ending."""
+    kind: str
+    """The reader that understood it: `safetensors`, `gguf`, …"""
+    tensors: Mapping[str, TensorInfo]
+    files: Sequence[FileInfo]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """config.json, or what the container's own metadata says."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        """The class name in config.json (`LlamaForCausalLM`), or an empty string."""
+        names = self.config.get("architectures") or [""]
+        return str(names[0])
+
+    @cached_property
+    def parameters(self) -> int:
+        """Weights in all tensors; a tied copy that is not stored does not count."""
+        return sum(prod(t.shape) for t in self.tensors.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def has(self, name: str) -> bool:
+        """Whether the folder holds a side file of this name."""
+        return any(f.path == name and f.role != "weights" for f in self.files)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a side file. Raises `BadCheckpoint` if it is missing, unreadable or absurdly large."""
+        known = next((f for f in self.files if f.path == name), None)
+        place = str(self.path / name)
+        if known is None:
+            raise BadCheckpoint(f"the model has no {name}", where=str(self.path), fix=f"add {name} to the folder")
+        if known.size > SIDE_FILE_LIMIT:
+            raise BadCheckpoint(f"{known.size} bytes are too many for a {name}", where=place)
+        try:
+            return Path(place).read_bytes()
+        except OSError as error:
+            raise BadCheckpoint(f"cannot be read: {os.strerror(error.errno or 0)}", where=place) from error
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON side file. Raises `BadCheckpoint` with line and column if it is not JSON."""
+        try:
+            return json.loads(self.read_bytes(name))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadCheckpoint(f"is not valid JSON: {error}", where=str(self.path / name)) from error
+
+
+class CheckpointReader(Protocol):
+    """Reads one kind of checkpoint. Registered through the `qconvd_checkpoint_readers` hook."""
+
+    name: str
+
+    def claims(self, path: Path) -> bool:
+        """Whether the folder or file looks like this reader's kind; by names only, cheap."""
+        ...
+
+    def inspect(self, path: Path) -> ModelInfo:
+        """Read the headers.
+
+        Raises `Incomplete` if the headers promise bytes that are not there yet, `BadCheckpoint` if they lie.
+        """
+        ...

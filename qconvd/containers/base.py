@@ -1,0 +1,31 @@
+"""A container: a file format that holds tensors. It decides layout and headers, and reads them back; it moves no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from qconvd.checkpoints.base import TensorInfo
+from qconvd.engine.plan import ContainerSpec, FileSpec, OutputTensor
+
+
+class Container(Protocol):
+    """Registered through the `qconvd_containers` hook under the name that `ContainerSpec.kind` says."""
+
+    kind: str
+
+    def layout(self, spec: ContainerSpec, tensors: Sequence[OutputTensor]) -> tuple[FileSpec, ...]:
+        """Place the tensors, in their order, into one file or several; every number is final."""
+        ...
+
+    def header(self, spec: ContainerSpec, file: FileSpec, tensors: Sequence[OutputTensor]) -> bytes:
+        """The bytes before the file's first tensor. `tensors` are those of this file, in file order."""
+        ...
+
+    def read(self, path: Path) -> Sequence[TensorInfo]:
+        """Parse a finished file again, by code other than the writer's. Raises `BadCheckpoint`.
+
+        `TensorInfo.file` is the path's name. Gaps between tensors must be zero bytes; the caller checks.
+        """
+        ...

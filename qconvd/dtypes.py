@@ -1,0 +1,49 @@
+"""Names and sizes of the element types that tensors are stored in.
+
+Element types carry the names that safetensors uses; block types carry the names that GGML uses. A block type stores a row
+of `n` weights as `n / block` blocks of `size` bytes.
+Source: safetensors' format page; ggml's `ggml_type_traits` (see docs/reference/formats).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from qconvd.errors import Unsupported
+
+
+class Storage(NamedTuple):
+    """How one row is stored: `size` bytes for every `block` weights."""
+
+    block: int
+    size: int
+
+
+ELEMENT_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+
+BLOCKS = {
+    "Q4_0": Storage(32, 18), "Q4_1": Storage(32, 20), "Q5_0": Storage(32, 22), "Q5_1": Storage(32, 24),
+    "Q8_0": Storage(32, 34), "Q6_K": Storage(256, 210),
+}  # fmt: skip
+
+
+def storage(dtype: str) -> Storage:
+    """The storage of a type by name; raises `Unsupported` for a name that nobody registered."""
+    if dtype in BLOCKS:
+        return BLOCKS[dtype]
+    if dtype in ELEMENT_BYTES:
+        return Storage(1, ELEMENT_BYTES[dtype])
+    raise Unsupported(f"unknown tensor type {dtype!r}", fix=f"known types: {', '.join((*ELEMENT_BYTES, *BLOCKS))}")
+
+
+def row_bytes(dtype: str, columns: int) -> int:
+    """Bytes of one row of `columns` weights; raises `Unsupported` where the blocks do not divide the row."""
+    block, size = storage(dtype)
+    if columns % block:
+        raise Unsupported(f"a row of {columns} weights is no multiple of {dtype}'s block of {block}")
+    return columns // block * size

@@ -1,0 +1,254 @@
+"""Plans: everything about one artifact that can be known before a weight is read, as plain data.
+
+A `Plan` goes through JSON without loss (`to_json`, `from_json`): it is stored beside the ledger, shown by `qconvd plan`,
+and handed to the worker that converts. Sizes are exact bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
+
+from pydantic import Field, TypeAdapter
+
+from qconvd.engine.expr import Expr, rows_columns
+
+DeviceKind: TypeAlias = Literal["cpu", "cuda"]
+Array: TypeAlias = Any
+"""numpy on the CPU, a torch tensor on a GPU. BF16 travels as uint16 bit patterns, F8 as uint8: the unit says which."""
+Buffer: TypeAlias = Any
+"""Bytes-like: what an encoder made of some rows, ready to be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where an encoder runs. `id` is a GPU's UUID, or empty for the CPU."""
+
+    kind: DeviceKind = "cpu"
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """A tensor of the artifact: row-major `shape`, stored as `dtype` in exactly `nbytes`.
+
+    Where the unit is split into rows, rows `a:b` of the input fill the same share of these bytes: `nbytes / rows` each.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowSplit:
+    """The unit may be encoded in row chunks, each a multiple of `multiple` rows (the last may be shorter)."""
+
+    multiple: int = 1
+    op: Literal["rows"] = "rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The unit is encoded in one piece."""
+
+    op: Literal["whole"] = "whole"
+
+
+@dataclass(frozen=True, slots=True)
+class StatRequest:
+    """A statistic that calibration must gather before the unit can be encoded."""
+
+    linear: str
+    kind: Literal["hessian", "mean_square"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The smallest thing that is encoded, journalled and resumed: inputs to outputs, many to many."""
+
+    id: str
+    layer: int | None
+    """None for what belongs to no decoder layer; the engine orders embedding, layers, head."""
+    inputs: tuple[Expr, ...]
+    outputs: tuple[OutputTensor, ...]
+    rows: Annotated[RowSplit | Whole, Field(discriminator="op")] = field(default_factory=RowSplit)
+    statistics: tuple[StatRequest, ...] = ()
+    memory: Mapping[DeviceKind, int] = field(default_factory=dict)
+    """Working bytes beyond inputs and outputs, per device kind, for the largest chunk."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the encoder must know of this unit and cannot see in its outputs (bits, group size)."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the first input: what a chunk is a range of."""
+        return rows_columns(self.inputs[0].shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """The file format that holds the tensors. `metadata` is the container's own header data, in order."""
+
+    kind: str
+    metadata: tuple[tuple[str, str, Any], ...] = ()
+    """(key, type, value): for gguf the type is `u32`, `f32`, `bool`, `str`, `arr[str]`, …; for safetensors it is `str`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a tensor's bytes lie in a file, counted from the start of the file."""
+
+    tensor: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpec:
+    """A data file of the artifact. `path` may hold `{stem}`, which naming fills in."""
+
+    path: str
+    nbytes: int
+    tensors: tuple[Placed, ...]
+    shard: int = 0
+    """0 for a single file, else 1 … n."""
+    header: str = ""
+    """The file's bytes before the first tensor, base64; empty if the container writes them from the spec."""
+
+
+@dataclass(frozen=True, slots=True)
+class SideFile:
+    """A file that is no weights: copied from the model (`source`), or written as `text`."""
+
+    path: str
+    nbytes: int
+    source: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A tensor that the format treats otherwise than the rest, and why."""
+
+    tensor: str
+    became: str
+    """`dropped`, or the type it got instead."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A runtime that loads the artifact, with its limits in words."""
+
+    name: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NameParts:
+    """What naming and publishing read."""
+
+    format: str
+    """The family of names: a key of the table in naming.py (`fp16`, `gguf`, …)."""
+    variant: str
+    """What distinguishes siblings, in the field's spelling: `fp16`, `Q4_0`, `4bit-128g`."""
+    shared: bool = False
+    """Whether siblings live in one folder (GGUF) or each has its own."""
+    branch: str = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One artifact, decided: what a format returns from `plan`."""
+
+    container: ContainerSpec
+    files: tuple[FileSpec, ...]
+    units: tuple[Unit, ...]
+    name: NameParts
+    side_files: tuple[SideFile, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    loads_with: tuple[Reader, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Warnings for the person who asked (a fallback, a guess that was made)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole artifact on disk, without its manifest."""
+        return sum(f.nbytes for f in self.files) + sum(f.nbytes for f in self.side_files)
+
+    @property
+    def tensors(self) -> Sequence[OutputTensor]:
+        return [t for u in self.units for t in u.outputs]
+
+
+class UnitReport(NamedTuple):
+    """What encoding did to the numbers, as sums that chunks can be added up from."""
+
+    weights: int = 0
+    square_error: float = 0.0
+    """Sum of (decoded - source) squared."""
+    square: float = 0.0
+    """Sum of source squared."""
+    max_error: float = 0.0
+    overflows: int = 0
+    """Finite weights that became infinite or were clamped."""
+    underflows: int = 0
+    """Non-zero weights that became zero in a plain cast."""
+    nan: int = 0
+    inf: int = 0
+
+    def __add__(self, other: object) -> UnitReport:  # type: ignore[override]
+        if not isinstance(other, UnitReport):
+            return NotImplemented
+        sums = [a + b for a, b in zip(self, other, strict=True)]
+        sums[3] = max(self.max_error, other.max_error)
+        return UnitReport(*sums)
+
+
+class Encoded(NamedTuple):
+    """What an encoder made of some rows."""
+
+    data: Sequence[Buffer]
+    """One buffer per output of the unit, for these rows."""
+    report: UnitReport = UnitReport()
+    dequantized: Sequence[Array] | None = None
+
+
+class Encoder(Protocol):
+    """Pure arithmetic: thread-safe, opens no file, keeps no state between calls, never writes to its inputs."""
+
+    def encode(self, unit: Unit, rows: tuple[int, int], x: Sequence[Array], stats: Mapping[str, Array]) -> Encoded:
+        """Encode rows `rows[0]:rows[1]`. `x` holds these rows of each input, each of shape (rows, columns)."""
+        ...
+
+
+@cache
+def _adapter() -> TypeAdapter[Plan]:
+    return TypeAdapter(Plan)
+
+
+@cache
+def _unit_adapter() -> TypeAdapter[Unit]:
+    return TypeAdapter(Unit)
+
+
+def to_json(plan: Plan) -> bytes:
+    """The plan as UTF-8 JSON; equal plans give equal bytes."""
+    return _adapter().dump_json(plan)
+
+
+def from_json(data: bytes) -> Plan:
+    """The plan that `to_json` wrote. Raises pydantic's ValidationError on anything else."""
+    return _adapter().validate_json(data)
+
+
+def unit_to_json(unit: Unit) -> bytes:
+    return _unit_adapter().dump_json(unit)
+
+
+def unit_from_json(data: bytes) -> Unit:
+    return _unit_adapter().validate_json(data)

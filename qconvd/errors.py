@@ -1,0 +1,52 @@
+"""The one kind of error that a user can mend."""
+
+from __future__ import annotations
+
+
+class QconvdError(Exception):
+    """What happened, where, and what to do about it.
+
+    The command line prints it without a traceback, the ledger keeps it as a reason, and the status file of a model shows
+    it to the person who only drops files. Every other exception is a defect of ours and keeps its traceback.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}{self.what}" + (f"\n  {self.fix}" if self.fix else "")
+
+    def as_dict(self) -> dict[str, str]:
+        """The error as JSON data, for events, the ledger and `--json`."""
+        return {"error": type(self).__name__, "what": self.what, "where": self.where, "fix": self.fix}
+
+
+class Unsupported(QconvdError):
+    """A format cannot be made from this model; raised by `Format.plan` before any weight is read."""
+
+
+class BadCheckpoint(QconvdError):
+    """A model on disk is damaged, inconsistent or hostile."""
+
+
+class Incomplete(BadCheckpoint):
+    """A model on disk is not all there yet: its own bytes promise more than is there."""
+
+
+class ConfigError(QconvdError):
+    """config.yaml is wrong; `problems` holds every mistake found."""
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "", problems: tuple[str, ...] = ()) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.problems = problems
+
+
+def from_dict(data: dict[str, str]) -> QconvdError:
+    """Rebuild an error from `as_dict`, e.g. one that a worker reported. Unknown kinds become `QconvdError`."""
+    kinds = {c.__name__: c for c in (QconvdError, Unsupported, BadCheckpoint, Incomplete, ConfigError)}
+    kind = kinds.get(data.get("error", ""), QconvdError)
+    return kind(data.get("what", ""), where=data.get("where", ""), fix=data.get("fix", ""))

@@ -1,0 +1,63 @@
+"""What a format is: it says what to make (a plan, which is data) and how to encode one unit (pure arithmetic)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.plan import Array, Buffer, Device, Encoder, Plan, Unit
+
+
+class FormatOptions(BaseModel):
+    """What a recipe may say under any target; formats subclass it and add their own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to convert; `cuda` waits for a GPU, never falls back.")
+    name: str | None = Field(None, description="A name template for this target's artifact, e.g. `{model}-{variant}`.")
+
+
+class Format(Protocol):
+    """A target format. Registered through the `qconvd_formats` hook; instances are stateless."""
+
+    name: ClassVar[str]
+    """As a recipe says it: `gguf`."""
+    version: ClassVar[str]
+    """Changes when the same options give other bytes."""
+    summary: ClassVar[str]
+    """One line for `qconvd formats`."""
+    Options: ClassVar[type[FormatOptions]]
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Short names and the options they stand for: `{"q4_0": {"types": ["q4_0"]}}`."""
+    devices: ClassVar[Sequence[str]]
+    """The device kinds that `encoder` has kernels for: `("cpu",)`."""
+
+    def from_text(self, text: str) -> Mapping[str, Any]:
+        """Options for the short form `gguf: q8_0`. Raises ValueError with a sentence if it has none."""
+        ...
+
+    def expand(self, options: Any) -> Sequence[Any]:
+        """One options object per artifact: `types: [q8_0, q4_0]` becomes two."""
+        ...
+
+    def plan(self, model: ModelInfo, options: Any) -> Plan:
+        """Decide everything about one artifact. Reads headers and side files, no weights. Raises `Unsupported`."""
+        ...
+
+    def encoder(self, plan: Plan, device: Device) -> Encoder:
+        """The arithmetic for this plan on this device; called in the worker, once per target."""
+        ...
+
+    def decode(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Sequence[Array]:
+        """The numbers that the unit's bytes for these rows stand for: float32 (rows, columns) per input.
+
+        Used to verify, so it must not share code with `encoder`.
+        """
+        ...
+
+    def bound(self, unit: Unit, x: Sequence[Array]) -> Sequence[Array]:
+        """How far a right decoding may be from the source `x` (float32), element by element: same shapes as `x`."""
+        ...

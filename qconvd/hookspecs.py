@@ -1,0 +1,52 @@
+"""Every seam of the plugin API, on one page.
+
+A plugin is a module registered under the entry-point group `qconvd`; it imports from `qconvd.api` only and implements any of
+these hooks with `@qconvd.api.hookimpl`. Hooks run at start-up, also in the daemon: they must be cheap, so heavy imports
+(numba, torch) belong inside `plan`, `encoder` and the operations themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from qconvd.checkpoints.base import CheckpointReader
+    from qconvd.containers.base import Container
+    from qconvd.engine.operations import Operation
+    from qconvd.formats import Format
+
+hookspec = pluggy.HookspecMarker("qconvd")
+hookimpl = pluggy.HookimplMarker("qconvd")
+
+
+@hookspec
+def qconvd_formats() -> Iterable[Format]:  # type: ignore[empty-body]
+    """Formats that recipes may name as targets."""
+
+
+@hookspec
+def qconvd_containers() -> Iterable[Container]:  # type: ignore[empty-body]
+    """File formats that plans may name in their `ContainerSpec`."""
+
+
+@hookspec
+def qconvd_checkpoint_readers() -> Iterable[CheckpointReader]:  # type: ignore[empty-body]
+    """Readers of models on disk; the first that claims a path reads it."""
+
+
+@hookspec
+def qconvd_operations() -> Iterable[Operation]:  # type: ignore[empty-body]
+    """Arithmetic behind `Dequantize` and `Named` expressions."""
+
+
+@hookspec
+def qconvd_gguf_families() -> Iterable[Any]:  # type: ignore[empty-body]
+    """Model families that the gguf format can map (see docs/how-to)."""
+
+
+@hookspec
+def qconvd_task_event(event: Mapping[str, Any]) -> None:
+    """Called in the daemon for every change of a job's, target's or task's state. An error here is logged, not raised."""

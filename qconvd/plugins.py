@@ -1,0 +1,125 @@
+"""The plugin manager: what is installed, what of it works, and who claims which name."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pluggy
+
+from qconvd import hookspecs
+from qconvd.errors import QconvdError
+
+if TYPE_CHECKING:
+    from qconvd.checkpoints.base import CheckpointReader
+    from qconvd.containers.base import Container
+    from qconvd.engine.operations import Operation
+    from qconvd.formats import Format
+
+log = logging.getLogger(__name__)
+GROUP = "qconvd"
+BUILT_IN = ("qconvd.checkpoints", "qconvd.containers")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that could not be imported: its entry point, its distribution, and why."""
+
+    name: str
+    distribution: str
+    reason: str
+
+
+class Plugins:
+    """All plugins that could be loaded, asked for by what they add."""
+
+    def __init__(self, extra: Iterable[tuple[str, Any]] = ()) -> None:
+        self.broken: list[BrokenPlugin] = []
+        self._owners: dict[str, str] = {}
+        self._manager = pluggy.PluginManager("qconvd")
+        self._manager.add_hookspecs(hookspecs)
+        for module in BUILT_IN:
+            self._register(importlib.import_module(module), module, "qconvd")
+        for entry in sorted(metadata.entry_points(group=GROUP), key=lambda e: e.name):
+            self._load(entry)
+        for name, plugin in extra:
+            self._register(plugin, name, name)
+        self._check_hooks()
+        self.formats: dict[str, Format] = self._named(self._manager.hook.qconvd_formats(), "format", "name")
+        self.containers: dict[str, Container] = self._named(self._manager.hook.qconvd_containers(), "container", "kind")
+        self.operations: dict[str, Operation] = self._named(self._manager.hook.qconvd_operations(), "operation", "name")
+        self.readers: list[CheckpointReader] = [r for rs in self._manager.hook.qconvd_checkpoint_readers() for r in rs]
+
+    def gguf_families(self) -> list[Any]:
+        """Families that plugins add to the gguf format."""
+        return [f for fs in self._manager.hook.qconvd_gguf_families() for f in fs]
+
+    def notify(self, event: dict[str, Any]) -> None:
+        """Tell plugins of an event; what they raise is logged and goes no further."""
+        try:
+            self._manager.hook.qconvd_task_event(event=event)
+        except Exception:
+            log.exception("a plugin failed on an event", extra={"action": "plugin.event_failed"})
+
+    def distribution(self, thing: object) -> str:
+        """The distribution (`name version`) that a format or container came from."""
+        return self._owners.get(type(thing).__module__.partition(".")[0], "qconvd")
+
+    def _load(self, entry: metadata.EntryPoint) -> None:
+        owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
+        try:
+            plugin = entry.load()
+        except Exception as error:
+            self.broken.append(BrokenPlugin(entry.name, owner, f"{type(error).__name__}: {error}"))
+            log.warning("plugin %s (%s) cannot be imported and is skipped: %s", entry.name, owner, error)
+            return
+        self._register(plugin, entry.name, owner)
+
+    def _register(self, plugin: Any, name: str, owner: str) -> None:
+        if self._manager.is_registered(plugin):
+            return
+        try:
+            self._manager.register(plugin, name=name)
+        except pluggy.PluginValidationError as error:
+            raise QconvdError(
+                f"a hook has arguments that qconvd does not know: {error}", where=f"plugin {name} ({owner})", fix="see qconvd.hookspecs"
+            ) from error
+        root = getattr(plugin, "__name__", name).partition(".")[0]
+        self._owners.setdefault(root, owner)
+
+    def _check_hooks(self) -> None:
+        try:
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise QconvdError(f"a plugin implements a hook that does not exist: {error}", fix="the hooks are in qconvd/hookspecs.py") from error
+
+    def _named(self, found: Iterable[Iterable[T]], what: str, attribute: str) -> dict[str, T]:
+        by_name: dict[str, T] = {}
+        for thing in (t for things in found for t in things):
+            name = getattr(thing, attribute)
+            if name in by_name:
+                both = " and ".join(sorted(self.distribution(t) for t in (by_name[name], thing)))
+                raise QconvdError(f"two plugins claim the {what} {name!r}: {both}", fix="uninstall one of them")
+            by_name[name] = thing
+        return dict(sorted(by_name.items()))
+
+
+@cache
+def plugins() -> Plugins:
+    """The plugins of this process, loaded once."""
+    return Plugins()
+
+
+def container(kind: str) -> Container:
+    """The container of a kind; raises `QconvdError` if no plugin provides it."""
+    try:
+        return plugins().containers[kind]
+    except KeyError:
+        known = ", ".join(plugins().containers)
+        raise QconvdError(f"no plugin provides the container {kind!r}", fix=f"known containers: {known}") from None
