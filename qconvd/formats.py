@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from qconvd.checkpoints.base import ModelInfo
-from qconvd.engine.plan import Array, Buffer, Device, Encoder, Plan, Unit
+from qconvd.engine.plan import Array, Buffer, Device, Encoder, NameParts, Plan, Unit
 
 
 class FormatOptions(BaseModel):
@@ -41,6 +41,13 @@ class Format(Protocol):
 
     def expand(self, options: Any) -> Sequence[Any]:
         """One options object per artifact: `types: [q8_0, q4_0]` becomes two."""
+        ...
+
+    def name_parts(self, options: Any) -> NameParts:
+        """What tells this artifact's name from its siblings'; `plan` puts the same into `Plan.name`.
+
+        It follows from one artifact's options alone, so that two targets with one name are found before any model is there.
+        """
         ...
 
     def plan(self, model: ModelInfo, options: Any) -> Plan:
