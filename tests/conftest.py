@@ -1,0 +1,33 @@
+"""Fixtures that every test may use: real models, and records of llama.cpp's own output."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder (bf16, 269 MB). Read only: copy or link it before you change it."""
+    from models import cached, make_smollm2
+
+    return cached("SmolLM2-135M-Instruct", make_smollm2)
+
+
+@pytest.fixture(scope="session")
+def glass() -> Path:
+    """glassllm's English model as a Hugging Face folder (fp16, 1.7 MB, d_ff 341). Read only."""
+    from models import cached, make_glass
+
+    return cached("glass_en", make_glass)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """llama.cpp's own bytes and file records."""
+    return Path(__file__).parent / "golden"
