@@ -63,7 +63,8 @@ def make(
         architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False,
         hidden_size=hidden, head_dim=head, intermediate_size=intermediate, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=groups, max_position_embeddings=8192, rms_norm_eps=1e-5,
-        rope_theta=500000.0, vocab_size=vocabulary, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, torch_dtype="bfloat16",
+        rope_theta=500000.0, vocab_size=vocabulary, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+        torch_dtype="bfloat16",
     )  # fmt: skip
     (out / "config.json").write_text(json.dumps(config, indent=1))
     if tokenizer:
