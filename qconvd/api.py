@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
 from qconvd.containers.base import Container
+from qconvd.containers.safetensors import safetensors_index
 from qconvd.dtypes import BLOCKS, ELEMENT_BYTES, FLOATS, row_bytes, storage
 from qconvd.engine.expr import (
     Affine,
@@ -46,7 +47,7 @@ from qconvd.engine.plan import (
     Whole,
 )
 from qconvd.errors import BadCheckpoint, ConfigError, Incomplete, QconvdError, Unsupported
-from qconvd.formats import Format, FormatOptions
+from qconvd.formats import Format, FormatOptions, Size, check_report
 from qconvd.hookspecs import hookimpl
 from qconvd.plugins import container
 
@@ -55,6 +56,6 @@ __all__ = [
     "ConfigError", "Constant", "Container", "ContainerSpec", "Dequantize", "Device", "Encoded", "Encoder", "Expr", "FileInfo",
     "FileSpec", "Format", "FormatOptions", "Incomplete", "LeftOut", "ModelInfo", "NameParts", "Named", "Operation",
     "OutputTensor", "Permute", "Placed", "Plan", "QconvdError", "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile",
-    "Slice", "Stack", "StatRequest", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "container",
-    "hookimpl", "reads", "row_bytes", "rows_columns", "storage",
+    "Size", "Slice", "Stack", "StatRequest", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole",
+    "check_report", "container", "hookimpl", "reads", "row_bytes", "rows_columns", "safetensors_index", "storage",
 ]  # fmt: skip

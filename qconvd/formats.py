@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from qconvd.checkpoints.base import ModelInfo
-from qconvd.engine.plan import Array, Buffer, Device, Encoder, NameParts, Plan, Unit
+from qconvd.engine.plan import Array, Buffer, Device, Encoder, NameParts, Plan, Unit, UnitReport
+from qconvd.errors import QconvdError
+from qconvd.quantities import size
+
+Size: TypeAlias = Annotated[int, BeforeValidator(size), WithJsonSchema({"type": ["string", "integer"]})]
+"""Bytes in a format's options, written as people write them: `5GB`, `512MiB`."""
 
 
 class FormatOptions(BaseModel):
@@ -16,8 +21,13 @@ class FormatOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to convert; `cuda` waits for a GPU, never falls back.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to convert; `cuda` waits for a GPU, never falls back."
+    )
     name: str | None = Field(None, description="A name template for this target's artifact, e.g. `{model}-{variant}`.")
+    non_finite: Literal["report", "refuse"] = Field(
+        "report", description="NaN or infinite weights in the model: count them in the manifest, or fail and name the tensor."
+    )
 
 
 class Format(Protocol):
@@ -68,3 +78,19 @@ class Format(Protocol):
     def bound(self, unit: Unit, x: Sequence[Array]) -> Sequence[Array]:
         """How far a right decoding may be from the source `x` (float32), element by element: same shapes as `x`."""
         ...
+
+
+def check_report(unit: Unit, report: UnitReport, options: FormatOptions | Mapping[str, Any]) -> None:
+    """Hold a unit's report against `non_finite`: raises `QconvdError` that names the tensor if NaN or infinities are refused.
+
+    An encoder calls it with the report of a chunk, so that a target fails before its first file is complete. It need not:
+    verification asks the same of every format. `options` are the target's, or the part of them that `plan` put into
+    `Unit.options` (encoders do not see a target's options).
+    """
+    wanted = options.non_finite if isinstance(options, FormatOptions) else options.get("non_finite", "report")
+    if wanted == "refuse" and (report.nan or report.inf):
+        raise QconvdError(
+            f"has {report.nan} NaN and {report.inf} infinite weights, and `non_finite: refuse` is set",
+            where=unit.outputs[0].name,
+            fix="mend the model, or convert it with `non_finite: report`",
+        )
