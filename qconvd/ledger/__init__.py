@@ -1,0 +1,23 @@
+"""The ledger: SQLite, and the truth about every source, target and task."""
+
+from __future__ import annotations
+
+from qconvd.ledger.ledger import RETRIES, Ledger, StaleFence, backoff
+from qconvd.ledger.reading import Reading
+from qconvd.ledger.records import (
+    PENDING,
+    Event,
+    Job,
+    Outcome,
+    Request,
+    Source,
+    Target,
+    Task,
+    options_of,
+    spec_digest,
+)
+
+__all__ = [
+    "PENDING", "RETRIES", "Event", "Job", "Ledger", "Outcome", "Reading", "Request", "Source", "StaleFence", "Target", "Task",
+    "backoff", "options_of", "spec_digest",
+]  # fmt: skip

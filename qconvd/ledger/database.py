@@ -1,0 +1,136 @@
+"""The ledger's SQLite file: opened the same way everywhere, migrated by numbered .sql files, written in transactions only."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from qconvd.errors import QconvdError
+from qconvd.ledger.filesystem import MOUNTS, refuse_network
+
+BUSY_SECONDS = 30.0
+
+
+class Database:
+    """One connection. Safe to use from several threads, one statement or transaction at a time."""
+
+    def __init__(self, path: Path, *, mounts: Path = MOUNTS) -> None:
+        """Open the ledger, make it if it is not there, and bring an older one up to date.
+
+        Raises `QconvdError` on a network filesystem, for a ledger that a newer qconvd wrote, and for a file that SQLite
+        cannot use.
+        """
+        self.path = path
+        self._lock = threading.RLock()
+        refuse_network(path.parent, mounts)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise _unusable(path, error) from error
+        try:
+            self._prepare()
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise _unusable(path, error) from error
+        except QconvdError:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction: all of it reaches the disk, or nothing. Takes part in one that is already open."""
+        with self._lock:
+            if self._connection.in_transaction:
+                yield self._connection
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Several questions, answered as of one moment."""
+        with self._lock:
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("COMMIT")
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    def _prepare(self) -> None:
+        self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        found = self._version()
+        known = migrations()
+        if found > len(known):
+            raise QconvdError(
+                f"the ledger was written by a newer qconvd (schema {found}; this one knows {len(known)})",
+                where=str(self.path),
+                fix="install that version again, or point `state:` to another folder",
+            )
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        if found < len(known):
+            self._migrate(known)
+
+    def _migrate(self, known: Sequence[str]) -> None:
+        with self.transaction() as connection:
+            # Another process may have done it while this one waited for the lock.
+            for number in range(self._version(), len(known)):
+                for statement in _statements(known[number]):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {number + 1}")
+
+    def _version(self) -> int:
+        return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def migrations() -> list[str]:
+    """The numbered scripts in order; the schema's version is how many have been applied."""
+    folder = resources.files("qconvd.ledger") / "migrations"
+    scripts = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    return [script.read_text() for script in scripts]
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Split at the semicolons that end a statement (those inside a trigger do not): `executescript` would commit first."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    if any(line.strip() and not line.lstrip().startswith("--") for line in statement.splitlines()):
+        raise ValueError(f"a migration ends in the middle of a statement: {statement.strip()[:80]}")
+
+
+def _unusable(path: Path, error: Exception) -> QconvdError:
+    damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+    return QconvdError(
+        f"the ledger cannot be used: {error}",
+        where=str(path),
+        fix="the file is damaged or not a ledger: restore it, or move it away to begin anew"
+        if damaged
+        else "check the state folder's permissions and free space",
+    )

@@ -1,0 +1,507 @@
+"""Changes of the ledger. Every method is one transaction: a SIGKILL finds all of it on disk, or nothing.
+
+A target's way is waiting → planned → converting → verifying → ready → done; docs/explanation/ledger.md draws it with its
+side roads. Which changes are allowed stands in the schema, and so do the triggers that write the history.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qconvd.errors import QconvdError
+from qconvd.ledger.filesystem import MOUNTS
+from qconvd.ledger.needs import need_of
+from qconvd.ledger.reading import Reading
+from qconvd.ledger.records import Outcome, Source, Target, Task, WantedTarget, as_json, options_of, spec_digest
+
+RETRIES = 3
+"""Attempts that may crash before a target fails for good."""
+FIRST_DELAY = 30.0
+LONGEST_DELAY = 3600.0
+LEASE_SECONDS = 60.0
+
+_TASK_OF = {"waiting": "plan", "planned": "convert", "verifying": "verify"}
+_DURING = {"plan": "waiting", "convert": "converting", "verify": "verifying"}
+"""The state of a target while a task of this kind runs."""
+_BEFORE = {"plan": "waiting", "convert": "planned", "verify": "verifying"}
+"""The state in which a target waits for a task of this kind."""
+
+
+class StaleFence(QconvdError):
+    """A task was given to another attempt: who comes late may not finish it."""
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after the n-th failure: 30, 60, 120, … at most an hour."""
+    return min(FIRST_DELAY * 2.0 ** max(0, failures - 1), LONGEST_DELAY)
+
+
+class Ledger(Reading):
+    """All that the daemon remembers. `clock` gives seconds since 1970."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, mounts: Path = MOUNTS) -> None:
+        super().__init__(path, mounts=mounts)
+        self._clock = clock
+
+    # Sources
+
+    def source_seen(self, locator: str, identity: str, name: str, fingerprint: str) -> Source:
+        """A complete model lies at `locator`. Another `identity` than before makes a new version of it.
+
+        What waits for the old version, failed on it or is being made from it is superseded; what is done stays done until
+        the new version takes its place.
+        """
+        with self.transaction() as db:
+            known = self.source_at(locator)
+            if known and known.digest == identity and known.state != "refused":
+                db.execute(
+                    "UPDATE source SET state = 'present', reason = '', name = ?, fingerprint = ?, changed_at = ? WHERE id = ?",
+                    (name, fingerprint, self._clock(), known.id),
+                )
+                return self.source(known.id)
+            return self._new_version(locator, name, identity, fingerprint, "present", "", {})
+
+    def source_refused(self, locator: str, name: str, fingerprint: str, error: QconvdError) -> Source:
+        """What lies at `locator` is complete but will not be converted, and why."""
+        with self.transaction() as db:
+            known = self.source_at(locator)
+            if known and known.state == "refused":
+                db.execute(
+                    "UPDATE source SET name = ?, fingerprint = ?, reason = ?, error = ?, changed_at = ? WHERE id = ?",
+                    (name, fingerprint, error.what, as_json(error.as_dict()), self._clock(), known.id),
+                )
+                return self.source(known.id)
+            return self._new_version(locator, name, "", fingerprint, "refused", error.what, error.as_dict())
+
+    def source_gone(self, locator: str, reason: str = "the model is no longer there") -> None:
+        """Nothing lies at `locator` any more. What has not begun is superseded; what runs will find out by itself."""
+        with self.transaction() as db:
+            known = self.source_at(locator)
+            if known is None or known.state == "gone":
+                return
+            db.execute(
+                "UPDATE source SET state = 'gone', reason = ?, changed_at = ? WHERE id = ?", (reason, self._clock(), known.id)
+            )
+            self.supersede([t.id for t in self.targets("waiting", "planned", source=known.id)], reason)
+
+    # Targets
+
+    def want(self, source: int, recipe: str, targets: Sequence[WantedTarget], profile: str = "default") -> list[str]:
+        """A recipe wants exactly these artifacts of a source. Returns the ids of those that are new.
+
+        What is there already is left as it is, whatever its state: nothing is converted twice, and a cancelled or failed
+        target waits for `retry`. What the recipe no longer wants and is not done is superseded.
+        """
+        with self.transaction() as db:
+            origin = self.source(source)
+            live = {t.spec_digest: t for t in self.targets(source=source) if t.state != "superseded"}
+            made, kept = [], []
+            for wanted in targets:
+                options = options_of(wanted)
+                digest = spec_digest(wanted.format, options)
+                if digest in live:
+                    id = live[digest].id
+                    self._place_anew(live[digest], options)
+                else:
+                    id = self._insert(origin, wanted, options, digest, profile)
+                    made.append(id)
+                kept.append(id)
+                db.execute(
+                    "INSERT INTO wanted (target, recipe) VALUES (?, ?) ON CONFLICT (target, recipe) DO UPDATE SET current = 1",
+                    (id, recipe),
+                )
+            self._forget(source, recipe, kept)
+            return made
+
+    def supersede(self, targets: Iterable[str], reason: str) -> list[str]:
+        """Put something newer in the targets' place. A running task of theirs shows up in `unwanted`."""
+        return self._move_all(targets, "superseded", reason)
+
+    def cancel(self, targets: Iterable[str], reason: str = "cancelled on request") -> list[str]:
+        """Stop working on targets that are neither done nor failed; returns their ids. Running tasks show up in `unwanted`."""
+        with self.transaction():
+            found = [t.id for t in map(self.target, targets) if t.pending]
+            return self._move_all(found, "cancelled", reason)
+
+    def retry(self, targets: Iterable[str], reason: str = "tried again on request") -> list[str]:
+        """Begin failed and cancelled targets anew, and end the waiting of those that back off; returns their ids.
+
+        Raises `QconvdError` for one whose place another model's artifact has taken.
+        """
+        with self.transaction() as db:
+            changed = []
+            for target in map(self.target, targets):
+                if target.state in ("failed", "cancelled"):
+                    self._restart(target, reason)
+                elif target.pending and target.not_before > self._clock():
+                    db.execute(
+                        "UPDATE task SET not_before = 0 WHERE state = 'queued' AND id IN"
+                        " (SELECT task FROM task_target WHERE target = ?)", (target.id,)
+                    )  # fmt: skip
+                    db.execute("UPDATE target SET not_before = 0, reason = ? WHERE id = ?", (reason, target.id))
+                else:
+                    continue
+                changed.append(target.id)
+            return changed
+
+    def reconvert(self, targets: Iterable[str], reason: str = "made again on request") -> list[str]:
+        """As `retry`, and done targets are made again too, by the plugins as they are now."""
+        with self.transaction():
+            chosen = [self.target(id) for id in targets]
+            for target in chosen:
+                if target.state == "done":
+                    self._restart(target, reason)
+            done = [t.id for t in chosen if t.state == "done"]
+            return done + self.retry((t.id for t in chosen if t.state != "done"), reason)
+
+    def explain(self, task: int, reason: str) -> None:
+        """Why a queued task does not run yet; its targets say the same."""
+        with self.transaction() as db:
+            db.execute("UPDATE task SET reason = ? WHERE id = ? AND state = 'queued' AND reason != ?", (reason, task, reason))
+            db.execute(
+                "UPDATE target SET reason = ? WHERE reason != ? AND id IN (SELECT task_target.target FROM task_target"
+                " JOIN task ON task.id = task_target.task WHERE task.id = ? AND task.state = 'queued')",
+                (reason, reason, task),
+            )
+
+    # Tasks
+
+    def make_tasks(self) -> list[Task]:
+        """Make the tasks that the targets' states call for and that are not there yet; returns the new ones.
+
+        Waiting targets of a source are planned together; planned ones are converted together by device class, so that a
+        missing GPU holds up nobody else; each is verified on its own. May be called at any time and any number of times.
+        """
+        with self.transaction() as db:
+            busy = {r["target"] for r in db.execute(
+                "SELECT task_target.target FROM task_target JOIN task ON task.id = task_target.task"
+                " WHERE task.state IN ('queued', 'running')"
+            )}  # fmt: skip
+            groups: dict[tuple[Any, ...], list[Target]] = {}
+            for target in self.targets(*_TASK_OF):
+                if target.id not in busy:
+                    groups.setdefault(_group(target), []).append(target)
+            return [self._make_task(group) for group in groups.values()]
+
+    def claim(self, task: int, placed: Mapping[str, Any] | None = None, lease: float = LEASE_SECONDS) -> Task:
+        """Give a queued task to a new attempt. The returned task holds its fence, its attempt and its handle.
+
+        The handle is written before anything is started, so whoever comes after a crash knows what to look for.
+        Raises `StaleFence` if the task is not queued any more.
+        """
+        with self.transaction() as db:
+            now = self._clock()
+            changed = db.execute(
+                "UPDATE task SET state = 'running', reason = '', attempt = attempt + 1, handle = id || '.' || (attempt + 1),"
+                " fence = (SELECT max(fence) + 1 FROM task), placed = ?, lease_until = ?, changed_at = ?"
+                " WHERE id = ? AND state = 'queued'",
+                (as_json(dict(placed or {})), now + lease, now, task),
+            ).rowcount
+            if not changed:
+                raise StaleFence(f"task {task} is not queued, so it cannot be started")
+            found = self.task(task)
+            words = {"plan": "planning", "convert": "converting", "verify": "verifying"}[found.kind]
+            for id in found.targets:
+                self._move(id, _DURING[found.kind], words)
+            return found
+
+    def renew(self, task: int, fence: int, lease: float = LEASE_SECONDS) -> None:
+        """Say that somebody still looks after a running task. Raises `StaleFence`."""
+        with self.transaction() as db:
+            self._held(task, fence)
+            db.execute("UPDATE task SET lease_until = ? WHERE id = ?", (self._clock() + lease, task))
+
+    def finish(self, task: int, fence: int, outcomes: Mapping[str, Outcome]) -> None:
+        """A task came to its end, well or badly for each of its targets. Raises `StaleFence`.
+
+        A target that was cancelled or superseded meanwhile stays so.
+        """
+        with self.transaction():
+            held = self._held(task, fence)
+            silent = Outcome(False, "the worker ended without a word about this target", retry=True)
+            for target in self._still_in(held):
+                outcome = outcomes.get(target.id, silent)
+                if outcome.ok:
+                    self._advance(target, held, outcome)
+                else:
+                    self._step_back(target, held, outcome)
+            self._close(held, "done", "")
+
+    def fail(
+        self,
+        task: int,
+        fence: int,
+        reason: str,
+        *,
+        retry: bool,
+        error: Mapping[str, str] | None = None,
+        at: float | None = None,
+    ) -> None:
+        """The whole attempt failed. With `retry` it is tried again at `at` (or after `backoff`), up to `RETRIES` times.
+
+        Raises `StaleFence`.
+        """
+        with self.transaction():
+            held = self._held(task, fence)
+            outcome = Outcome(False, reason, error or {}, retry)
+            left = [t for t in self._still_in(held) if self._step_back(t, held, outcome, at)]
+            self._requeue(held, left, reason, "failed")
+
+    def release(self, task: int, fence: int, reason: str, *, at: float = 0.0) -> None:
+        """The attempt was stopped, which is no failure: what is still wanted of it is queued again. Raises `StaleFence`."""
+        with self.transaction() as db:
+            held = self._held(task, fence)
+            left = self._still_in(held)
+            for target in left:
+                self._move(target.id, _BEFORE[held.kind], reason)
+                db.execute("UPDATE target SET not_before = ? WHERE id = ?", (at, target.id))
+            self._requeue(held, left, reason, "cancelled")
+
+    # Requests from the command line
+
+    def request(self, kind: str, **arguments: Any) -> int:
+        """Ask the daemon for something; returns the request's number, under which `asked` finds the answer."""
+        with self.transaction() as db:
+            return int(db.execute(
+                "INSERT INTO request (kind, arguments, created_at) VALUES (?, ?, ?)", (kind, as_json(arguments), self._clock())
+            ).lastrowid or 0)  # fmt: skip
+
+    def answer(self, id: int, answer: str, *, ok: bool = True) -> None:
+        """Answer a request, once."""
+        with self.transaction() as db:
+            db.execute(
+                "UPDATE request SET state = ?, answer = ?, answered_at = ? WHERE id = ? AND state = 'open'",
+                ("done" if ok else "refused", answer, self._clock(), id),
+            )
+
+    # How sources change
+
+    def _new_version(
+        self, locator: str, name: str, digest: str, fingerprint: str, state: str, reason: str, error: Mapping[str, str]
+    ) -> Source:
+        now = self._clock()
+        with self.transaction() as db:
+            known = self.source_at(locator)
+            version = known.version + 1 if known else 1
+            if known:
+                why = f"the model changed; this was version {known.version}"
+                db.execute(
+                    "UPDATE source SET state = 'replaced', reason = ?, changed_at = ? WHERE id = ?", (why, now, known.id)
+                )
+                old = [t.id for t in self.targets(source=known.id) if t.state not in ("done", "superseded")]
+                self.supersede(old, why)
+            row = db.execute(
+                "INSERT INTO source (locator, version, name, digest, fingerprint, state, reason, error, created_at, changed_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (locator, version, name, digest, fingerprint, state, reason, as_json(dict(error)), now, now),
+            ).lastrowid
+        return self.source(row or 0)
+
+    # How targets change
+
+    def _insert(self, source: Source, wanted: WantedTarget, options: Mapping[str, Any], digest: str, profile: str) -> str:
+        names = wanted.names(source.name, profile)
+        id, now = secrets.token_hex(5), self._clock()
+        state, reason, error, artifact = "waiting", "waiting to be planned", "{}", "{}"
+        same = self._same_artifact(source, digest, names.folder, names.manifest)
+        clash = None if same else self._clash(source.locator, names.folder, names.manifest)
+        if same is not None:
+            state, artifact = "done", same["artifact"]
+            reason = f"made already from {same['locator']}, which holds the same model"
+        elif clash is not None:
+            state, reason, error = "failed", clash.what, as_json(clash.as_dict())
+        with self.transaction() as db:
+            db.execute(
+                "INSERT INTO target (id, source, format, options, spec_digest, device, state, reason, error, version, label,"
+                " folder, stem, manifest_name, artifact, created_at, changed_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    id, source.id, wanted.format, as_json(options), digest, options.get("device", "auto"), state, reason, error,
+                    wanted.version, wanted.label, names.folder, names.stem, names.manifest, artifact, now, now,
+                ),
+            )  # fmt: skip
+        return id
+
+    def _same_artifact(self, source: Source, digest: str, folder: str, manifest: str) -> sqlite3.Row | None:
+        """An artifact that the same content under the same name became elsewhere (the model was moved to another folder)."""
+        found = self.rows(
+            "SELECT target.artifact, source.locator FROM target JOIN source ON source.id = target.source"
+            " WHERE source.digest = ? AND source.locator != ? AND target.spec_digest = ? AND target.folder = ?"
+            " AND target.manifest_name = ? AND target.state = 'done' AND source.state != 'replaced' LIMIT 1",
+            (source.digest, source.locator, digest, folder, manifest),
+        )
+        return found[0] if found else None
+
+    def _clash(self, locator: str, folder: str, manifest: str) -> QconvdError | None:
+        """Another model that is still there and whose artifact has, or will have, the same name."""
+        found = self.rows(
+            "SELECT source.locator FROM target JOIN source ON source.id = target.source WHERE source.locator != ?"
+            " AND source.state = 'present' AND target.folder = ? COLLATE NOCASE AND target.manifest_name = ? COLLATE NOCASE"
+            " AND target.state IN ('waiting', 'planned', 'converting', 'verifying', 'ready', 'done') LIMIT 1",
+            (locator, folder, manifest),
+        )
+        if not found:
+            return None
+        return QconvdError(
+            f"the artifact would overwrite that of another model, {found[0]['locator']}: both are called {folder}",
+            where=locator,
+            fix="rename one of the two models, or remove the other one",
+        )
+
+    def _place_anew(self, target: Target, options: Mapping[str, Any]) -> None:
+        """A recipe may move a target that has not begun to another device."""
+        device = options.get("device", "auto")
+        if target.device == device or target.state not in ("waiting", "planned", "failed", "cancelled"):
+            return
+        with self.transaction() as db:
+            self._detach(target.id)
+            db.execute("UPDATE target SET device = ?, options = ? WHERE id = ?", (device, as_json(dict(options)), target.id))
+
+    def _forget(self, source: int, recipe: str, kept: Sequence[str]) -> None:
+        """What a recipe wanted before and does not want now."""
+        with self.transaction() as db:
+            for target in self.targets(source=source):
+                if recipe in target.recipes and target.id not in kept and target.state != "superseded":
+                    db.execute("UPDATE wanted SET current = 0 WHERE target = ? AND recipe = ?", (target.id, recipe))
+                    still = db.execute("SELECT 1 FROM wanted WHERE target = ? AND current = 1", (target.id,)).fetchone()
+                    if not still and target.state != "done":
+                        self.supersede([target.id], f"the recipe {recipe} does not want it any more")
+
+    def _restart(self, target: Target, reason: str) -> None:
+        source = self.source(target.source)
+        clash = self._clash(source.locator, target.folder, target.manifest_name)
+        if clash is not None:
+            raise clash
+        with self.transaction() as db:
+            self._move(target.id, "waiting", reason)
+            db.execute("UPDATE target SET failures = 0, not_before = 0, error = '{}' WHERE id = ?", (target.id,))
+
+    def _move(self, id: str, state: str, reason: str) -> None:
+        with self.transaction() as db:
+            db.execute(
+                "UPDATE target SET state = ?, reason = ?, changed_at = ? WHERE id = ?", (state, reason, self._clock(), id)
+            )
+
+    def _move_all(self, targets: Iterable[str], state: str, reason: str) -> list[str]:
+        with self.transaction():
+            moved = list(targets)
+            for id in moved:
+                self._detach(id)
+                self._move(id, state, reason)
+            return moved
+
+    def _detach(self, id: str) -> None:
+        """Take a target out of its queued task; a task that has none left is cancelled."""
+        with self.transaction() as db:
+            queued = "SELECT id FROM task WHERE state = 'queued'"
+            db.execute(f"DELETE FROM task_target WHERE target = ? AND task IN ({queued})", (id,))
+            db.execute(
+                "UPDATE task SET state = 'cancelled', reason = 'none of its targets is wanted any more', changed_at = ?"
+                " WHERE state = 'queued' AND NOT EXISTS (SELECT 1 FROM task_target WHERE task = task.id)",
+                (self._clock(),),
+            )
+
+    def _advance(self, target: Target, task: Task, outcome: Outcome) -> None:
+        data = as_json(dict(outcome.data))
+        with self.transaction() as db:
+            db.execute("UPDATE target SET failures = 0, not_before = 0, error = '{}' WHERE id = ?", (target.id,))
+            if task.kind == "plan":
+                version = str(outcome.data.get("version", target.version))
+                db.execute("UPDATE target SET plan = ?, version = ? WHERE id = ?", (data, version, target.id))
+                self._move(target.id, "planned", outcome.reason or "waiting to be converted")
+            elif task.kind == "convert":
+                self._move(target.id, "verifying", outcome.reason or "waiting to be verified")
+            else:
+                db.execute("UPDATE target SET artifact = ? WHERE id = ?", (data, target.id))
+                self._move(target.id, "ready", outcome.reason or "verified and in its place")
+                self._move(target.id, "done", "done")
+                for old in db.execute(
+                    "SELECT id FROM target WHERE state = 'done' AND folder = ? AND manifest_name = ? AND source != ?",
+                    (target.folder, target.manifest_name, target.source),
+                ).fetchall():
+                    self._move(old["id"], "superseded", f"the artifact of target {target.id} took its place")
+
+    def _step_back(self, target: Target, task: Task, outcome: Outcome, at: float | None = None) -> bool:
+        """A failure: try again later if that may help, else fail. Returns whether it is tried again."""
+        failures = target.failures + 1
+        again = outcome.retry and failures < RETRIES
+        with self.transaction() as db:
+            if again:
+                when = at if at is not None else self._clock() + backoff(failures)
+                reason = f"attempt {failures} of {RETRIES} failed: {outcome.reason}"
+            else:
+                when = 0.0
+                reason = outcome.reason if not outcome.retry else f"failed {failures} times, the last time: {outcome.reason}"
+            db.execute(
+                "UPDATE target SET failures = ?, not_before = ?, error = ? WHERE id = ?",
+                (failures, when, as_json(dict(outcome.error)), target.id),
+            )
+            self._move(target.id, _BEFORE[task.kind] if again else "failed", reason)
+        return again
+
+    # How tasks change
+
+    def _make_task(self, targets: Sequence[Target]) -> Task:
+        kind, device = _TASK_OF[targets[0].state], _device(targets[0])
+        now = self._clock()
+        with self.transaction() as db:
+            id = db.execute(
+                "INSERT INTO task (kind, source, device, state, reason, not_before, need, created_at, changed_at)"
+                " VALUES (?, ?, ?, 'queued', '', ?, ?, ?, ?)",
+                (kind, targets[0].source, device, targets[0].not_before, as_json(need_of(kind, targets)), now, now),
+            ).lastrowid
+            db.executemany("INSERT INTO task_target (task, target) VALUES (?, ?)", [(id, t.id) for t in targets])
+        return self.task(id or 0)
+
+    def _held(self, task: int, fence: int) -> Task:
+        held = self.task(task)
+        if held.fence != fence or held.state != "running":
+            raise StaleFence(
+                f"task {task} is {held.state} and belongs to attempt {held.attempt}: fence {fence} does not count any more"
+            )
+        return held
+
+    def _still_in(self, task: Task) -> list[Target]:
+        """The targets of a running task that nobody took away meanwhile."""
+        return [t for t in map(self.target, task.targets) if t.state == _DURING[task.kind]]
+
+    def _requeue(self, task: Task, left: Sequence[Target], reason: str, otherwise: str) -> None:
+        if not left:
+            self._close(task, otherwise, reason)
+            return
+        with self.transaction() as db:
+            gone = set(task.targets) - {t.id for t in left}
+            db.executemany("DELETE FROM task_target WHERE task = ? AND target = ?", [(task.id, id) for id in gone])
+            now = [self.target(t.id) for t in left]
+            db.execute(
+                "UPDATE task SET state = 'queued', reason = ?, not_before = ?, need = ?, lease_until = 0, changed_at = ?"
+                " WHERE id = ?",
+                (reason, max(t.not_before for t in now), as_json(need_of(task.kind, now)), self._clock(), task.id),
+            )
+
+    def _close(self, task: Task, state: str, reason: str) -> None:
+        with self.transaction() as db:
+            db.execute(
+                "UPDATE task SET state = ?, reason = ?, lease_until = 0, changed_at = ? WHERE id = ?",
+                (state, reason, self._clock(), task.id),
+            )
+
+
+def _device(target: Target) -> str:
+    """The device class: `auto` stays open only where the format has kernels for a GPU."""
+    if target.device == "auto" and "cuda" not in target.plan.get("devices", ()):
+        return "cpu"
+    return target.device
+
+
+def _group(target: Target) -> tuple[Any, ...]:
+    if target.state == "waiting":
+        return ("plan", target.source, target.not_before)
+    if target.state == "planned":
+        return ("convert", target.source, _device(target), target.not_before)
+    return ("verify", target.id)
