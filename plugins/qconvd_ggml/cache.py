@@ -1,0 +1,149 @@
+"""Where compiled kernels are kept between runs.
+
+numba's own cache looks at the source file of a kernel's entry point only, so an edited building block would silently run old
+machine code. Here the folder itself is named by a hash of everything the machine code depends on: all sources of this
+package, the versions of numba and llvmlite, numba's settings and the CPU. Nothing in this module imports numba.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import platform
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+SOURCES = Path(__file__).parent
+KERNELS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K", "F32", "F16", "BF16")
+"""The kernels that `warm` compiles, by the type they write."""
+
+
+@cache
+def folder() -> Path:
+    """The folder for this version of the kernels on this CPU; made if it is not there.
+
+    `$QCONVD_CACHE_DIR`, else the first of `$CACHE_DIRECTORY` (systemd), else `$XDG_CACHE_HOME/qconvd`, else `~/.cache/qconvd`;
+    where none can be written, a folder below the system's temporary one that only this user can write.
+    """
+    wanted = base() / "kernels" / fingerprint()
+    if _usable(wanted):
+        return wanted
+    fallback = _temporary() / fingerprint()
+    fallback.mkdir(exist_ok=True)
+    log.warning("the kernel cache %s cannot be written; compiled kernels go to %s", wanted, fallback)
+    return fallback
+
+
+def base() -> Path:
+    """The folder that the environment names for what qconvd may cache; nothing is made."""
+    if named := os.environ.get("QCONVD_CACHE_DIR"):
+        return Path(named).absolute()
+    if given := os.environ.get("CACHE_DIRECTORY"):
+        return Path(given.partition(":")[0]).absolute()
+    if home := os.environ.get("XDG_CACHE_HOME"):
+        return Path(home).absolute() / "qconvd"
+    return Path("~/.cache/qconvd").expanduser().absolute()
+
+
+@cache
+def fingerprint() -> str:
+    """A name for all that decides the machine code: sources, compiler, its settings, CPU."""
+    parts = [platform.machine(), platform.python_version(), _cpu()]
+    parts += [f"{name} {metadata.version(name)}" for name in ("numba", "llvmlite")]
+    parts += [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("NUMBA_") and k != "NUMBA_CACHE_DIR"]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for path in sorted(SOURCES.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:20]
+
+
+def is_warm() -> bool:
+    """Whether every kernel is compiled already. Imports nothing, makes nothing; takes a few milliseconds."""
+    places = (base() / "kernels" / fingerprint(), _temporary_path() / fingerprint())
+    return any(all(_marked(place, name) for name in KERNELS) for place in places)
+
+
+def warm() -> float:
+    """Compile every kernel that is not compiled yet; returns the seconds of processor time that it took."""
+    import time
+
+    from qconvd_ggml import kernels
+
+    start = time.process_time()
+    for name in KERNELS:
+        kernels.ready(name)
+    return time.process_time() - start
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Held while a kernel is compiled or loaded: one process at a time compiles, the others then find its work."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        lock = (folder() / "lock").open("w")
+    except OSError as error:
+        log.warning("the kernel cache %s cannot be locked: %s", folder(), error)
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def mark(name: str) -> None:
+    """Note, for `is_warm`, that a kernel is compiled and kept."""
+    (folder() / f"{name}.ready").write_text(_stamp())
+
+
+def _marked(place: Path, name: str) -> bool:
+    try:
+        return (place / f"{name}.ready").read_text() == _stamp()
+    except OSError:
+        return False
+
+
+@cache
+def _stamp() -> str:
+    # numba compiles again when a source file's time changes, even if its content does not.
+    return " ".join(str(path.stat().st_mtime_ns) for path in sorted(SOURCES.glob("*.py")))
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part")))
+
+
+def _usable(path: Path) -> bool:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return False
+    return os.access(path, os.W_OK | os.X_OK)
+
+
+def _temporary_path() -> Path:
+    return Path(tempfile.gettempdir()) / f"qconvd-{os.getuid()}"
+
+
+def _temporary() -> Path:
+    # The cache holds code: a folder of this name that somebody else made must never be trusted.
+    path = _temporary_path()
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="qconvd-"))
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+        return path
+    return Path(tempfile.mkdtemp(prefix="qconvd-"))

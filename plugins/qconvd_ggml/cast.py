@@ -1,0 +1,82 @@
+"""F32, F16 and BF16 from each other, as ggml's conversions do it: to nearest, ties to even, subnormals kept.
+
+The same type is copied bit for bit. Otherwise a NaN stays a NaN: it becomes 0x7e00 with its sign in F16 (as in ggml's portable
+conversion), and keeps its high bits but is made quiet in BF16. What is too large becomes infinite, and is counted; so is
+what was not zero and becomes zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qconvd_ggml.measure import STEP, UNDERFLOWS, measure
+from qconvd_ggml.tile import BF16, F16, LANES, Scalar, Vector, bf16_bits, bf16_value, f16_bits, f16_value, inline, kernel
+
+TILE = STEP * LANES
+
+
+@inline
+def _load(kind: Scalar, narrow: Vector, wide: Vector, start: Scalar, x: Vector) -> None:
+    if kind == BF16:
+        halves = narrow[start : start + TILE]
+        for i in range(TILE):
+            x[i] = bf16_value(halves[i])
+    elif kind == F16:
+        halves = narrow[start : start + TILE]
+        for i in range(TILE):
+            x[i] = f16_value(halves[i])
+    else:
+        singles = wide[start : start + TILE]
+        for i in range(TILE):
+            x[i] = singles[i]
+
+
+@inline
+def _count_lost(x: Vector, y: Vector, sums: Vector) -> None:
+    lost = 0
+    for i in range(TILE):
+        lost += 1 if (x[i] != np.float32(0)) & (y[i] == np.float32(0)) else 0
+    sums[UNDERFLOWS * LANES] += lost
+
+
+@kernel
+def f32(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
+    """F32 from any: exact. A group is STEP weights, in all three."""
+    x = np.empty(TILE, np.float32)
+    for start in range(0, groups * STEP, TILE):
+        _load(kind, narrow, wide, start, x)
+        words = x.view(np.uint8)
+        out[start * 4 : (start + TILE) * 4] = words
+        measure(x, x, sums)
+
+
+@kernel
+def f16(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
+    """F16 from any."""
+    x, y, bits = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.uint16)
+    for start in range(0, groups * STEP, TILE):
+        _load(kind, narrow, wide, start, x)
+        for i in range(TILE):
+            bits[i] = f16_bits(x[i])
+            y[i] = f16_value(bits[i])
+        if kind == F16:
+            bits[:] = narrow[start : start + TILE]
+        out[start * 2 : (start + TILE) * 2] = bits.view(np.uint8)
+        _count_lost(x, y, sums)
+        measure(x, y, sums)
+
+
+@kernel
+def bf16(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
+    """BF16 from any."""
+    x, y, bits = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.uint16)
+    for start in range(0, groups * STEP, TILE):
+        _load(kind, narrow, wide, start, x)
+        for i in range(TILE):
+            bits[i] = bf16_bits(x[i])
+            y[i] = bf16_value(bits[i])
+        if kind == BF16:
+            bits[:] = narrow[start : start + TILE]
+        out[start * 2 : (start + TILE) * 2] = bits.view(np.uint8)
+        _count_lost(x, y, sums)
+        measure(x, y, sums)

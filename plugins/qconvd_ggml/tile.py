@@ -1,0 +1,168 @@
+"""What all kernels are built from: tiles of 64 lanes, unrolled folds over them, and ggml's 16-bit conversions.
+
+A tile holds LANES groups of weights side by side and transposed: `x[j * LANES + lane]` is weight `j` of group `lane`. A group
+is a block of 32 for the legacy types and a sub-block of 16 for Q6_K. Each function marked `inline` is the scalar algorithm for
+one lane, in ggml's own order of float operations; its loop over the weights is a fold unrolled at compile time, so the loop
+over the lanes is the innermost one that LLVM sees, and becomes SIMD. No fastmath: nothing is contracted or reordered, so the
+bytes are those of a llama.cpp built for plain x86-64, on any CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache as memo
+from typing import Any, TypeAlias, TypeVar, cast
+
+import numba
+import numpy as np
+from numba import types
+
+from qconvd_ggml import cache
+
+LANES = 64
+BF16, F16, F32 = 0, 1, 2
+"""What the source holds: the first argument of every kernel."""
+
+Scalar: TypeAlias = Any
+"""A number inside a kernel; which width it has is decided by the explicit np.float32(…) and np.uint32(…) around it."""
+Vector: TypeAlias = Any
+"""A numpy array inside a kernel."""
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_u8, _u16, _f32, _f64 = types.uint8, types.uint16, types.float32, types.float64
+SIGNATURE = types.void(
+    types.int64,
+    types.Array(_u16, 1, "C", readonly=True),
+    types.Array(_f32, 1, "C", readonly=True),
+    types.Array(_u8, 1, "C"),
+    types.int64,
+    types.Array(_f64, 1, "C"),
+)
+"""(source kind, source if 16 bits wide, source if F32, bytes to fill, number of groups, sums for the report).
+
+A read-only parameter takes writable arrays too, so this one signature serves every caller and is compiled once.
+"""
+
+
+def kernel(function: Function) -> Any:
+    """An entry point: kept in the disk cache, compiled for SIGNATURE when `kernels.ready` asks.
+
+    It must stand at module level and reach its building blocks as globals, otherwise numba cannot find it in the cache again.
+    """
+    settings: Any = numba.config
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(cache.folder())
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    finally:
+        settings.CACHE_DIR = before
+
+
+def inline(function: Function) -> Function:
+    """A building block that becomes part of whoever calls it."""
+    compiled: Any = numba.njit(error_model="numpy", forceinline=True)(function)
+    return cast(Function, compiled)
+
+
+def shared(function: Function) -> Function:
+    """A building block that stays a function of its own: called once per tile, so that its size is paid once."""
+    compiled: Any = numba.njit(error_model="numpy")(function)
+    return cast(Function, compiled)
+
+
+@memo
+def fold(step: Function, count: int) -> Function:
+    """`step(j, lane, x, state, fixed) -> state`, done for j, j+1, … j+count-1 in this order, without a loop."""
+    if count == 1:
+        return step
+    half = count // 2
+    first, second = fold(step, half), fold(step, count - half)
+
+    @inline
+    def both(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) -> Scalar:
+        return second(j + half, lane, x, first(j, lane, x, state, fixed), fixed)
+
+    return both  # type: ignore[return-value]
+
+
+@inline
+def f16_bits(value: Scalar) -> Scalar:
+    """float32 to the bits of an IEEE half, round to nearest even; NaN becomes the quiet NaN 0x7e00 with its sign.
+
+    The method of ggml_compute_fp32_to_fp16: scaling up and down makes what is too big infinite; adding a power of two whose
+    exponent follows the value's own rounds the mantissa to the bits that a half has room for.
+    """
+    bits = np.float32(value).view(np.uint32)
+    doubled = np.uint32(bits << np.uint32(1))
+    exponent = max(np.uint32(doubled & np.uint32(0xFF000000)), np.uint32(0x71000000))
+    magnitude = (np.float32(abs(value)) * np.float32(2.0**112)) * np.float32(2.0**-110)
+    rounded = np.uint32((exponent >> np.uint32(1)) + np.uint32(0x07800000)).view(np.float32) + magnitude
+    parts = np.float32(rounded).view(np.uint32)
+    finite = np.uint32(np.uint32(parts >> np.uint32(13)) & np.uint32(0x7C00)) + np.uint32(parts & np.uint32(0x0FFF))
+    sign = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(0x8000))
+    return np.uint16(sign | (np.uint32(0x7E00) if doubled > np.uint32(0xFF000000) else np.uint32(finite)))
+
+
+@inline
+def f16_value(half: Scalar) -> Scalar:
+    """The float32 that the bits of an IEEE half stand for; NaN is quieted and keeps its payload."""
+    word = np.uint32(np.uint32(half) << np.uint32(16))
+    doubled = np.uint32(word + word)
+    normal = np.uint32((doubled >> np.uint32(4)) + np.uint32(0x70000000)).view(np.float32) * np.float32(2.0**-112)
+    tiny = np.uint32((doubled >> np.uint32(17)) | np.uint32(0x3F000000)).view(np.float32) - np.float32(0.5)
+    value = np.float32(tiny if doubled < np.uint32(1 << 27) else normal).view(np.uint32)
+    return np.uint32(value | np.uint32(word & np.uint32(0x80000000))).view(np.float32)
+
+
+@inline
+def bf16_bits(value: Scalar) -> Scalar:
+    """float32 to bfloat16, round to nearest even; NaN keeps its high bits and is made quiet (ggml_compute_fp32_to_bf16)."""
+    bits = np.float32(value).view(np.uint32)
+    quiet = np.uint32((bits >> np.uint32(16)) | np.uint32(64))
+    odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
+    rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+    return np.uint16(quiet if np.uint32(bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else rounded)
+
+
+@inline
+def bf16_value(bits: Scalar) -> Scalar:
+    """The float32 that the bits of a bfloat16 stand for."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@inline
+def whole(value: Scalar) -> Scalar:
+    """float32 to int32 towards zero, with 0 for what does not fit: a plain cast of that is undefined.
+
+    C's `(int8_t) x` gives the low byte of 0x80000000 there on x86-64, which is 0 as well.
+    """
+    return np.int32(value if abs(value) < np.float32(2.0**31) else np.float32(0))
+
+
+@inline
+def load(kind: Scalar, narrow: Vector, wide: Vector, first: Scalar, width: Scalar, rows: Vector, x: Vector) -> None:
+    """Fill a tile with `width` weights each of the LANES groups from `first` on; `rows` is room for as many, untransposed."""
+    # Slices, so that the indices below are seen to be positive: a sign check per element would keep SIMD away.
+    start, stop = first * width, (first + LANES) * width
+    if kind == BF16:
+        halves = narrow[start:stop]
+        for i in range(LANES * width):
+            rows[i] = bf16_value(halves[i])
+    elif kind == F16:
+        halves = narrow[start:stop]
+        for i in range(LANES * width):
+            rows[i] = f16_value(halves[i])
+    else:
+        singles = wide[start:stop]
+        for i in range(LANES * width):
+            rows[i] = singles[i]
+    for lane in range(LANES):
+        for j in range(width):
+            x[j * LANES + lane] = rows[lane * width + j]
+
+
+@inline
+def put16(out: Vector, at: Scalar, value: Scalar) -> None:
+    """Write 16 bits, low byte first."""
+    out[at] = np.uint8(value & 0xFF)
+    out[at + 1] = np.uint8(value >> 8)
