@@ -47,6 +47,7 @@ class Slice:
     op: Literal["slice"] = "slice"
 
     def __post_init__(self) -> None:
+        _check_axis(self.axis, self.x.shape)
         if not 0 <= self.start < self.stop <= self.x.shape[self.axis]:
             raise Unsupported(f"slice {self.start}:{self.stop} of an axis of {self.x.shape[self.axis]}")
 
@@ -68,6 +69,8 @@ class Concat:
     op: Literal["concat"] = "concat"
 
     def __post_init__(self) -> None:
+        for x in self.xs:
+            _check_axis(self.axis, x.shape)
         rests = {(x.dtype, _with_axis(x.shape, self.axis, 0)) for x in self.xs}
         if len(rests) != 1:
             raise Unsupported(f"tensors that do not fit are joined along axis {self.axis}: {sorted(rests)}")
@@ -168,6 +171,11 @@ class Repeat:
     axis: int
     times: int
     op: Literal["repeat"] = "repeat"
+
+    def __post_init__(self) -> None:
+        _check_axis(self.axis, self.x.shape)
+        if self.times < 1:
+            raise Unsupported(f"an axis is repeated {self.times} times")
 
     @property
     def dtype(self) -> str:
@@ -279,6 +287,11 @@ def reads(expr: Expr) -> frozenset[str]:
 def rows_columns(shape: Shape) -> tuple[int, int]:
     """A shape as (rows, columns): every axis but the last flattened; a vector is one row, a scalar one of one."""
     return prod(shape[:-1]), (shape[-1] if shape else 1)
+
+
+def _check_axis(axis: int, shape: Shape) -> None:
+    if not 0 <= axis < len(shape):
+        raise Unsupported(f"a tensor of shape {shape} has no axis {axis} (axes count from the front)")
 
 
 def _with_axis(shape: Shape, axis: int, size: int) -> Shape:

@@ -18,6 +18,8 @@ class Operation(Protocol):
 
     name: str
 
-    def rows(self, shapes: Sequence[tuple[int, ...]], options: Mapping[str, Any], start: int, stop: int) -> Sequence[tuple[int, int]]: ...
+    def rows(
+        self, shapes: Sequence[tuple[int, ...]], options: Mapping[str, Any], start: int, stop: int
+    ) -> Sequence[tuple[int, int]]: ...
 
     def apply(self, x: Sequence[Array], options: Mapping[str, Any], start: int, stop: int) -> Array: ...

@@ -74,6 +74,8 @@ class Unit:
     layer: int | None
     """None for what belongs to no decoder layer; the engine orders embedding, layers, head."""
     inputs: tuple[Expr, ...]
+    """The first one's rows are what a chunk is a range of. One with another number of rows (a norm folded into a linear)
+    is handed to every chunk whole."""
     outputs: tuple[OutputTensor, ...]
     rows: Annotated[RowSplit | Whole, Field(discriminator="op")] = field(default_factory=RowSplit)
     statistics: tuple[StatRequest, ...] = ()
@@ -201,12 +203,19 @@ class UnitReport(NamedTuple):
     nan: int = 0
     inf: int = 0
 
-    def __add__(self, other: object) -> UnitReport:  # type: ignore[override]
+    def __add__(self, other: object) -> UnitReport:
         if not isinstance(other, UnitReport):
             return NotImplemented
-        sums = [a + b for a, b in zip(self, other, strict=True)]
-        sums[3] = max(self.max_error, other.max_error)
-        return UnitReport(*sums)
+        return UnitReport(
+            self.weights + other.weights,
+            self.square_error + other.square_error,
+            self.square + other.square,
+            max(self.max_error, other.max_error),
+            self.overflows + other.overflows,
+            self.underflows + other.underflows,
+            self.nan + other.nan,
+            self.inf + other.inf,
+        )
 
 
 class Encoded(NamedTuple):

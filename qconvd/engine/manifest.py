@@ -1,0 +1,118 @@
+"""The manifest of an artifact: where it came from, what it holds, how exact it is. Its presence says that all is there.
+
+It lies beside the data as `qconvd.json`, or as `.qconvd/<artifact>.json` where several artifacts share a folder. It
+holds no time and no machine's name: equal artifacts have equal manifests. The control side reads these, so no numpy here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qconvd.engine.durable import write_whole
+from qconvd.errors import QconvdError
+
+SCHEMA = 1
+MARK = "qconvd"
+OWN_NAME = "qconvd.json"
+SHARED_FOLDER = ".qconvd"
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """A file of the artifact: path relative to the artifact's folder, size, SHA-256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is known of one artifact."""
+
+    artifact: str
+    format: str
+    container: str
+    plan: str
+    """SHA-256 of the plan, as `sha256:…`."""
+    files: tuple[ManifestFile, ...]
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """name, locator, identity, revision."""
+    recipe: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, Any] = field(default_factory=dict)
+    """relative_rms, max_error, weights, overflows, underflows, nan, inf, and the worst units, over all units."""
+    tensors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Counts per tensor, for those that have overflows, underflows, NaN or infinities."""
+    left_out: tuple[Mapping[str, str], ...] = ()
+    loads_with: tuple[Mapping[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    verification: Mapping[str, Any] | None = None
+    """What verifying found; None until it was done."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else was known beforehand."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(f.bytes for f in self.files)
+
+    def to_json(self) -> bytes:
+        """The manifest as indented UTF-8 JSON with sorted keys: equal manifests give equal bytes."""
+        data = {MARK: "manifest", "schema": SCHEMA, **dataclasses.asdict(self)}
+        return (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write the manifest so that it appears whole or not at all, and is on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, manifest.to_json())
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in a file. Raises `QconvdError` if it is not one, or one of a later version."""
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise QconvdError(f"cannot be read: {os.strerror(error.errno or 0)}", where=str(path)) from error
+    except ValueError as error:
+        raise QconvdError(f"is not valid JSON: {error}", where=str(path)) from error
+    if not isinstance(data, dict) or data.pop(MARK, None) != "manifest":
+        raise QconvdError("is no manifest of qconvd", where=str(path))
+    if data.pop("schema", None) != SCHEMA:
+        fix = "use that version, or convert again"
+        raise QconvdError("is a manifest of another version of qconvd", where=str(path), fix=fix)
+    try:
+        data["files"] = tuple(ManifestFile(**f) for f in data["files"])
+        data.update({key: tuple(data[key]) for key in ("left_out", "loads_with", "notes")})
+        return Manifest(**data)
+    except (KeyError, TypeError) as error:
+        raise QconvdError(f"is a damaged manifest: {error}", where=str(path)) from error
+
+
+def manifest_paths(folder: Path) -> list[Path]:
+    """The files in a folder that are named as manifests are, whatever is in them."""
+    own = folder / OWN_NAME
+    return [p for p in (own, *sorted((folder / SHARED_FOLDER).glob("*.json"))) if p.is_file()]
+
+
+def manifests_in(folder: Path) -> list[Manifest]:
+    """The manifests of a folder; what is named like one and is not is passed over."""
+    found = []
+    for path in manifest_paths(folder):
+        try:
+            found.append(read_manifest(path))
+        except QconvdError:
+            continue
+    return found
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether qconvd made this folder: it then is no source, and may be replaced."""
+    return bool(manifests_in(folder))

@@ -1,0 +1,457 @@
+"""One pass over a model that makes all targets of a task.
+
+    caller's thread: credits -> pool: read, evaluate, encode -> writer: pwrite -> syncer: fdatasync, journal
+                                                                      `-> hashing, behind what is written
+
+Memory is asked for before it is used, so what is in flight is bounded. Bytes go to places that the plan fixed, so they do
+not depend on which thread is first. The caller's thread only hands out work, reports progress and looks for a wish to stop.
+"""
+
+from __future__ import annotations
+
+import queue
+import resource
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.credits import Credits
+from qconvd.engine.elements import AnyArray
+from qconvd.engine.evaluate import rows as evaluate
+from qconvd.engine.expr import Expr, Read, children
+from qconvd.engine.graph import Chunk, Graph, Item
+from qconvd.engine.journal import Record
+from qconvd.engine.manifest import Manifest
+from qconvd.engine.operations import Operation
+from qconvd.engine.regions import needs
+from qconvd.engine.source import Buffers, Source, Window
+from qconvd.engine.target import ConvertTarget, TargetRun, buffers
+from qconvd.engine.writer import DataFile, Hashing
+from qconvd.errors import BadCheckpoint, QconvdError
+
+__all__ = ["Cancelled", "ConvertTarget", "Limits", "convert"]
+
+TICK = 0.25
+"""Seconds between two looks at progress and cancellation."""
+SYNC_BYTES = 256 << 20
+SYNC_SECONDS = 2.0
+IDLE_SHARE = 8
+"""One part in this many of the memory limit may be buffers that wait to be used again."""
+
+Event: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one task may use: bytes of source and output in flight, and threads that encode."""
+
+    memory: int
+    threads: int
+
+
+class Cancelled(Exception):
+    """The conversion was stopped on request; the journals say where it will go on."""
+
+
+def convert(
+    model: ModelInfo,
+    targets: Sequence[ConvertTarget],
+    limits: Limits,
+    *,
+    operations: Mapping[str, Operation],
+    on_event: Callable[[Event], None],
+    cancelled: Callable[[], bool],
+) -> dict[str, Manifest | Exception]:
+    """Make all targets in one pass over the model; afterwards `<work>/files` of each is complete, with its manifest.
+
+    Resumes from the targets' journals. A target that fails is dropped, and its reason is in the result; what was made of it
+    is removed. If the model cannot be read, or changed meanwhile, that is every target's reason. Raises `Cancelled` if
+    `cancelled()` says so or on KeyboardInterrupt: what was done by then is journalled. Both callbacks are called in the
+    calling thread.
+    """
+    run = _Run(model, targets, limits, operations, on_event, cancelled)
+    try:
+        return run.run()
+    except KeyboardInterrupt as interrupt:
+        raise Cancelled from interrupt
+    finally:
+        run.close()
+
+
+class _Run:
+    def __init__(
+        self,
+        model: ModelInfo,
+        targets: Sequence[ConvertTarget],
+        limits: Limits,
+        operations: Mapping[str, Operation],
+        on_event: Callable[[Event], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._model = model
+        self._targets = targets
+        self._limits = limits
+        self._operations = operations
+        self._on_event = on_event
+        self._cancelled = cancelled
+        idle = limits.memory // IDLE_SHARE
+        self._credits = Credits(limits.memory - idle)
+        self._source = Source(model, Buffers(idle))
+        self._runs: list[TargetRun] = []
+        self._results: dict[str, Manifest | Exception] = {}
+        self._fatal: Exception | None = None
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(limits.threads, "encode")
+        self._hashing = Hashing(max(1, limits.threads // 4), TargetRun.fail)
+        self._syncer = _Syncer()
+        self._writer = _Writer(self._syncer, self._hashing)
+        self._began = self._ticked = time.monotonic()
+
+    def run(self) -> dict[str, Manifest | Exception]:
+        """Everything, in the order in which it happens."""
+        try:
+            with self._source:
+                try:
+                    self._start()
+                    self._convert()
+                finally:
+                    self._stop.set()
+                    self._pool.shutdown(cancel_futures=True)
+                self._source.check()
+        except BadCheckpoint as error:
+            for run in self._runs:
+                run.fail(error)
+            self._results |= {t.id: error for t in self._targets if t.id not in self._results}
+        self._finish()
+        return {t.id: self._results[t.id] for t in self._targets}
+
+    def close(self) -> None:
+        """Stop all threads. What was written is synced and journalled, whatever happened."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+        self._writer.close()
+        self._syncer.close()
+        self._hashing.close()
+        for run in self._runs:
+            if run.error:
+                run.discard()
+            run.close()
+
+    def _start(self) -> None:
+        """Open every target's journal; those that cannot start are dropped here."""
+        identity = self._source.identity()
+        _allow_files(sum(len(t.plan.files) + 1 for t in self._targets) + len(identity) + 64)
+        for target in self._targets:
+            try:
+                self._open(target, identity)
+            except (OSError, QconvdError) as error:
+                self._results[target.id] = error
+                self._report_failed(target.id, error)
+
+    def _open(self, target: ConvertTarget, identity: Any) -> None:
+        run = TargetRun(target, self._model, identity)
+        if manifest := run.finished():
+            self._results[target.id] = manifest
+            run.close()
+            self._on_event({"event": "target-done", "target": target.id})
+            return
+        for expr in (x for unit in target.plan.units for x in unit.inputs):
+            _check_expression(expr, self._source, self._operations)
+        self._runs.append(run)
+
+    def _convert(self) -> None:
+        plans = {i: run.target.plan for i, run in enumerate(self._runs)}
+        graph = Graph(
+            self._model,
+            plans,
+            memory=self._credits.limit // (self._limits.threads + 1),
+            operations=self._operations,
+            grids={i: run.grid for i, run in enumerate(self._runs)},
+        )
+        for i, run in enumerate(self._runs):
+            try:
+                self._check(run, run.begin(graph.grids[i]))
+            except Exception as error:  # noqa: BLE001 — a plugin's container writes the header
+                run.fail(error)
+        for item in graph.items(lambda i, unit, rows: self._runs[i].error is not None or self._runs[i].done(unit, rows)):
+            self._hand_out(item)
+        while not self._credits.idle(TICK):
+            self._tick()
+        self._tick()
+
+    def _check(self, run: TargetRun, records: Sequence[Record]) -> None:
+        """Hold what an earlier run recorded against what is in the files."""
+        for files in self._pool.map(run.check, records):
+            self._hashing.follow(run, files)
+            self._tick()
+
+    def _hand_out(self, item: Item) -> None:
+        if item.memory > self._credits.limit:
+            unit = item.chunks[0].part.unit.id
+            self._on_event({"event": "oversized", "unit": unit, "needs": item.memory, "limit": self._credits.limit})
+        while not self._credits.take(item.memory, TICK):
+            self._tick()
+        lease = _Lease(self._credits, item.memory)
+        self._pool.submit(self._do, item, lease)
+        self._tick()
+
+    def _do(self, item: Item, lease: _Lease) -> None:
+        """In the pool: one read, each expression evaluated once, one encoding per chunk."""
+        try:
+            if self._stop.is_set():
+                return
+            window = lease.window = self._source.window(item.needs)
+            held: dict[tuple[int, tuple[int, int]], AnyArray] = {}
+            for chunk in item.chunks:
+                run = self._runs[chunk.part.target]
+                if self._stop.is_set():
+                    return
+                if run.error is None:
+                    keys = [(number, chunk.input_rows(i)) for i, number in enumerate(chunk.part.inputs)]
+                    held = {k: a for k, a in held.items() if k in keys}
+                    self._encode(run, chunk, keys, held, window, lease)
+        except Exception as error:  # noqa: BLE001 — `_tick` raises it in the caller's thread
+            self._fatal = self._fatal or error
+            self._stop.set()
+        finally:
+            lease.release()
+
+    def _encode(
+        self,
+        run: TargetRun,
+        chunk: Chunk,
+        keys: Sequence[tuple[int, tuple[int, int]]],
+        held: dict[tuple[int, tuple[int, int]], AnyArray],
+        window: Window,
+        lease: _Lease,
+    ) -> None:
+        unit = chunk.part.unit
+        try:
+            for key, expr in zip(keys, unit.inputs, strict=True):
+                if key not in held:
+                    held[key] = evaluate(expr, *key[1], window, self._operations)
+        except BadCheckpoint:
+            raise
+        except Exception as error:  # noqa: BLE001 — a plugin's operation: it fails this target, the others go on
+            run.fail(error)
+            return
+        try:
+            encoded = run.target.encoder.encode(unit, chunk.rows, [held[k] for k in keys], {})
+            data = buffers(unit, [n for _, _, n in run.layout.pieces(unit, chunk.rows)], encoded.data)
+        except Exception as error:  # noqa: BLE001 — a plugin's encoder, likewise
+            run.fail(error)
+            return
+        record = Record(unit.id, chunk.rows, tuple(zlib.crc32(d) for d in data), encoded.report)
+        lease.hold()
+        self._writer.put(_Write(run, chunk, data, record, lease))
+
+    def _finish(self) -> None:
+        """Hash what is left, then side files and manifest, for every target that got here."""
+        self._syncer.flush()
+        for run in self._runs:
+            if run.error is None:
+                self._hashing.follow(run, run.files.files)
+        while not self._hashing.settled(TICK):
+            self._tick()
+        for run in self._runs:
+            if run.error is None:
+                try:
+                    self._results[run.id] = run.finish(self._tick)
+                except (OSError, QconvdError) as error:
+                    run.fail(error)
+                    self._results.pop(run.id, None)
+            if run.error is not None:
+                self._drop(run, run.error)
+            else:
+                self._progress(run)
+                self._on_event({"event": "target-done", "target": run.id})
+
+    def _tick(self) -> None:
+        """Look whether to stop and say how far it is, a few times per second."""
+        if self._fatal:
+            raise self._fatal
+        if self._cancelled():
+            raise Cancelled
+        if time.monotonic() - self._ticked < TICK:
+            return
+        self._ticked = time.monotonic()
+        for run in self._runs:
+            if run.error is None:
+                self._progress(run)
+            else:
+                self._drop(run, run.error)
+
+    def _progress(self, run: TargetRun) -> None:
+        self._on_event(
+            {
+                "event": "progress",
+                "target": run.id,
+                "unit": run.unit,
+                "done": run.done_bytes,
+                "total": run.total_bytes,
+                "read": self._source.bytes_read,
+                "written": self._writer.nbytes,
+                "seconds": round(time.monotonic() - self._began, 3),
+            }
+        )
+
+    def _drop(self, run: TargetRun, error: Exception) -> None:
+        if run.id not in self._results:
+            self._results[run.id] = error
+            self._report_failed(run.id, error)
+            run.free()
+
+    def _report_failed(self, target: str, error: Exception) -> None:
+        known = error.as_dict() if isinstance(error, QconvdError) else {"error": type(error).__name__, "what": str(error)}
+        self._on_event({"event": "target-failed", "target": target, **known})
+
+
+class _Lease:
+    """An item's bytes and buffers, in use until the item is done and everything it made is written."""
+
+    def __init__(self, credit: Credits, nbytes: int) -> None:
+        self.window: Window | None = None
+        self._credits = credit
+        self._nbytes = nbytes
+        self._holders = 1
+        self._lock = threading.Lock()
+
+    def hold(self) -> None:
+        with self._lock:
+            self._holders += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if self._holders:
+                return
+        if self.window:
+            self.window.close()
+        self._credits.give(self._nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    run: TargetRun
+    chunk: Chunk
+    data: Sequence[memoryview]
+    record: Record
+    lease: _Lease
+
+
+class _Writer:
+    """The one thread that writes data, in whatever order chunks become ready."""
+
+    def __init__(self, syncer: _Syncer, hashing: Hashing) -> None:
+        self.nbytes = 0
+        self._syncer = syncer
+        self._hashing = hashing
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="write", daemon=True)
+        self._thread.start()
+
+    def put(self, write: _Write) -> None:
+        """Queue a write. The queue is short: what is in it has credit."""
+        self._queue.put(write)
+
+    def close(self) -> None:
+        """Write what is queued and stop."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (write := self._queue.get()) is not None:
+            run, unit, rows = write.run, write.chunk.part.unit, write.chunk.rows
+            try:
+                if run.error is None:
+                    run.files.write(unit, rows, write.data)
+                    files = run.note(unit, rows, write.record.report)
+                    nbytes = sum(d.nbytes for d in write.data)
+                    self.nbytes += nbytes
+                    self._syncer.add(run, write.record, files, nbytes)
+                    self._hashing.follow(run, files)
+            except Exception as error:  # noqa: BLE001 — this thread must live; the target gets the reason
+                run.fail(error)
+            finally:
+                write.lease.release()
+                del write
+
+
+class _Syncer:
+    """The thread that makes writes durable, in batches, and journals them afterwards."""
+
+    def __init__(self) -> None:
+        self._pending: dict[TargetRun, tuple[list[Record], set[DataFile]]] = {}
+        self._nbytes = 0
+        self._wanted = False
+        self._closed = False
+        self._busy = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="sync", daemon=True)
+        self._thread.start()
+
+    def add(self, run: TargetRun, record: Record, files: set[DataFile], nbytes: int) -> None:
+        """These rows are written to these files, and not yet synced."""
+        with self._changed:
+            records, touched = self._pending.setdefault(run, ([], set()))
+            records.append(record)
+            touched |= files
+            self._nbytes += nbytes
+            if self._nbytes >= SYNC_BYTES or len(self._pending) == 1:
+                self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Sync and journal all that was added; returns when it is done."""
+        with self._changed:
+            self._wanted = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._pending and not self._busy)
+            self._wanted = False
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending or self._closed)
+                self._changed.wait_for(lambda: self._nbytes >= SYNC_BYTES or self._wanted or self._closed, SYNC_SECONDS)
+                batch, self._pending, self._nbytes = self._pending, {}, 0
+                if not batch and self._closed:
+                    return
+                self._busy = True
+            for run, (records, files) in batch.items():
+                if run.error is None:
+                    try:
+                        run.record(records, files)
+                    except Exception as error:  # noqa: BLE001 — as in the writer
+                        run.fail(error)
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+
+def _check_expression(expr: Expr, source: Source, operations: Mapping[str, Operation]) -> None:
+    """Raise now what would go wrong later for every chunk: another tensor than planned, an operation that nobody has."""
+    needs(expr, 0, 1, operations)
+    waiting = [expr]
+    while waiting:
+        x = waiting.pop()
+        waiting += children(x)
+        if isinstance(x, Read):
+            source.tensor(x)
+
+
+def _allow_files(count: int) -> None:
+    """Raise the soft limit of open files: a large model has hundreds of shards, in the source and in every target."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard) if hard != resource.RLIM_INFINITY else count, hard))

@@ -1,0 +1,324 @@
+"""One target while it is converted: its work folder, its journal, its files, and the manifest at the end."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from qconvd import __version__
+from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.durable import sync_folder
+from qconvd.engine.graph import Grid, Rows
+from qconvd.engine.journal import Header, Journal, Record
+from qconvd.engine.layout import Layout
+from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, ManifestFile, read_manifest, write_manifest
+from qconvd.engine.plan import Encoder, Plan, SideFile, Unit, UnitReport, to_json
+from qconvd.engine.writer import DataFile, DataFiles, no_space
+from qconvd.errors import BadCheckpoint, QconvdError
+
+WORST = 5
+"""Units with the largest relative error that a manifest names."""
+COPY_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class ConvertTarget:
+    """One artifact to make: what, with which arithmetic, and where it is put together."""
+
+    id: str
+    plan: Plan
+    encoder: Encoder
+    work: Path
+    """Folder of its own on the output's filesystem: journal.jsonl, and files/ with the artifact."""
+    about: Mapping[str, Any]
+    """Manifest fields known beforehand: artifact, source, recipe, format, options, versions."""
+    manifest: str | None = None
+    """The manifest's path in the artifact; None: `qconvd.json`, or `.qconvd/<artifact>.json` in a shared folder."""
+
+
+class TargetRun:
+    """The state of a target in a run. `error` is set once, by whichever thread first sees it fail."""
+
+    def __init__(self, target: ConvertTarget, model: ModelInfo, source: Any) -> None:
+        self.target = target
+        self.layout = Layout(target.plan)
+        self.error: Exception | None = None
+        self.done_bytes = 0
+        self.total_bytes = sum(t.nbytes for t in target.plan.tensors)
+        self.unit = ""
+        """The unit last written, for progress."""
+        self.digest = f"sha256:{hashlib.sha256(_fingerprint(target)).hexdigest()}"
+        self.artifact = str(target.about.get("artifact") or _stem(target))
+        self.folder = target.work / "files"
+        self.files = DataFiles(self.folder, self.layout)
+        self._model = model
+        self._source = source
+        self._reports: dict[tuple[str, Rows], UnitReport] = {}
+        self._lock = threading.Lock()
+        self._journal: Journal | None = None
+        target.work.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    @property
+    def id(self) -> str:
+        return self.target.id
+
+    @property
+    def manifest_path(self) -> Path:
+        own = f"{SHARED_FOLDER}/{self.artifact}.json" if self.target.plan.name.shared else OWN_NAME
+        return self.folder / (self.target.manifest or own)
+
+    @property
+    def grid(self) -> Mapping[str, Grid] | None:
+        """How an earlier run cut the units; None at a first start."""
+        return self._journal.header.grid if self._journal else None
+
+    def finished(self) -> Manifest | None:
+        """The manifest, if an earlier run got that far."""
+        if not self._journal or not self.manifest_path.exists():
+            return None
+        manifest = read_manifest(self.manifest_path)
+        sizes = [_size(self.folder / f.path) for f in manifest.files]
+        return manifest if sizes == [f.bytes for f in manifest.files] else None
+
+    def begin(self, grid: Mapping[str, Grid]) -> list[Record]:
+        """Reserve the disk and open the journal. Returns what an earlier run wrote, to be checked by `check`."""
+        self.files.reserve()
+        if self._journal is None:
+            self._journal = Journal.create(self.target.work / "journal.jsonl", Header(self.digest, self._source, grid))
+        last = {(r.unit, r.rows): r for r in self._journal.records}
+        return [r for r in last.values() if r.unit in grid and _on_grid(r.rows, grid[r.unit], self.layout.units[r.unit])]
+
+    def check(self, record: Record) -> set[DataFile]:
+        """Read rows back that an earlier run recorded; if they are right, they need not be made again."""
+        unit = self.layout.units[record.unit]
+        if self.files.crcs(unit, record.rows) != record.crcs:
+            return set()
+        return self.note(unit, record.rows, record.report)
+
+    def done(self, unit: str, rows: Rows) -> bool:
+        return (unit, rows) in self._reports
+
+    def note(self, unit: Unit, rows: Rows, report: UnitReport) -> set[DataFile]:
+        """Rows are written; returns the files that grew."""
+        with self._lock:
+            self._reports[unit.id, rows] = report
+            self.unit = unit.id
+            self.done_bytes += sum(nbytes for _, _, nbytes in self.layout.pieces(unit, rows))
+            return self.files.written(unit, rows)
+
+    def record(self, records: Iterable[Record], files: Iterable[DataFile]) -> None:
+        """Sync the files and journal the rows that were written to them."""
+        for file in files:
+            os.fdatasync(file.descriptor)
+        if self._journal:
+            self._journal.append(records)
+
+    def fail(self, error: Exception) -> None:
+        """Drop this target for the first reason given."""
+        with self._lock:
+            if self.error is None:
+                self.error = self._worded(error)
+
+    def free(self) -> None:
+        """Give the disk back at once, while other threads may still hold the files."""
+        self.files.discard()
+
+    def discard(self) -> None:
+        """Remove what was made: nobody will go on with it. All threads must be done with it."""
+        self.files.discard()
+        self._close_journal()
+        (self.target.work / "journal.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def finish(self, progress: Callable[[], None]) -> Manifest:
+        """Write the side files and, last, the manifest. The data files must be written and hashed."""
+        plan = self.target.plan
+        if any(f.hashed != f.nbytes for f in self.files.files):
+            raise RuntimeError(f"{self.id}: the pass is over and parts were not written")
+        files = zip(plan.files, self.files.files, strict=True)
+        entries = [ManifestFile(f.path, d.nbytes, d.digest.hexdigest()) for f, d in files]
+        for side in plan.side_files:
+            entries.append(ManifestFile(side.path, side.nbytes, self._write_side(side)))
+            progress()
+        manifest = self._manifest(tuple(entries))
+        write_manifest(self.manifest_path, manifest)
+        return manifest
+
+    def close(self) -> None:
+        self.files.close()
+        self._close_journal()
+
+    def _resume(self) -> None:
+        """Open the journal of an earlier run, or clear the ground if it was about something else."""
+        path = self.target.work / "journal.jsonl"
+        journal = Journal.open(path)
+        if journal and (journal.header.digest, journal.header.source) == (self.digest, self._source):
+            self._journal = journal
+            return
+        if journal:
+            journal.close()
+        path.unlink(missing_ok=True)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _write_side(self, side: SideFile) -> str:
+        path = self.folder / side.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest, size = hashlib.sha256(), 0
+        with path.open("wb") as out:
+            for block in self._side_blocks(side):
+                out.write(block)
+                digest.update(block)
+                size += len(block)
+            out.flush()
+            os.fsync(out.fileno())
+        if size != side.nbytes:
+            raise BadCheckpoint(
+                f"has {size} bytes, the plan says {side.nbytes}",
+                where=str(self._model.path / (side.source or side.path)),
+                fix="the model changed after it was planned; plan again",
+            )
+        sync_folder(path.parent)
+        return digest.hexdigest()
+
+    def _side_blocks(self, side: SideFile) -> Iterable[bytes]:
+        if side.source is None:
+            yield (side.text or "").encode()
+            return
+        path = self._model.path / side.source
+        try:
+            with path.open("rb") as file:
+                while block := file.read(COPY_BLOCK):
+                    yield block
+        except OSError as error:
+            raise BadCheckpoint(f"cannot be read: {os.strerror(error.errno or 0)}", where=str(path)) from error
+
+    def _manifest(self, files: tuple[ManifestFile, ...]) -> Manifest:
+        plan, about = self.target.plan, dict(self.target.about)
+        reports = self._merged()
+        return Manifest(
+            artifact=self.artifact,
+            format=str(about.pop("format", plan.name.format)),
+            container=plan.container.kind,
+            plan=self.digest,
+            files=files,
+            source=about.pop("source", {}),
+            recipe=about.pop("recipe", None) or "",
+            options=about.pop("options", {}),
+            versions={"qconvd": __version__, "numpy": np.__version__, **about.pop("versions", {})},
+            errors=_errors(reports),
+            tensors={name: counts for name, r in reports.items() if (counts := _counts(r))},
+            left_out=tuple(asdict(x) for x in plan.left_out),
+            loads_with=tuple(asdict(x) for x in plan.loads_with),
+            notes=plan.notes,
+            extra={k: v for k, v in about.items() if k != "artifact"},
+        )
+
+    def _merged(self) -> dict[str, UnitReport]:
+        """A report per unit, added up in the order of rows, so that a resumed run adds up to the same."""
+        found: dict[str, list[tuple[Rows, UnitReport]]] = {u.id: [] for u in self.target.plan.units}
+        for (unit, rows), report in self._reports.items():
+            found[unit].append((rows, report))
+        return {
+            (u.outputs[0].name if len(u.outputs) == 1 else u.id): sum((r for _, r in sorted(found[u.id])), UnitReport())
+            for u in self.target.plan.units
+        }
+
+    def _worded(self, error: Exception) -> Exception:
+        if not isinstance(error, OSError) or error.errno is None:
+            return error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            status = os.statvfs(self.target.work)
+            return no_space(self.folder, self.target.plan.nbytes, status.f_bavail * status.f_frsize)
+        reason = os.strerror(error.errno)
+        where = str(error.filename or self.folder)
+        return QconvdError(f"cannot be written: {reason}", where=where, fix="look at the disk and its permissions")
+
+    def _close_journal(self) -> None:
+        if self._journal:
+            self._journal.close()
+            self._journal = None
+
+
+def _fingerprint(target: ConvertTarget) -> bytes:
+    versions = json.dumps(target.about.get("versions", {}), sort_keys=True)
+    return to_json(target.plan) + versions.encode()
+
+
+def _stem(target: ConvertTarget) -> str:
+    files = target.plan.files
+    return PurePosixPath(files[0].path).stem if files else target.id
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
+def _on_grid(rows: Rows, grid: Grid, unit: Unit) -> bool:
+    (first, last), (step, again) = rows, grid
+    base = first // again * again
+    return (first - base) % step == 0 and last == min(first + step, base + again, unit.shape[0])
+
+
+def _counts(report: UnitReport) -> dict[str, int]:
+    names = ("overflows", "underflows", "nan", "inf")
+    return {name: int(getattr(report, name)) for name in names if getattr(report, name)}
+
+
+def _errors(reports: Mapping[str, UnitReport]) -> dict[str, Any]:
+    total = sum(reports.values(), UnitReport())
+    worst = sorted(((_relative(r), name) for name, r in reports.items() if _relative(r)), key=lambda e: (-(e[0] or 0), e[1]))
+    return {
+        "weights": int(total.weights),
+        "relative_rms": _relative(total),
+        "max_error": _rounded(total.max_error),
+        **{name: int(getattr(total, name)) for name in ("overflows", "underflows", "nan", "inf")},
+        "worst": [{"tensor": name, "relative_rms": value} for value, name in worst[:WORST]],
+    }
+
+
+def _relative(report: UnitReport) -> float | None:
+    """Root mean square error by root mean square of the source; None where that is no number."""
+    if not report.square > 0 or not report.square_error >= 0:
+        return None
+    return _rounded(math.sqrt(report.square_error / report.square))
+
+
+def _rounded(value: float) -> float | None:
+    """Six significant digits: beyond those the order of addition shows."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def buffers(unit: Unit, sizes: Sequence[int], data: Sequence[Any]) -> list[memoryview]:
+    """An encoder's outputs as bytes. Raises `QconvdError` if they are not what the plan says."""
+    if len(data) != len(sizes):
+        raise _wrong(unit, f"{len(data)} outputs instead of {len(sizes)}")
+    result = []
+    for output, size, given in zip(unit.outputs, sizes, data, strict=True):
+        if isinstance(given, np.ndarray):
+            view = np.ascontiguousarray(given).reshape(-1).view(np.uint8).data
+        else:
+            view = memoryview(given).cast("B")
+        if view.nbytes != size:
+            raise _wrong(unit, f"{view.nbytes} bytes instead of {size} for {output.name}")
+        result.append(view)
+    return result
+
+
+def _wrong(unit: Unit, what: str) -> QconvdError:
+    return QconvdError(f"the encoder returned {what}", where=unit.id, fix="this is a defect of the format's plugin")
