@@ -1,0 +1,88 @@
+"""What an executor is. A task is a command line and a spec file; a handle is a string that the ledger keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+MARK = "@@q "
+"""What a line of a worker's output begins with if it is an event. One channel for logs and events works on any executor."""
+
+State: TypeAlias = Literal["pending", "running", "succeeded", "failed", "cancelled", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How an attempt stands. `exit_code` is negative for a signal, and None where nobody could record it."""
+
+    state: State
+    exit_code: int | None = None
+    reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in ("pending", "running")
+
+
+class Executor(Protocol):
+    """Every method returns at once, and may be called again after the daemon was restarted."""
+
+    def submit(self, spec: Path, attempt: int, env: Mapping[str, str], *, timeout: float | None = None) -> str:
+        """Start the worker on `<state>/tasks/<task>.<attempt>/spec.json`; returns the handle `<task>.<attempt>`.
+
+        An attempt is started at most once, however often this is called. `timeout` in seconds.
+        """
+        ...
+
+    def poll(self, handle: str) -> Status:
+        """How the attempt stands. Never raises: what nobody knows of is `lost`."""
+        ...
+
+    def events(self, handle: str, cursor: int) -> tuple[list[dict[str, Any]], int]:
+        """Events since `cursor` (0 at first), and the next cursor."""
+        ...
+
+    def cancel(self, handle: str, grace: float) -> None:
+        """Ask the worker to stop, and make it after `grace` seconds (as long as somebody polls)."""
+        ...
+
+    def logs(self, handle: str) -> str:
+        """What the attempt wrote."""
+        ...
+
+
+def events_in(data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The events in the whole lines of `data`, and how many bytes those lines take."""
+    end = data.rfind(b"\n") + 1
+    found = []
+    for line in data[:end].split(b"\n"):
+        if line.startswith(MARK.encode()):
+            try:
+                event = json.loads(line[len(MARK) :])
+            except ValueError:
+                # Two processes wrote at once, or a program printed the mark.
+                continue
+            if isinstance(event, dict):
+                found.append(event)
+    return found, end
+
+
+def environment(device: str, gpu: str, threads: int) -> dict[str, str]:
+    """The environment of a worker: the GPU it may see (by UUID, none on the CPU) and how many threads libraries take."""
+    count = str(max(1, threads))
+    return {
+        **os.environ,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": gpu if device == "cuda" else "",
+        "OMP_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "NUMBA_NUM_THREADS": count,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }

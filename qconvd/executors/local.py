@@ -1,0 +1,229 @@
+"""Tasks as process groups on this machine.
+
+An attempt's files, in `<state>/tasks/<task>.<attempt>/`:
+
+    spec.json    what to do, written before `submit`
+    alive        locked (flock) as long as any process of the attempt lives
+    start.json   written before the runner is started: an attempt is started at most once
+    pid.json     the runner, its start time and the boot, so that a reused pid is never signalled
+    cancel.json  a stop was asked for, and when it will be forced
+    exit.json    how the worker ended, written by the runner
+
+All of it is on disk, so a daemon that was killed and started again goes on with the handles in its ledger.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qconvd.errors import QconvdError
+from qconvd.executors import runner
+from qconvd.executors.base import Status, events_in
+
+COMMAND = (sys.executable, "-P", "-m", "qconvd.worker")
+"""-P: the current folder is not searched for modules."""
+CHUNK = 1 << 20
+
+
+class LocalExecutor:
+    """One session per attempt, led by a small runner that records the exit code. `state` is the state folder."""
+
+    def __init__(self, state: Path, command: Sequence[str] = COMMAND, *, nice: int = 0) -> None:
+        self._state = state
+        self._command = tuple(command)
+        self._nice = nice
+        self._children: dict[str, int] = {}
+
+    def folder(self, handle: str) -> Path:
+        """Where an attempt's files are."""
+        return self._state / "tasks" / handle
+
+    def log_path(self, handle: str) -> Path:
+        """The log of the task; its attempts follow each other in it."""
+        return self._state / "logs" / f"{handle.rpartition('.')[0]}.log"
+
+    def submit(self, spec: Path, attempt: int, env: Mapping[str, str], *, timeout: float | None = None) -> str:
+        handle = spec.parent.name
+        if not handle.endswith(f".{attempt}") or spec.parent != self.folder(handle):
+            raise ValueError(f"{spec} is not the spec of attempt {attempt} in {self.folder('<task>.<attempt>')}")
+        lock = _open_high(spec.parent / "alive")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (spec.parent / "start.json").exists():
+                return handle
+            self._start(spec, handle, env, lock, timeout)
+        except BlockingIOError:
+            return handle
+        except OSError as error:
+            raise QconvdError(f"the worker cannot be started: {error.strerror}", where=str(spec.parent)) from error
+        finally:
+            # The children hold the same lock through their copies of the descriptor.
+            os.close(lock)
+        return handle
+
+    def poll(self, handle: str) -> Status:
+        self._reap()
+        folder = self.folder(handle)
+        alive = _locked(folder / "alive")
+        ended, cancel = _read(folder / "exit.json"), _read(folder / "cancel.json")
+        if ended is not None:
+            return _status_of(int(ended.get("code", 1)), str(ended.get("reason", "")), cancelled=cancel is not None)
+        if alive:
+            if cancel is not None and _now() >= float(cancel.get("deadline", 0)):
+                self._signal(folder, signal.SIGKILL)
+            return Status("running")
+        if cancel is not None:
+            return Status("cancelled", reason="was stopped")
+        if not (folder / "start.json").exists():
+            return Status("cancelled", reason="the daemon ended before the worker was started")
+        return Status("lost", reason="the worker is gone and left no record of how it ended")
+
+    def events(self, handle: str, cursor: int) -> tuple[list[dict[str, Any]], int]:
+        start = _read(self.folder(handle) / "start.json") or {}
+        cursor = max(cursor, int(start.get("offset", 0)))
+        try:
+            with self.log_path(handle).open("rb") as log:
+                log.seek(cursor)
+                data = log.read(CHUNK)
+        except OSError:
+            return [], cursor
+        found, length = events_in(data)
+        if not length and len(data) == CHUNK:
+            # A line of that length is no event of ours.
+            length = len(data)
+        return found, cursor + length
+
+    def cancel(self, handle: str, grace: float) -> None:
+        if self.poll(handle).ended:
+            return
+        folder = self.folder(handle)
+        deadline = _now() + grace
+        before = _read(folder / "cancel.json")
+        if before is None or deadline < float(before.get("deadline", 0)):
+            runner.record(folder / "cancel.json", {"deadline": deadline})
+        if before is None:
+            self._signal(folder, signal.SIGTERM)
+        self.poll(handle)
+
+    def logs(self, handle: str) -> str:
+        start = _read(self.folder(handle) / "start.json") or {}
+        try:
+            with self.log_path(handle).open("rb") as log:
+                log.seek(int(start.get("offset", 0)))
+                return log.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+    def forget(self, handle: str) -> None:
+        """Remove the files of an attempt that has ended; its log stays."""
+        if self.poll(handle).ended:
+            shutil.rmtree(self.folder(handle), ignore_errors=True)
+
+    def _start(self, spec: Path, handle: str, env: Mapping[str, str], lock: int, timeout: float | None) -> None:
+        path = self.log_path(handle)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            runner.record(spec.parent / "start.json", {"offset": os.fstat(log).st_size})
+            command = (*self._command, str(spec))
+            if self._nice:
+                command = ("nice", "-n", str(self._nice), *command)
+            self._children[handle] = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", runner.__file__, str(spec.parent), str(timeout or 0), *command],
+                dict(env),
+                # Duplicates lose the close-on-exec flag that the originals keep. The log first: it may have the lock's number.
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, log, 1),
+                    (os.POSIX_SPAWN_DUP2, log, 2),
+                    (os.POSIX_SPAWN_DUP2, lock, runner.LOCK),
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                ],
+                setsid=True,
+            )
+        finally:
+            os.close(log)
+
+    def _reap(self) -> None:
+        """Collect the runners that have ended, where they are children of this process and not of a daemon before it.
+
+        All of them each time: nobody polls an attempt again whose end was seen just before its runner was gone.
+        """
+        for handle, pid in list(self._children.items()):
+            try:
+                ended, _ = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                ended = pid
+            if ended:
+                self._children.pop(handle, None)
+
+    def _signal(self, folder: Path, number: signal.Signals) -> None:
+        """Signal every process of an attempt, if its group is still its own."""
+        known = _read(folder / "pid.json")
+        if known is None or known.get("boot") != runner.boot_id() or not _locked(folder / "alive"):
+            return
+        pid = int(known["pid"])
+        # No process of that number: the runner was killed. Its group's number stays taken as long as the worker lives.
+        if runner.start_time(pid) in (known.get("start"), None):
+            try:
+                os.killpg(pid, number)
+            except ProcessLookupError:
+                return
+
+
+def _status_of(code: int, reason: str, *, cancelled: bool) -> Status:
+    if cancelled and code != 0:
+        return Status("cancelled", code)
+    if code == 0:
+        return Status("succeeded", 0)
+    if not reason and code == -signal.SIGKILL:
+        reason = "was killed (out of memory?)"
+    elif not reason and code < 0:
+        reason = f"crashed ({signal.strsignal(-code) or 'signal'}, signal {-code})"
+    return Status("failed", code, reason or f"ended with exit code {code}")
+
+
+def _open_high(path: Path) -> int:
+    """Open under a number that the worker's own descriptors 0 to 3 cannot collide with."""
+    low = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 10)
+    finally:
+        os.close(low)
+
+
+def _locked(path: Path) -> bool:
+    """Whether a process of the attempt lives."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _now() -> float:
+    """Seconds since boot: the same for a daemon and the one after it, and not moved by setting the clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
