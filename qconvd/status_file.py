@@ -1,0 +1,100 @@
+"""`<output>/<model>.status.txt`: what the person who only drops files gets to see, in sentences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qconvd.quantities import show_size
+
+ENDING = ".status.txt"
+SIGNATURE = "This file is written by qconvd and follows the model; it is safe to delete."
+
+
+@dataclass(frozen=True)
+class ArtifactStatus:
+    """One artifact of a model: what it is called, how far it is, and where it lies once it is done."""
+
+    label: str
+    state: str
+    reason: str = ""
+    nbytes: int = 0
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One model at one place. `remedy` says what the person can do; it is empty when nothing is to be done."""
+
+    name: str
+    place: Path
+    state: str
+    reason: str
+    remedy: str = ""
+    artifacts: tuple[ArtifactStatus, ...] = ()
+
+
+def text(statuses: Sequence[ModelStatus]) -> str:
+    """The file's content; several models of one name stand below each other."""
+    return "\n".join([*map(_section, statuses), SIGNATURE, ""])
+
+
+def write(output: Path, name: str, statuses: Sequence[ModelStatus]) -> None:
+    """Put the status in place atomically, if it says anything new. Raises OSError if the output cannot be written."""
+    path, content = path_of(output, name), text(statuses)
+    if _read(path) == content:
+        return
+    draft = output / ".qconvd" / path.name
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    draft.write_text(content)
+    draft.replace(path)
+
+
+def remove(output: Path, name: str) -> None:
+    """Take a status away, if it is one of ours."""
+    path = path_of(output, name)
+    if _ours(path):
+        path.unlink(missing_ok=True)
+
+
+def written(output: Path) -> set[str]:
+    """Names of the models that have a status of ours in the output folder."""
+    try:
+        with os.scandir(output) as entries:
+            found = [Path(e.path) for e in entries if e.name.endswith(ENDING)]
+    except OSError:
+        return set()
+    return {path.name.removesuffix(ENDING) for path in found if _ours(path)}
+
+
+def path_of(output: Path, name: str) -> Path:
+    return output / f"{name}{ENDING}"
+
+
+def _section(status: ModelStatus) -> str:
+    lines = [f"{status.name}: {status.state}", ""]
+    lines += [f"  {line}" for line in status.reason.splitlines()]
+    if status.remedy:
+        lines += ["", "What to do:", *(f"  {line.strip()}" for line in status.remedy.splitlines())]
+    if status.artifacts:
+        lines += ["", "Artifacts:", *map(_line, status.artifacts)]
+    return "\n".join([*lines, "", f"Source: {status.place}", ""])
+
+
+def _line(artifact: ArtifactStatus) -> str:
+    size = show_size(artifact.nbytes) if artifact.nbytes else ""
+    line = f"  {artifact.label:<8} {artifact.state:<11} {size:>10}  {artifact.place}".rstrip()
+    return f"{line}\n    {artifact.reason}" if artifact.reason else line
+
+
+def _ours(path: Path) -> bool:
+    return _read(path).rstrip().endswith(SIGNATURE)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

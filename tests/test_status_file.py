@@ -1,0 +1,72 @@
+"""The file for the person who only drops models into a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qconvd import status_file
+from qconvd.status_file import ArtifactStatus, ModelStatus
+
+STATUS = ModelStatus(
+    "Llama",
+    Path("/inbox/Llama"),
+    "failed",
+    "1 of 2 artifacts is made.",
+    "rename one of the two models",
+    (
+        ArtifactStatus("fp16", "done", nbytes=1 << 20, place="Llama-fp16/"),
+        ArtifactStatus("Q8_0", "failed", "the disk is full"),
+    ),
+)
+TEXT = """\
+Llama: failed
+
+  1 of 2 artifacts is made.
+
+What to do:
+  rename one of the two models
+
+Artifacts:
+  fp16     done           1.0 MiB  Llama-fp16/
+  Q8_0     failed
+    the disk is full
+
+Source: /inbox/Llama
+
+This file is written by qconvd and follows the model; it is safe to delete.
+"""
+
+
+def test_a_status_reads_as_sentences() -> None:
+    assert status_file.text([STATUS]) == TEXT
+
+
+def test_models_of_one_name_share_a_file() -> None:
+    other = ModelStatus("Llama", Path("/second/Llama"), "waiting", "shard 2 of 3 is missing.")
+    text = status_file.text([STATUS, other])
+    assert text.count("Llama: ") == 2
+    assert text.count(status_file.SIGNATURE) == 1
+
+
+def test_it_is_written_whole_and_only_when_it_says_something_new(tmp_path: Path) -> None:
+    status_file.write(tmp_path, "Llama", [STATUS])
+    path = tmp_path / "Llama.status.txt"
+    assert path.read_text() == TEXT
+    before = path.stat().st_ino
+    status_file.write(tmp_path, "Llama", [STATUS])
+    assert path.stat().st_ino == before
+    assert status_file.written(tmp_path) == {"Llama"}
+    assert [p.name for p in (tmp_path / ".qconvd").iterdir()] == [], "no draft is left"
+
+
+def test_only_ours_are_removed(tmp_path: Path) -> None:
+    status_file.write(tmp_path, "ours", [STATUS])
+    (tmp_path / "theirs.status.txt").write_text("my own notes")
+    assert status_file.written(tmp_path) == {"ours"}
+    for name in ("ours", "theirs", "never"):
+        status_file.remove(tmp_path, name)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["theirs.status.txt"]
+
+
+def test_an_output_that_is_not_there_holds_no_status(tmp_path: Path) -> None:
+    assert status_file.written(tmp_path / "nothing") == set()
