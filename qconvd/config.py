@@ -1,0 +1,284 @@
+"""config.yaml as typed data. Every mistake in it is found at once and told with file, line, column and the key's path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from qconvd import quantities
+from qconvd.errors import ConfigError
+from qconvd.explain import explain
+from qconvd.located_yaml import Problem, dotted, parse
+from qconvd.naming import PROFILES
+from qconvd.suggest import did_you_mean
+from qconvd.targets import Target, resolve_target
+
+if TYPE_CHECKING:
+    from qconvd.checkpoints.base import ModelInfo
+
+__all__ = ["Config", "Devices", "Limits", "Match", "Recipe", "Target", "WatchFolder", "load", "resolve_target"]
+
+SIZE_LIMIT = 1 << 20
+"""Bytes of a config.yaml; a longer file is some other file."""
+
+
+def _size(value: Any) -> Any:
+    return quantities.size(value)
+
+
+def _duration(value: Any) -> Any:
+    return quantities.duration(value)
+
+
+def _count(value: Any) -> Any:
+    return quantities.count(value)
+
+
+def _path(value: Any, info: ValidationInfo) -> Any:
+    """Paths are relative to the config file; `~` is the home folder."""
+    if isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError(f"{value!r} is not a path; write for example ./inbox or /srv/models")
+    try:
+        place = Path((info.context or {}).get("folder", Path.cwd())) / Path(value).expanduser()
+        return place.resolve() if ".." in place.parts else place
+    except RuntimeError:
+        raise ValueError(f"the home folder in {value!r} is not known; write the whole path") from None
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Size = Annotated[int, BeforeValidator(_size, json_schema_input_type=str | int)]
+Duration = Annotated[float, BeforeValidator(_duration, json_schema_input_type=str | float)]
+Count = Annotated[int, BeforeValidator(_count, json_schema_input_type=str | int)]
+AnyPath = Annotated[Path, BeforeValidator(_path, json_schema_input_type=str)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True)
+
+
+class WatchFolder(_Section):
+    """A folder in which models appear."""
+
+    folder: AnyPath = Field(description="The folder. Each model in it is a folder of its own or a lone file.")
+    recipes: Words = Field(min_length=1, description="What to make of the models in it: names from `recipes`.")
+    after: Literal["keep", "move", "delete"] = Field(
+        "keep",
+        description="What becomes of a model when all its artifacts are done: it stays, goes to `.qconvd-done/`, is deleted.",
+    )
+    settle: Duration | None = Field(
+        None, description="How long a complete model must lie unchanged before it is taken: 2s with events, 30s when polled."
+    )
+    poll: Literal["auto", "always", "never"] = Field(
+        "auto", description="Look by polling instead of file events: where events cannot work (NFS, SMB), always, or never."
+    )
+    interval: Duration = Field(60.0, gt=0, description="How often the whole folder is looked at anew, whatever events say.")
+
+
+class Match(_Section):
+    """Which models a recipe is for; every line that is given must fit. Without any, all models are."""
+
+    architectures: Words = Field((), description="Class names as in config.json, e.g. `LlamaForCausalLM`; globs are allowed.")
+    names: Words = Field((), description="Globs for the model's name, e.g. `*-Instruct`; case does not count.")
+    min_parameters: Count | None = Field(None, description="The fewest weights, e.g. `100M`.")
+    max_parameters: Count | None = Field(None, description="The most weights, e.g. `70B`.")
+
+    def why_not(self, model: ModelInfo) -> str:
+        """Why the model does not match, as half a sentence; empty if it does."""
+        if self.architectures and not any(fnmatchcase(model.architecture, a) for a in self.architectures):
+            return f"its architecture {model.architecture or '(none)'} is none of {', '.join(self.architectures)}"
+        if self.names and not any(fnmatchcase(model.name.casefold(), n.casefold()) for n in self.names):
+            return f"its name {model.name} fits none of {', '.join(self.names)}"
+        size = quantities.show_count(model.parameters)
+        if self.min_parameters is not None and model.parameters < self.min_parameters:
+            return f"its {size} parameters are fewer than {quantities.show_count(self.min_parameters)}"
+        if self.max_parameters is not None and model.parameters > self.max_parameters:
+            return f"its {size} parameters are more than {quantities.show_count(self.max_parameters)}"
+        return ""
+
+
+class Recipe(_Section):
+    """What to make of a model."""
+
+    match: Match = Field(
+        default_factory=lambda: Match.model_validate({}), description="Which models it is for; all, if left out."
+    )
+    targets: tuple[Target, ...] = Field(min_length=1, description="The artifacts to make.")
+
+
+class Limits(_Section):
+    """What qconvd may use of the machine."""
+
+    memory: Size | None = Field(None, gt=0, description="Memory of all workers together; left out: half of the machine's.")
+    threads: int | None = Field(None, ge=1, description="Threads of all workers together; left out: one per core.")
+    jobs: int | None = Field(None, ge=1, description="Workers at a time; left out: as many as memory and threads allow.")
+    stop_grace: Duration = Field(10.0, ge=0, description="How long a worker may take to stop before it is killed.")
+    disk_reserve: Size = Field(1 << 30, ge=0, description="Free space on the output's disk that is left alone.")
+
+
+class Devices(_Section):
+    """Which devices conversions may run on."""
+
+    cpu: bool = Field(True, description="Whether to convert on the CPU.")
+    cuda: Literal["auto", "none"] | tuple[str, ...] = Field(
+        "auto", description="GPUs: all that are there, none, or a list of UUIDs as `nvidia-smi -L` shows them."
+    )
+    cuda_reserve: Size = Field(1 << 30, ge=0, description="Memory of each GPU that is left alone.")
+
+    @field_validator("cuda", mode="before")
+    @classmethod
+    def _cuda(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            if wrong := next((v for v in value if not isinstance(v, str)), None):
+                raise ValueError(f"{wrong!r} is not a GPU's UUID; `nvidia-smi -L` shows them (numbers change when a GPU fails)")
+            return tuple(value)
+        if value not in ("auto", "none"):
+            raise ValueError(
+                f"{value!r} is neither auto nor none nor a list of GPU UUIDs{did_you_mean(str(value), ('auto', 'none'))}"
+            )
+        return value
+
+
+class Config(_Section):
+    """A whole config.yaml, every path absolute."""
+
+    watch: tuple[WatchFolder, ...] = Field((), description="Folders in which models appear.")
+    output: AnyPath = Field(description="Where the artifacts go.")
+    state: AnyPath = Field(
+        Path("./state"),
+        validate_default=True,
+        description="Where qconvd keeps its ledger, logs and plans: a folder on a local disk.",
+    )
+    recipes: dict[str, Recipe] = Field(min_length=1, description="What to make, by name.")
+    limits: Limits = Field(default_factory=lambda: Limits.model_validate({}), description="What qconvd may use of the machine.")
+    devices: Devices = Field(default_factory=lambda: Devices.model_validate({}), description="Which devices to convert on.")
+    names: str = Field("default", description=f"How artifacts are named: {', '.join(PROFILES)}.")
+    _path: Path = PrivateAttr(Path("config.yaml"))
+
+    @property
+    def path(self) -> Path:
+        """The file it came from."""
+        return self._path
+
+    @field_validator("names")
+    @classmethod
+    def _profile(cls, value: str) -> str:
+        if value not in PROFILES:
+            raise ValueError(
+                f"there is no name profile {value!r}{did_you_mean(value, PROFILES) or '; known are ' + ', '.join(PROFILES)}"
+            )
+        return value
+
+
+def load(path: Path) -> Config:
+    """Read a config file. Raises `ConfigError`, whose text holds every mistake on a line of its own."""
+    from qconvd.config_checks import cross_checks, resolve_recipes
+
+    document = parse(_read(path))
+    problems = list(document.problems)
+    data = document.data
+    if data is None and not problems:
+        raise _error(path, [Problem(document.value(()), (), "is empty; `qconvd init` writes one for this machine")])
+    if not isinstance(data, dict):
+        raise _error(path, problems or [Problem(document.value(()), (), "is no mapping of keys like `watch:` and `recipes:`")])
+    data, found = resolve_recipes(document, data)
+    problems += found
+    config: Config | None = None
+    try:
+        config = Config.model_validate(data, context={"folder": path.absolute().parent})
+        config._path = path.absolute()
+    except ValidationError as error:
+        known = {problem.path for problem in problems}
+        for loc, sentence, at_key in explain(error, Config):
+            where = tuple(step for step in loc if step != "[key]")
+            # What is wrong with a target was told already, better than its absence could be.
+            if not any(where == k[: len(where)] and len(where) > 1 and "targets" in where for k in known):
+                problems.append(Problem(document.key(where) if at_key else document.value(where), where, sentence))
+    problems += cross_checks(document, data, config, path.absolute().parent)
+    if problems or config is None:
+        raise _error(path, problems)
+    return config
+
+
+def find() -> Path:
+    """The config file to use when none is named. Raises `ConfigError` with the places that were looked at."""
+    named = os.environ.get("QCONVD_CONFIG")
+    places = [Path(named).expanduser()] if named else [
+        Path("config.yaml"),
+        Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "qconvd" / "config.yaml",
+        Path("/etc/qconvd/config.yaml"),
+    ]  # fmt: skip
+    for place in places:
+        if place.is_file():
+            return place
+    if named:
+        raise ConfigError(
+            "there is no such file", where=f"$QCONVD_CONFIG={named}", fix="unset it, or let it name a config file"
+        )
+    looked = ", ".join(map(str, places))
+    raise ConfigError("there is no config file", fix=f"looked for {looked}; `qconvd init` writes one, --config names another")
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(SIZE_LIMIT + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read: {os.strerror(error.errno or 0)}", where=str(path), fix="`qconvd init` writes a config"
+        ) from error
+    if len(raw) > SIZE_LIMIT:
+        raise ConfigError("is too large for a config (over 1 MiB)", where=str(path))
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ConfigError("is not UTF-8 text", where=f"{path}:{line}", fix="save it as UTF-8") from error
+
+
+def _error(path: Path, problems: list[Problem]) -> ConfigError:
+    shown = _relative(path)
+    lines = []
+    for p in sorted(set(problems), key=lambda p: (p.position, p.path != (), str(p.path))):
+        place = f"{shown}:{p.position.line}:{p.position.column}"
+        lines.append(f"{place}: {dotted(p.path)}: {p.message}" if p.path else f"{place}: {p.message}")
+    return ConfigError("\n".join(lines), problems=tuple(lines))
+
+
+def _relative(path: Path) -> str:
+    """As the user may have typed it: short where it is below the current folder."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)
+
+
+def section_descriptions() -> Mapping[str, type[BaseModel]]:
+    """The models that the reference page and the schema describe, in the order of the page."""
+    return {
+        "": Config,
+        "watch[]": WatchFolder,
+        "recipes.<name>": Recipe,
+        "recipes.<name>.match": Match,
+        "limits": Limits,
+        "devices": Devices,
+    }

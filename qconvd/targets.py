@@ -1,0 +1,185 @@
+"""Targets: what a recipe or `--to` says, as one object per artifact.
+
+fp16                            a format, or a short name that a format gives to some of its options
+gguf: q8_0                      a format with its one option as text
+gguf: [q8_0, q4_0]              several artifacts of one format
+gguf: {types: [q8_0], device: cpu}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from qconvd.engine.plan import NameParts
+from qconvd.errors import ConfigError, QconvdError
+from qconvd.explain import KeyPath, explain, kind
+from qconvd.formats import Format, FormatOptions
+from qconvd.ledger.records import options_of, spec_digest
+from qconvd.naming import BARE, Names, check_template, names
+from qconvd.plugins import plugins
+from qconvd.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Target:
+    """One artifact to make: a format and its resolved options."""
+
+    format: str
+    version: str
+    options: FormatOptions
+    parts: NameParts
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The target as canonical JSON data; defaults are left out, as in the ledger."""
+        return {"format": self.format, "options": options_of(self)}
+
+    @property
+    def digest(self) -> str:
+        """Identity of what is made, as the ledger counts it: where it is made makes no difference."""
+        return spec_digest(self.format, options_of(self))
+
+    @property
+    def label(self) -> str:
+        """For people: `gguf Q4_0`, `fp16`."""
+        return self.format if self.parts.variant == self.format else f"{self.format} {self.parts.variant}"
+
+    def names(self, model_name: str, profile: str = "default") -> Names:
+        """What this target's artifact of that model is called."""
+        return names(model_name, self.parts, profile, self.options.name)
+
+
+class Wrong(NamedTuple):
+    """A mistake in a target: the path below it, a sentence, and whether the path's key is meant rather than its value."""
+
+    path: KeyPath
+    message: str
+    at_key: bool = False
+
+
+def resolve_target(raw: Any) -> list[Target]:
+    """The targets that one entry of `targets:` (or of `--to`) stands for. Raises `ConfigError` with all its mistakes."""
+    found, wrong = resolve(raw)
+    if wrong:
+        place = raw if isinstance(raw, str) else "target"
+        lines = tuple("".join((f"{dotted_below(w.path)}: " if w.path else "", w.message)) for w in wrong)
+        raise ConfigError("; ".join(lines), where=place, fix=f"known targets: {', '.join(short_names())}", problems=lines)
+    return found
+
+
+def resolve_list(text: str) -> list[Target]:
+    """The targets of `--to fp16,q8_0,gguf:q4_0`. Raises `ConfigError`, also for one that stands there twice."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise ConfigError("no target is given", where="--to", fix=f"known targets: {', '.join(short_names())}")
+    found: list[Target] = []
+    for word in words:
+        form, colon, rest = word.partition(":")
+        for target in resolve_target({form.strip(): rest.strip()} if colon else word):
+            if any(target.digest == other.digest for other in found):
+                raise ConfigError(f"the target {target.label} is given twice", where="--to")
+            found.append(target)
+    return found
+
+
+def resolve(raw: Any) -> tuple[list[Target], list[Wrong]]:
+    """As `resolve_target`, but what is right is returned beside what is wrong."""
+    if isinstance(raw, str):
+        return _resolve_one(raw, None, ())
+    if isinstance(raw, Mapping) and len(raw) == 1:
+        ((name, value),) = raw.items()
+        if isinstance(value, list):
+            return _resolve_all(name, value)
+        return _resolve_one(name, value, (name,))
+    if isinstance(raw, Mapping) and raw:
+        keys = ", ".join(map(str, raw))
+        return [], [
+            Wrong((), f"a target has one format, but here are {len(raw)} keys: {keys}; options belong below the format's name")
+        ]
+    return [], [Wrong((), f"a target is a name (fp16) or a format with its options (gguf: q8_0), not {kind(raw)}")]
+
+
+def short_names() -> list[str]:
+    """Every word that may stand for a target: formats that need no options, and all aliases."""
+    return sorted({w for f in plugins().formats.values() for w in (f.name, *f.aliases)})
+
+
+def dotted_below(path: Sequence[str | int]) -> str:
+    """`gguf.types[1]`."""
+    return "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in path).lstrip(".")
+
+
+def _resolve_all(name: str, items: list[Any]) -> tuple[list[Target], list[Wrong]]:
+    found: list[Target] = []
+    wrong = [] if items else [Wrong((name,), "the list is empty; name at least one")]
+    for index, item in enumerate(items):
+        targets, mistakes = _resolve_one(name, item, (name, index))
+        found += targets
+        wrong += mistakes
+        if mistakes and not _format_of(name):
+            break
+    return found, wrong
+
+
+def _resolve_one(name: str, value: Any, path: KeyPath) -> tuple[list[Target], list[Wrong]]:
+    match = _format_of(name)
+    if match is None:
+        known = short_names()
+        hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
+        broken = "".join(f"; the plugin {b.name} could not be loaded: {b.reason}" for b in plugins().broken if b.name == name)
+        return [], [Wrong(path[:1], f"there is no format {name!r}{hint}{broken}", at_key=bool(path))]
+    format, preset = match
+    try:
+        given = _given(format, value)
+    except ValueError as error:
+        return [], [Wrong(path, str(error))]
+    if isinstance(given, str):
+        return [], [Wrong(path, given)]
+    clash = sorted(set(preset) & set(given))
+    if clash:
+        return [], [
+            Wrong(
+                (*path, clash[0]),
+                f"{name!r} already says {clash[0]}; write {format.name!r} with its options instead",
+                at_key=True,
+            )
+        ]
+    try:
+        options = format.Options.model_validate({**preset, **given})
+        if options.name is not None:
+            check_template(options.name)
+        return [Target(format.name, format.version, o, format.name_parts(o)) for o in format.expand(options)], []
+    except ValidationError as error:
+        return [], [Wrong((*path, *loc), message, at_key) for loc, message, at_key in explain(error, format.Options)]
+    except QconvdError as error:
+        return [], [Wrong((*path, "name"), ". ".join(filter(None, (error.what, error.fix))))]
+    except ValueError as error:
+        return [], [Wrong(path, str(error))]
+
+
+def _given(format: Format, value: Any) -> Mapping[str, Any] | str:
+    """The options that were written, or a sentence about why they are none."""
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, str):
+        return format.from_text(BARE.get(value.lower(), value))
+    return f"the options of {format.name} are text or a mapping, not {kind(value)}"
+
+
+def _format_of(name: str) -> tuple[Format, Mapping[str, Any]] | None:
+    """The format that a word stands for, with the options that the word implies. Case does not count."""
+    formats = plugins().formats
+    word = BARE.get(name.lower(), name.lower())
+    if word in formats:
+        return formats[word], {}
+    for format in formats.values():
+        for alias, options in format.aliases.items():
+            if alias.lower() == word:
+                return format, options
+    return None
