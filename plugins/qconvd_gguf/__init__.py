@@ -1,1 +1,15 @@
-"""qconvd plugin."""
+"""GGUF files from Hugging Face checkpoints, for llama.cpp and what is built on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qconvd.api import Format, hookimpl
+
+
+@hookimpl
+def qconvd_formats() -> Iterable[Format]:
+    """`gguf`, also under the short names of the quantized types (`q4_0`, `q8_0`, …)."""
+    from qconvd_gguf.format import Gguf
+
+    return (Gguf(),)

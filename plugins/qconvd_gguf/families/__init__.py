@@ -1,0 +1,26 @@
+"""Which model families the gguf format can map; a plugin adds its own through the `qconvd_gguf_families` hook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qconvd.api import ModelInfo, Unsupported, gguf_families
+from qconvd_gguf.families import gpt2, llama
+from qconvd_gguf.families.base import Family
+
+BUILT_IN: Sequence[Family] = (gpt2.FAMILY, llama.FAMILY)
+
+
+def family_of(model: ModelInfo) -> Family:
+    """The family of a model. Raises `Unsupported` that lists what there is and says how to add one."""
+    families: list[Family] = [*gguf_families(), *BUILT_IN]
+    found = next((f for f in families if model.architecture in f.architectures), None)
+    if found is not None:
+        return found
+    known = ", ".join(sorted({a for f in families for a in f.architectures}))
+    what = (
+        f"gguf does not know the architecture {model.architecture}"
+        if model.architecture
+        else "config.json names no architecture"
+    )
+    raise Unsupported(what, where=str(model.path), fix=f"known: {known}; docs/how-to/add-a-gguf-family.md shows how to add one")

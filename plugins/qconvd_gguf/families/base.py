@@ -1,0 +1,138 @@
+"""What a family file is made of: names in the checkpoint, names in GGUF, and what lies between them, as data.
+
+A `Family` says four things: which numbers of config.json it needs (`numbers`), which metadata keys they become (`metadata`),
+which tensors the file has and how each is made (`tensors`), and what llama.cpp's graph of this architecture cannot do
+(`limits`). Everything else is the same for all families and lives in `mapping.py`.
+
+Sizes are written as small products: `"heads*head_dim"`, `"4*hidden"`, `"hidden/heads"`; the words are names of `numbers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from qconvd.api import Expr, Unsupported
+
+Numbers: TypeAlias = Mapping[str, Any]
+Config: TypeAlias = Mapping[str, Any]
+Metadata: TypeAlias = list[tuple[str, str, Any]]
+
+
+class Step(Protocol):
+    """One change on the way from the checkpoint's tensor to GGUF's."""
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr: ...
+
+    def rows(self, numbers: Numbers) -> int:
+        """Rows that belong together: a chunk that is a multiple of them reads its source without waste."""
+        ...
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of config.json: the first of `keys` that is there (dots go into sub-objects), else `default`.
+
+    A default that is text is a product of other numbers (`"hidden/heads"`). Without a default the key must be there.
+    """
+
+    keys: tuple[str, ...]
+    default: int | float | str | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Key:
+    """A metadata key `{arch}.name` and the product of numbers it holds; left out if an optional number is missing."""
+
+    name: str
+    value: str
+    type: str = "u32"
+
+
+FILE_TYPE = Key("file_type", "")
+"""Stands in a family's metadata where llama.cpp's converter writes `general.file_type`."""
+
+KeyMaker: TypeAlias = Callable[[Config, Numbers], Metadata]
+"""Keys that depend on more than one number (rope scaling): (name without `{arch}.`, type, value)."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the GGUF file, or one per layer if the names hold `{i}`.
+
+    `source` holds `{p}` where checkpoints differ in a prefix (see `Family.prefixes`). `shape` is the checkpoint's, and is
+    checked. `present` says whether it must be there: always; never (then it is taken if it is there); or the name of a
+    config key that says so (`attention_bias`). `untied` tensors are left out where the config ties the embeddings.
+    """
+
+    name: str
+    source: str
+    shape: tuple[str, ...]
+    steps: tuple[Step, ...] = ()
+    present: bool | str = True
+    untied: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor that no checkpoint holds; `make` returns None where the model does not need it."""
+
+    name: str
+    make: Callable[[Config, Numbers], Expr | None]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What llama.cpp's graph assumes: the config key `key` has one of `values` (or is missing)."""
+
+    key: str
+    values: tuple[Any, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: everything that tells it from others."""
+
+    name: str
+    """llama.cpp's name of the architecture, e.g. `llama`."""
+    architectures: tuple[str, ...]
+    """Class names in config.json that are this family."""
+    numbers: Mapping[str, Number]
+    metadata: Sequence[Key | KeyMaker]
+    tensors: Sequence[Tensor]
+    made: Sequence[Made] = ()
+    prefixes: tuple[str, ...] = ("",)
+    layers: str = "layers"
+    ties: bool = False
+    """Whether embeddings are tied when config.json does not say."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """Regular expressions of checkpoint tensors that are not needed, and why."""
+    limits: Sequence[Limit] = ()
+    notes: Sequence[Callable[[Config, Numbers], str | None]] = ()
+    """Warnings for the person who converts."""
+
+
+def product(text: str, numbers: Numbers) -> Any:
+    """The value of a product such as `"heads*head_dim"`; None if one of its numbers is None.
+
+    Raises `Unsupported` where a division leaves a rest, which means that config.json contradicts itself.
+    """
+    value: Any = 1
+    sign = "*"
+    for token in text.replace("*", " * ").replace("/", " / ").split():
+        if token in "*/":
+            sign = token
+            continue
+        factor = int(token) if token.isdecimal() else numbers[token]
+        if factor is None:
+            return None
+        if sign == "*":
+            value *= factor
+        elif not factor or value % factor:
+            raise Unsupported(f"config.json contradicts itself: {text} is {value}/{factor}, which is no whole number")
+        else:
+            value //= factor
+    return value

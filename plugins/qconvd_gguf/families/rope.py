@@ -1,0 +1,98 @@
+"""Rotary position embeddings: what config.json says about them, for every family that has them.
+
+transformers 5 keeps `rope_theta` and the scaling in `rope_parameters`, older configs in `rope_theta` and `rope_scaling`.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from qconvd.api import Constant, Expr, Unsupported
+from qconvd_gguf.families.base import Config, Metadata, Number, Numbers
+
+THETA = Number(("rope_theta", "rope_parameters.rope_theta", "rope_scaling.rope_theta"), 10000.0)
+
+
+def rope_parameters(config: Config) -> Mapping[str, Any]:
+    """The scaling part of the config, empty where there is none."""
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def rope_kind(config: Config) -> str:
+    """`default`, `linear`, `dynamic`, `yarn`, `llama3`, `longrope`, …"""
+    parameters = rope_parameters(config)
+    return str(parameters.get("rope_type") or parameters.get("type") or "default").lower()
+
+
+def rope_scaling(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
+    """The `rope.scaling.*` keys, as llama.cpp's converter writes them. Raises `Unsupported` for a kind it has no key for."""
+    parameters, kind = rope_parameters(config), rope_kind(config)
+    if kind in ("default", "llama3", "dynamic", "none"):
+        return []
+    if kind not in ("linear", "yarn"):
+        raise Unsupported(f"rope scaling of the kind {kind!r} is not supported", where="config.json, rope_scaling")
+    keys: Metadata = [("rope.scaling.type", "str", kind), ("rope.scaling.factor", "f32", _parameter(parameters, "factor"))]
+    if kind == "yarn":
+        length = int(_parameter(parameters, "original_max_position_embeddings"))
+        keys.append(("rope.scaling.original_context_length", "u32", length))
+        optional = {
+            "yarn_ext_factor": ("extrapolation_factor",),
+            "yarn_attn_factor": ("attention_factor", "attn_factor"),
+            "yarn_beta_fast": ("beta_fast",),
+            "yarn_beta_slow": ("beta_slow",),
+        }
+        for name, sources in optional.items():
+            value = next((parameters[s] for s in sources if parameters.get(s) is not None), None)
+            if value is not None:
+                keys.append((f"rope.scaling.{name}", "f32", float(value)))
+    return keys
+
+
+def llama3_factors(config: Config, numbers: Numbers) -> Expr | None:
+    """Llama 3.1's frequency divisors as the tensor that llama.cpp calls `rope_freqs`: float32, one per pair of a head.
+
+    Frequencies whose wavelength is long against the original context are slowed by `factor`, short ones are kept, those
+    between are interpolated (transformers, modeling_rope_utils).
+    """
+    if rope_kind(config) != "llama3":
+        return None
+    parameters = rope_parameters(config)
+    factor = _parameter(parameters, "factor")
+    low, high = _parameter(parameters, "low_freq_factor"), _parameter(parameters, "high_freq_factor")
+    length = _parameter(parameters, "original_max_position_embeddings")
+    if high <= low:
+        raise Unsupported("high_freq_factor is not above low_freq_factor", where="config.json, rope_scaling")
+    width = int(numbers["head_dim"])
+    factors = []
+    for pair in range(width // 2):
+        turns = length * _f32(1 / _f32(numbers["rope_theta"] ** (2 * pair / width))) / (2 * math.pi)
+        if turns > high:
+            factors.append(1.0)
+        elif turns < low:
+            factors.append(factor)
+        else:
+            smooth = (turns - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return Constant.of("F32", (len(factors),), struct.pack(f"<{len(factors)}f", *factors))
+
+
+def dynamic_note(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
+    """llama.cpp has no dynamic scaling: it is exact up to the trained context only."""
+    if rope_kind(config) != "dynamic":
+        return None
+    return "config.json asks for dynamic rope scaling, which llama.cpp does not do: right only up to the trained context"
+
+
+def _parameter(parameters: Mapping[str, Any], name: str) -> float:
+    value = parameters.get(name)
+    if not isinstance(value, int | float):
+        raise Unsupported(f"rope scaling lacks {name}", where="config.json, rope_scaling", fix=f"add {name}")
+    return float(value)
+
+
+def _f32(value: float) -> float:
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])

@@ -1,0 +1,53 @@
+"""The changes that families name: from a checkpoint's tensor to GGUF's, as expressions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qconvd.api import Affine, Expr, Permute, Reshape, Transpose
+from qconvd_gguf.families.base import Numbers, product
+
+
+@dataclass(frozen=True)
+class RopePairs:
+    """Rows of a query or key projection so that the two halves of each head's rotation lie side by side.
+
+    transformers rotates element j with j + d/2 of a head, llama.cpp (for the families that ask for this) 2j with 2j + 1:
+    rows `[heads, 2, d/2]` become `[heads, d/2, 2]`. Works on weights and on biases.
+    """
+
+    heads: str
+    width: str = "head_dim"
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:
+        heads, width = product(self.heads, numbers), product(self.width, numbers)
+        rest = x.shape[1:]
+        halves = Reshape(x, (heads, 2, width // 2, *rest))
+        pairs = Permute(halves, (0, 2, 1, *range(3, 3 + len(rest))))
+        return Reshape(pairs, x.shape)
+
+    def rows(self, numbers: Numbers) -> int:
+        return int(product(self.width, numbers))
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """`[in, out]` to `[out, in]`: GPT-2 stores its linears the other way round."""
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:  # noqa: ARG002
+        return Transpose(x)
+
+    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
+        # A chunk of output rows reads as many columns of the source: 64 of them fill at least a cache line each.
+        return 64
+
+
+@dataclass(frozen=True)
+class PlusOne:
+    """Norm weights that the checkpoint stores minus one."""
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:  # noqa: ARG002
+        return Affine(x, offset=1.0)
+
+    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
+        return 1

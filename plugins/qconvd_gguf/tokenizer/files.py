@@ -1,0 +1,132 @@
+"""The files that a tokenizer is made of, read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any
+
+from qconvd.api import BadCheckpoint, ModelInfo
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""llama.cpp's token types."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """A token that is matched before the tokenizer proper sees the text."""
+
+    text: str
+    special: bool
+    normalized: bool
+
+
+@dataclass
+class TokenizerFiles:
+    """What was found; missing files are None or empty."""
+
+    where: str
+    config: Mapping[str, Any]
+    """config.json."""
+    json: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """tokenizer_config.json."""
+    sentencepiece: bytes | None = None
+    extra: Mapping[str, int] = field(default_factory=dict)
+    """added_tokens.json."""
+    templates: Mapping[str, str] = field(default_factory=dict)
+    """Chat templates in files of their own, by name."""
+
+    @staticmethod
+    def of(model: ModelInfo) -> TokenizerFiles:
+        files = TokenizerFiles(str(model.path), model.config)
+        files.json = _object(model, "tokenizer.json") if model.has("tokenizer.json") else None
+        files.settings = _object(model, "tokenizer_config.json") if model.has("tokenizer_config.json") else {}
+        files.sentencepiece = model.read_bytes("tokenizer.model") if model.has("tokenizer.model") else None
+        files.extra = _object(model, "added_tokens.json") if model.has("added_tokens.json") else {}
+        files.templates = _templates(model)
+        return files
+
+    @property
+    def json_path(self) -> str:
+        return f"{self.where}/tokenizer.json"
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """tokenizer.json as the `tokenizers` library runs it. Raises `BadCheckpoint` if it cannot."""
+        import json
+
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_str(json.dumps(self.json))
+        except Exception as error:  # the library raises bare Exception
+            raise BadCheckpoint(f"the tokenizers library cannot read it: {error}", where=self.json_path) from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    @cached_property
+    def added(self) -> dict[int, Added]:
+        """Added tokens by id, from every file that names some; tokenizer_config.json has the last word, as in transformers."""
+        found: dict[int, Added] = {}
+        for entry in (self.json or {}).get("added_tokens", []):
+            found[int(entry["id"])] = _added(entry)
+        for number, entry in self.settings.get("added_tokens_decoder", {}).items():
+            found[int(number)] = _added(entry)
+        named = {text for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask") if (text := self.named(name))}
+        return {i: Added(t.text, t.special or t.text in named, t.normalized) for i, t in sorted(found.items())}
+
+    def named(self, name: str) -> str | None:
+        """The text of a special token that tokenizer_config.json names (`bos`, `eos`, …)."""
+        entry = self.settings.get(f"{name}_token")
+        text = entry.get("content") if isinstance(entry, Mapping) else entry
+        return text if isinstance(text, str) else None
+
+
+def looks_special(text: str) -> bool:
+    """Whether a token is a control token although nobody says so: llama.cpp's converter knows these spellings."""
+    brackets = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+    return text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or any(
+        text.startswith(a) and text.endswith(b) for a, b in brackets
+    )
+
+
+def filled(size: int) -> tuple[list[str], list[int]]:
+    """Tokens and types of a vocabulary in which no id is used yet."""
+    return [f"[PAD{i}]" for i in range(size)], [UNUSED] * size
+
+
+def _added(entry: Mapping[str, Any]) -> Added:
+    return Added(str(entry["content"]), bool(entry.get("special")), bool(entry.get("normalized", True)))
+
+
+def _object(model: ModelInfo, name: str) -> Mapping[str, Any]:
+    data = model.read_json(name)
+    if not isinstance(data, dict):
+        raise BadCheckpoint("is no JSON object", where=str(model.path / name))
+    return data
+
+
+def _templates(model: ModelInfo) -> dict[str, str]:
+    templates = {}
+    if model.has("chat_template.jinja"):
+        templates["default"] = _text(model, "chat_template.jinja")
+        for file in model.files:
+            path = PurePosixPath(file.path)
+            if str(path.parent) == "additional_chat_templates" and path.suffix == ".jinja":
+                templates[path.stem] = _text(model, file.path)
+    elif model.has("chat_template.json"):
+        template = _object(model, "chat_template.json").get("chat_template")
+        if isinstance(template, str):
+            templates["default"] = template
+    return templates
+
+
+def _text(model: ModelInfo, name: str) -> str:
+    try:
+        return model.read_bytes(name).decode()
+    except UnicodeDecodeError as error:
+        raise BadCheckpoint(f"is no UTF-8 text: {error}", where=str(model.path / name)) from error
