@@ -49,7 +49,7 @@ from qconvd.engine.plan import (
 from qconvd.errors import BadCheckpoint, ConfigError, Incomplete, QconvdError, Unsupported
 from qconvd.formats import Format, FormatOptions, Size, check_report
 from qconvd.hookspecs import hookimpl
-from qconvd.plugins import container
+from qconvd.plugins import container, gguf_families
 
 __all__ = [
     "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Affine", "Array", "BadCheckpoint", "Buffer", "Cast", "CheckpointReader", "Concat",
@@ -57,5 +57,5 @@ __all__ = [
     "FileSpec", "Format", "FormatOptions", "Incomplete", "LeftOut", "ModelInfo", "NameParts", "Named", "Operation",
     "OutputTensor", "Permute", "Placed", "Plan", "QconvdError", "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile",
     "Size", "Slice", "Stack", "StatRequest", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole",
-    "check_report", "container", "hookimpl", "reads", "row_bytes", "rows_columns", "safetensors_index", "storage",
+    "check_report", "container", "gguf_families", "hookimpl", "reads", "row_bytes", "rows_columns", "safetensors_index", "storage",
 ]  # fmt: skip

@@ -123,3 +123,8 @@ def container(kind: str) -> Container:
     except KeyError:
         known = ", ".join(plugins().containers)
         raise QconvdError(f"no plugin provides the container {kind!r}", fix=f"known containers: {known}") from None
+
+
+def gguf_families() -> list[Any]:
+    """Families of the gguf format that plugins of this process add."""
+    return plugins().gguf_families()

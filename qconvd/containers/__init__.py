@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 @hookimpl
 def qconvd_containers() -> Iterable[Container]:
     """safetensors and GGUF. Imported here, not above: `containers.base` must not pull in its own implementations."""
+    from qconvd.containers.gguf import GgufContainer
     from qconvd.containers.safetensors import SafetensorsContainer
 
-    return (SafetensorsContainer(),)
+    return (SafetensorsContainer(), GgufContainer())
