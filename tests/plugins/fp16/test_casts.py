@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from qconvd_fp16.casts import CHUNK, STORED, cast
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CHANGES = [("BF16", "F16"), ("F32", "F16"), ("F32", "BF16"), ("F16", "BF16"), ("F16", "F32")]
 BITS = {8: np.uint64, 4: np.uint32, 2: np.uint16}
 
 
@@ -41,7 +43,7 @@ def hard_float32() -> np.ndarray[Any, Any]:
     return np.concatenate([bits, bits | 0x80000000, random]).view(np.float32)
 
 
-@pytest.mark.parametrize(("source", "target"), [p for p in itertools.product(("F16", "BF16"), ("F16", "BF16", "F32"))])
+@pytest.mark.parametrize(("source", "target"), list(itertools.product(("F16", "BF16"), ("F16", "BF16", "F32"))))
 def test_every_16_bit_pattern_becomes_what_torch_makes_of_it(source: str, target: str) -> None:
     bits = np.arange(65536, dtype=np.uint16)
     x = bits.view(STORED[source])
@@ -81,9 +83,7 @@ def test_float64_goes_through_float32_as_in_torch(target: str) -> None:
     assert report.overflows == (3 if target == "F16" else 2)
 
 
-@pytest.mark.parametrize(
-    ("source", "target"), [("BF16", "F16"), ("F32", "F16"), ("F32", "BF16"), ("F16", "BF16"), ("F16", "F32")]
-)
+@pytest.mark.parametrize(("source", "target"), CHANGES)
 def test_the_report_agrees_with_float64_arithmetic(source: str, target: str) -> None:
     rng = np.random.default_rng(1)
     values = (rng.standard_normal(CHUNK + 999) * np.exp(rng.uniform(-20, 9, CHUNK + 999))).astype(np.float32)
@@ -113,11 +113,11 @@ def test_losses_are_counted_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("source", "target", "largest"), [("F32", "F16", 65504.0), ("BF16", "F16", 65504.0), ("F64", "F16", 65504.0)]
 )
-def test_clamp_keeps_finite_numbers_finite(source: str, target: str, largest: float) -> None:
+def test_clamp_keeps_finite_numbers_finite(source: str) -> None:
     values = np.array([1.5, 1e6, -1e30, np.inf, -np.inf, np.nan], np.float64)
     x = values if source == "F64" else cast(values.astype(np.float32), "F32", source)[0]
-    out, report = cast(x, source, target, clamp=True)
-    assert out[:5].tolist() == [1.5, largest, -largest, np.inf, -np.inf]
+    out, report = cast(x, source, "F16", clamp=True)
+    assert out[:5].tolist() == [1.5, 65504, -65504, np.inf, -np.inf]
     assert np.isnan(out[5])
     assert report.overflows == 2
 

@@ -1,0 +1,1 @@
+"""Whether an artifact is what it claims to be."""

@@ -1,0 +1,142 @@
+"""Rows of an artifact, decoded by its format and held against the model within the format's bound."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from qconvd.dtypes import FLOATS
+from qconvd.engine.elements import to_float32
+from qconvd.engine.evaluate import rows as evaluate
+from qconvd.engine.expr import rows_columns
+from qconvd.engine.operations import Operation
+from qconvd.engine.plan import Plan, Unit, Whole
+from qconvd.engine.source import Source
+from qconvd.errors import BadCheckpoint, QconvdError
+from qconvd.formats import Format
+
+SPREAD = 18
+"""Rows of a unit that are sampled: the first, the last, and others evenly between."""
+AT_ONCE = 1 << 20
+"""Weights that are compared at a time where a unit is compared in full."""
+
+AnyArray: TypeAlias = npt.NDArray[Any]
+Range: TypeAlias = tuple[int, int]
+
+
+@dataclass
+class Worst:
+    """The largest deviation so far."""
+
+    rows: int = 0
+    error: float = 0.0
+    share: float = 0.0
+    tensor: str = ""
+
+
+class Comparison:
+    """An artifact's files and the model, open for reading. Use as a context manager."""
+
+    def __init__(self, folder: Path, plan: Plan, source: Source, fmt: Format, operations: Mapping[str, Operation]) -> None:
+        self.worst = Worst()
+        self._folder = folder
+        self._source = source
+        self._format = fmt
+        self._operations = operations
+        self._places = {p.tensor: (f.path, p.offset) for f in plan.files for p in f.tensors}
+        self._files: dict[str, int] = {}
+
+    def __enter__(self) -> Comparison:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def sample(self, unit: Unit) -> None:
+        """Compare a few rows of a unit, always the same ones. Raises `QconvdError` naming file, tensor, row and figures."""
+        for rows in sampled(unit):
+            self._compare(unit, rows)
+
+    def full(self, unit: Unit) -> None:
+        """Compare every row of a unit. Raises as `sample` does."""
+        total, columns = unit.shape
+        step = _multiple(unit) * max(1, AT_ONCE // (_multiple(unit) * max(1, columns)))
+        for first in range(0, total, step):
+            self._compare(unit, (first, min(total, first + step)))
+
+    def _compare(self, unit: Unit, rows: Range) -> None:
+        total = unit.shape[0]
+        data = [self._bytes(t.name, t.nbytes * rows[0] // total, t.nbytes * rows[1] // total) for t in unit.outputs]
+        stored = [evaluate(x, *(rows if rows_columns(x.shape)[0] == total else _all(x.shape)), self._source, self._operations)
+                  for x in unit.inputs]  # fmt: skip
+        wanted = [to_float32(x, e.dtype) if e.dtype in FLOATS else x for x, e in zip(stored, unit.inputs, strict=True)]
+        decoded = self._format.decode(unit, rows, data)
+        bounds = self._format.bound(unit, wanted)
+        for index, (x, y, bound) in enumerate(zip(wanted, decoded, bounds, strict=True)):
+            if y is not None:
+                self._hold(unit, index, rows, x, y, bound)
+        self.worst.rows += rows[1] - rows[0]
+
+    def _hold(self, unit: Unit, index: int, rows: Range, x: AnyArray, y: AnyArray, bound: AnyArray) -> None:
+        name = unit.outputs[min(index, len(unit.outputs) - 1)].name
+        where = f"{self._folder / self._places[name][0]}, tensor {name}"
+        if y.shape != x.shape:
+            fix = f"this is a defect of the format {self._format.name}"
+            raise QconvdError(
+                f"rows {rows[0]} to {rows[1] - 1} decode to {y.shape}, the model has {x.shape}", where=where, fix=fix
+            )
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            error = np.abs(y.astype(np.float64) - x.astype(np.float64))
+            # Blocks of a packed type that hold a NaN or an infinity of the model have no bound.
+            odd = ~np.isfinite(x).all(axis=1, keepdims=True)
+            wrong = ~((error <= bound) | (x == y) | odd)
+            if wrong.any():
+                row, column = (int(i[0]) for i in np.nonzero(wrong))
+                raise QconvdError(
+                    f"row {rows[0] + row}, column {column} holds {y[row, column]:.9g}, the model has {x[row, column]:.9g}: "
+                    f"{self._format.name} may differ by {bound[row, column]:.3g} there",
+                    where=where,
+                    fix="convert it again; if it stays, this is a defect of the format, please report it",
+                )
+            finite = np.where(np.isfinite(error) & ~odd, error, 0)
+            shares = np.where(bound > 0, finite / bound, 0)
+        self.worst.error = max(self.worst.error, float(finite.max(initial=0)))
+        if (share := float(shares.max(initial=0))) > self.worst.share:
+            self.worst.share, self.worst.tensor = share, name
+
+    def _bytes(self, tensor: str, start: int, stop: int) -> bytes:
+        path, offset = self._places[tensor]
+        if path not in self._files:
+            self._files[path] = os.open(self._folder / path, os.O_RDONLY | os.O_CLOEXEC)
+        parts = []
+        while start < stop:
+            part = os.pread(self._files[path], stop - start, offset + start)
+            if not part:
+                raise BadCheckpoint("ends before the tensor does", where=f"{self._folder / path}, tensor {tensor}")
+            parts.append(part)
+            start += len(part)
+        return b"".join(parts)
+
+
+def sampled(unit: Unit) -> Iterator[Range]:
+    """Ranges of rows that the unit may be split at: the first, the last, and others evenly between."""
+    total, step = unit.shape[0], _multiple(unit)
+    count = -(-total // step)
+    for piece in sorted({round(i * (count - 1) / (SPREAD - 1)) for i in range(SPREAD)}) if count else ():
+        yield piece * step, min(total, (piece + 1) * step)
+
+
+def _multiple(unit: Unit) -> int:
+    return max(1, unit.shape[0]) if isinstance(unit.rows, Whole) else unit.rows.multiple
+
+
+def _all(shape: tuple[int, ...]) -> Range:
+    return 0, rows_columns(shape)[0]
