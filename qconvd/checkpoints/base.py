@@ -104,7 +104,7 @@ class ModelInfo:
         """The content of a JSON side file. Raises `BadCheckpoint` with line and column if it is not JSON."""
         try:
             return json.loads(self.read_bytes(name))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also numbers too long for int
             raise BadCheckpoint(f"is not valid JSON: {error}", where=str(self.path / name)) from error
 
 
