@@ -66,7 +66,7 @@ def fingerprint() -> str:
 
 
 def is_warm() -> bool:
-    """Whether every kernel is compiled already. Imports nothing, makes nothing; takes a few milliseconds."""
+    """Whether every kernel is compiled already. Imports nothing, makes nothing; takes some tens of milliseconds."""
     places = (base() / "kernels" / fingerprint(), _temporary_path() / fingerprint())
     return any(all(_marked(place, name) for name in KERNELS) for place in places)
 

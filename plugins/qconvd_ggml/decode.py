@@ -126,7 +126,8 @@ def _bound_around_zero(x: Floats, levels: int) -> Floats:
     beyond = np.abs(blocks) - (levels - 1) * d
     signed_end = np.where(blocks > 0, blocks.min(axis=1, keepdims=True) == -most, blocks.max(axis=1, keepdims=True) == most)
     step = np.where(signed_end, np.maximum(d / 2, beyond), d / 2)
-    return step + lost * levels + most * _ROUNDING
+    bound: Floats = step + lost * levels + most * _ROUNDING
+    return bound
 
 
 def _bound_above_minimum(x: Floats, levels: int) -> Floats:

@@ -1,0 +1,175 @@
+"""The kernel cache: where it lies, when it is used, and that an edited building block never runs old machine code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qconvd_ggml
+from qconvd_ggml import cache
+
+ENCODE = """
+import json, sys
+import numpy as np
+from qconvd_ggml import cache, kernels
+x = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)
+data, report = kernels.encode(sys.argv[1], x, "F32")
+stats = kernels._ENTRIES[sys.argv[1]][0].stats
+print(json.dumps({
+    "data": data.tobytes().hex(), "folder": str(cache.folder()),
+    "hits": sum(stats.cache_hits.values()), "misses": sum(stats.cache_misses.values()),
+}))
+"""
+
+
+def start(script: str, *args: str, **env: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", "-c", script, *args]
+    return subprocess.Popen(command, env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> Any:
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    return json.loads(out)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """An environment that names no cache folder, and nothing remembered of one."""
+    for name in ("QCONVD_CACHE_DIR", "CACHE_DIRECTORY", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    cache.folder.cache_clear()
+    yield monkeypatch
+    cache.folder.cache_clear()
+
+
+def test_the_environment_names_the_folder(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fresh.setenv("HOME", str(tmp_path))
+    assert cache.base() == tmp_path / ".cache/qconvd"
+    fresh.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.base() == tmp_path / "xdg/qconvd"
+    fresh.setenv("CACHE_DIRECTORY", f"{tmp_path}/systemd:{tmp_path}/second")
+    assert cache.base() == tmp_path / "systemd"
+    fresh.setenv("QCONVD_CACHE_DIR", str(tmp_path / "own"))
+    assert cache.base() == tmp_path / "own"
+    assert not any(tmp_path.iterdir())
+    assert cache.folder() == tmp_path / "own/kernels" / cache.fingerprint()
+    assert cache.folder().is_dir()
+
+
+def test_a_folder_that_cannot_be_made_is_replaced_by_a_private_one(
+    fresh: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    fresh.setenv("QCONVD_CACHE_DIR", str(tmp_path / "file/cache"))
+    fresh.setattr(tempfile, "tempdir", str(tmp_path))
+    found = cache.folder()
+    assert found == tmp_path / f"qconvd-{os.getuid()}" / cache.fingerprint()
+    assert found.parent.stat().st_mode & 0o777 == 0o700
+    assert f"the kernel cache {tmp_path}/file/cache/kernels/{cache.fingerprint()} cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize("trap", ["symlink", "writable by all", "file"])
+def test_a_temporary_folder_that_others_may_have_made_is_not_trusted(
+    fresh: pytest.MonkeyPatch, tmp_path: Path, trap: str
+) -> None:
+    (tmp_path / "file").touch()
+    fresh.setenv("QCONVD_CACHE_DIR", str(tmp_path / "file/cache"))
+    fresh.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "theirs").mkdir()
+    expected = tmp_path / f"qconvd-{os.getuid()}"
+    if trap == "symlink":
+        expected.symlink_to(tmp_path / "theirs")
+    elif trap == "file":
+        expected.touch()
+    else:
+        expected.mkdir()
+        expected.chmod(0o777)
+    found = cache.folder()
+    assert expected not in found.parents
+    assert found.parent.stat().st_mode & 0o777 == 0o700
+    assert not any((tmp_path / "theirs").iterdir())
+
+
+def test_two_starts_at_once_compile_once_and_a_third_not_at_all(tmp_path: Path) -> None:
+    both = [start(ENCODE, "F32", QCONVD_CACHE_DIR=str(tmp_path)) for _ in range(2)]
+    first, second = (finish(process) for process in both)
+    assert first["data"] == second["data"]
+    assert sorted([(first["hits"], first["misses"]), (second["hits"], second["misses"])]) == [(0, 1), (1, 0)]
+    third = finish(start(ENCODE, "F32", QCONVD_CACHE_DIR=str(tmp_path)))
+    assert (third["hits"], third["misses"]) == (1, 0)
+    assert third["data"] == first["data"]
+
+
+def test_editing_a_building_block_changes_the_folder_and_the_bytes(tmp_path: Path) -> None:
+    copy = tmp_path / "qconvd_ggml"
+    shutil.copytree(Path(qconvd_ggml.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    env = {"PYTHONPATH": str(tmp_path), "QCONVD_CACHE_DIR": str(tmp_path / "cache")}
+    before = finish(start(ENCODE, "BF16", **env))
+    assert (before["hits"], before["misses"]) == (0, 1)
+    tile = (copy / "tile.py").read_text()
+    edited = tile.replace("np.uint32(0x7FFF) + odd", "np.uint32(0x0000) + odd")
+    assert edited != tile
+    (copy / "tile.py").write_text(edited)
+    after = finish(start(ENCODE, "BF16", **env))
+    assert after["folder"] != before["folder"]
+    assert after["data"] != before["data"]
+
+
+def test_being_warm_is_told_without_importing_numba(tmp_path: Path) -> None:
+    ask = """
+import json, sys
+from qconvd_ggml import cache
+cache.KERNELS = ("F32", "F16")
+warm = cache.is_warm()
+print(json.dumps({"warm": warm, "heavy": sorted({"numba", "numpy", "llvmlite"} & set(sys.modules))}))
+"""
+    heat = """
+import json
+from qconvd_ggml import cache
+cache.KERNELS = ("F32", "F16")
+print(json.dumps([cache.warm(), cache.warm()]))
+"""
+    env = {"QCONVD_CACHE_DIR": str(tmp_path / "cache")}
+    assert finish(start(ask, **env)) == {"warm": False, "heavy": []}
+    assert not (tmp_path / "cache").exists()
+    assert all(seconds >= 0 for seconds in finish(start(heat, **env)))
+    assert finish(start(ask, **env)) == {"warm": True, "heavy": []}
+
+
+def test_warm_compiles_every_type_that_encode_knows() -> None:
+    from qconvd_ggml import kernels
+
+    assert set(cache.KERNELS) == set(kernels._ENTRIES)
+
+
+def test_a_cache_that_cannot_be_written_to_does_not_stop_a_conversion(tmp_path: Path) -> None:
+    no_space = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    result = finish(start(no_space + ENCODE, "F32", QCONVD_CACHE_DIR=str(tmp_path)))
+    assert (result["hits"], result["misses"]) == (0, 1)
+    assert len(result["data"]) == 2 * 128 * 4
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def test_callers_cannot_make_a_kernel_compile_again() -> None:
+    import numpy as np
+
+    from qconvd_ggml import kernels
+
+    entry = kernels.ready("F32")
+    for writable in (True, False):
+        x = np.ones((1, 5), np.float32)
+        x.flags.writeable = writable
+        kernels.encode("F32", x, "F32")
+    assert len(entry.signatures) == 1
+    with pytest.raises(TypeError, match="No matching definition"):
+        entry(0, x, x, x, 1, x)
