@@ -67,7 +67,11 @@ def llama(layers: int = 2, width: int = 64, hidden: int = 96, vocab: int = 128) 
     """The tensors of a Llama in BF16, in the order of a checkpoint."""
     result: dict[str, tuple[str, tuple[int, ...]]] = {"model.embed_tokens.weight": ("BF16", (vocab, width))}
     for i in range(layers):
-        for name, shape in (("self_attn.q_proj", (width, width)), ("mlp.up_proj", (hidden, width)), ("mlp.down_proj", (width, hidden))):
+        for name, shape in (
+            ("self_attn.q_proj", (width, width)),
+            ("mlp.up_proj", (hidden, width)),
+            ("mlp.down_proj", (width, hidden)),
+        ):
             result[f"model.layers.{i}.{name}.weight"] = ("BF16", shape)
         result[f"model.layers.{i}.input_layernorm.weight"] = ("BF16", (width,))
     return result | {"model.norm.weight": ("BF16", (width,)), "lm_head.weight": ("BF16", (vocab, width))}
@@ -138,5 +142,3 @@ def target(name: str, plan: Plan, output: Path, encoder: Any = None, **about: An
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file under a folder with its content."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-

@@ -22,8 +22,12 @@ from qconvd.engine.regions import Need, grain, merged, needs, period
 
 CHUNK_BYTES = 4 << 20
 """Source bytes per chunk: large enough for the disk, small enough that a chunk and its outputs stay in the cache."""
+SMALLEST_CHUNK = 64 << 10
+"""Source bytes below which a chunk is not worth its overhead, however little memory there is."""
 GRAIN_FACTOR = 4
 """How many times larger a chunk may get so that neighbours share no source row."""
+SLACK = 2
+"""How many times its share of the memory an item may take so that overlapping chunks are read together."""
 
 Rows: TypeAlias = tuple[int, int]
 Grid: TypeAlias = tuple[int, int]
@@ -65,8 +69,6 @@ class Item:
 class _Group:
     parts: list[Part] = field(default_factory=list)
     order: tuple[int, int, int] = (0, 0, 0)
-    budget: int = CHUNK_BYTES
-    """Source bytes that an item may hold."""
 
 
 class Graph:
@@ -126,13 +128,13 @@ class Graph:
         return self._numbers.setdefault(repr(expr), len(self._numbers))
 
     def _cut(self, group: _Group, grids: Mapping[int, Mapping[str, Grid] | None]) -> None:
-        """Decide the group's budget and how each unit's rows are cut: alike where rows have the same source bytes."""
+        """Decide how each unit's rows are cut: alike where rows have the same source bytes, so that chunks share reads."""
         sizes = {id(p): max(1, sum(n.nbytes for n in self._needs(Chunk(p, (0, p.unit.shape[0]))))) for p in group.parts}
         source = sum({self._part_key(p): sizes[id(p)] for p in group.parts}.values())
         everything = source + sum(t.nbytes for p in group.parts for t in p.unit.outputs) + self._evaluation(group.parts)
-        fixed = max(p.unit.memory.get("cpu", 0) for p in group.parts)
-        group.budget = max(0, self._memory - fixed) * source // everything
-        wanted = min(CHUNK_BYTES, group.budget)
+        fixed = max((p.unit.memory.get("cpu", 0) for p in group.parts if not isinstance(p.unit.rows, Whole)), default=0)
+        room = max(0, self._memory - fixed) * source // everything
+        wanted = min(CHUNK_BYTES, max(SMALLEST_CHUNK, room))
         alike: dict[int, list[Part]] = {}
         for part in group.parts:
             if isinstance(part.unit.rows, Whole):
@@ -161,20 +163,24 @@ class Graph:
                 if not done(part.target, part.unit.id, rows):
                     chunk = Chunk(part, rows)
                     clusters.setdefault(self._chunk_key(chunk), []).append(chunk)
-        chunks: list[Chunk] = []
-        blocks: list[Need] = []
+        item: Item | None = None
         for mine, cluster in sorted(((self._needs(c[0]), c) for c in clusters.values()), key=lambda nc: self._position(nc[0])):
-            both = merged([*blocks, *mine])
-            room = max(group.budget, _nbytes(blocks), _nbytes(mine))
-            if chunks and not (_overlap(blocks, mine) and _nbytes(both) <= room):
-                yield self._item(chunks, blocks)
-                chunks, both = [], mine
-            chunks, blocks = [*chunks, *cluster], both
-        if chunks:
-            yield self._item(chunks, blocks)
+            alone = self._item(cluster, mine)
+            if item is None:
+                item = alone
+                continue
+            if _overlap(item.needs, mine):
+                both = self._item([*item.chunks, *cluster], merged([*item.needs, *mine]))
+                if both.memory <= max(SLACK * self._memory, item.memory, alone.memory):
+                    item = both
+                    continue
+            yield item
+            item = alone
+        if item:
+            yield item
         self._kept.clear()
 
-    def _item(self, chunks: list[Chunk], blocks: list[Need]) -> Item:
+    def _item(self, chunks: Sequence[Chunk], blocks: Sequence[Need]) -> Item:
         outputs = sum(share(t.nbytes, c.part.unit.shape[0], c.rows[1] - c.rows[0]) for c in chunks for t in c.part.unit.outputs)
         evaluated = max(
             sum(footprint(x, b - a) for i, x in enumerate(c.part.unit.inputs) for a, b in [c.input_rows(i)]) for c in chunks

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qconvd.engine.durable import write_whole
@@ -91,9 +91,14 @@ def read_manifest(path: Path) -> Manifest:
     try:
         data["files"] = tuple(ManifestFile(**f) for f in data["files"])
         data.update({key: tuple(data[key]) for key in ("left_out", "loads_with", "notes")})
-        return Manifest(**data)
+        manifest = Manifest(**data)
     except (KeyError, TypeError) as error:
         raise QconvdError(f"is a damaged manifest: {error}", where=str(path)) from error
+    if leaving := next(
+        (f.path for f in manifest.files if PurePosixPath(f.path).is_absolute() or ".." in f.path.split("/")), None
+    ):
+        raise QconvdError(f"is a damaged manifest: the path {leaving!r} leaves the folder", where=str(path))
+    return manifest
 
 
 def manifest_paths(folder: Path) -> list[Path]:

@@ -192,7 +192,7 @@ class _Run:
 
     def _hand_out(self, item: Item) -> None:
         if item.memory > self._credits.limit:
-            unit = item.chunks[0].part.unit.id
+            unit = max((c.part.unit for c in item.chunks), key=lambda u: u.memory.get("cpu", 0)).id
             self._on_event({"event": "oversized", "unit": unit, "needs": item.memory, "limit": self._credits.limit})
         while not self._credits.take(item.memory, TICK):
             self._tick()

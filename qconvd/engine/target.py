@@ -18,6 +18,7 @@ import numpy as np
 
 from qconvd import __version__
 from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.commit import BEGUN
 from qconvd.engine.durable import sync_folder
 from qconvd.engine.graph import Grid, Rows
 from qconvd.engine.journal import Header, Journal, Record
@@ -169,7 +170,8 @@ class TargetRun:
             return
         if journal:
             journal.close()
-        path.unlink(missing_ok=True)
+        for stale in (path, self.target.work / BEGUN):
+            stale.unlink(missing_ok=True)
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
