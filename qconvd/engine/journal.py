@@ -65,11 +65,17 @@ class Journal:
         length, first = next(lines, (0, {}))
         if first.get("journal") != VERSION:
             return None
-        header = Header(first["digest"], first["source"], {unit: (a, b) for unit, (a, b) in first["grid"].items()})
+        try:
+            header = Header(first["digest"], first["source"], {unit: (a, b) for unit, (a, b) in first["grid"].items()})
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
         records = []
         for end, line in lines:
+            try:
+                records.append(Record(line["u"], (line["r"][0], line["r"][1]), tuple(line["c"]), UnitReport(*line["e"])))
+            except (KeyError, TypeError, IndexError):
+                break
             length = end
-            records.append(Record(line["u"], (line["r"][0], line["r"][1]), tuple(line["c"]), UnitReport(*line["e"])))
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         os.ftruncate(descriptor, length)
         return cls(descriptor, header, records)
