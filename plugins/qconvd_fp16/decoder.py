@@ -57,4 +57,4 @@ def bound(source: str, target: str, x: Array) -> Array:
         half = np.ldexp(0.5, last)
         normal = size >= 2.0**new.smallest
         exact = (old.precision <= new.precision) & (normal | (old.smallest >= new.smallest))
-        return np.where(size > new.largest, np.inf, np.where(exact, 0.0, half)).astype(np.float32)
+        return np.where(np.isfinite(size) & (size > new.largest), np.inf, np.where(exact, 0.0, half)).astype(np.float32)

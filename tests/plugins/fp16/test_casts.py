@@ -110,9 +110,7 @@ def test_losses_are_counted_one_by_one() -> None:
     assert out[:4].tolist() == [65504, 65504, np.inf, -np.inf]
 
 
-@pytest.mark.parametrize(
-    ("source", "target", "largest"), [("F32", "F16", 65504.0), ("BF16", "F16", 65504.0), ("F64", "F16", 65504.0)]
-)
+@pytest.mark.parametrize("source", ["F64", "F32", "BF16"])
 def test_clamp_keeps_finite_numbers_finite(source: str) -> None:
     values = np.array([1.5, 1e6, -1e30, np.inf, -np.inf, np.nan], np.float64)
     x = values if source == "F64" else cast(values.astype(np.float32), "F32", source)[0]
