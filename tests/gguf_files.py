@@ -1,0 +1,82 @@
+"""GGUF files made by the real engine, and what other people's software reads in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from qconvd.checkpoints import inspect
+from qconvd.engine.plan import Device, Plan
+from qconvd.engine.run import ConvertTarget, Limits, convert
+from qconvd.plugins import container, plugins
+
+
+def planned(folder: Path, type_: str, name: str | None = None, **options: Any) -> Plan:
+    """The plan of one type for the model in `folder`, which may be called otherwise."""
+    gguf = plugins().formats["gguf"]
+    model = inspect(folder)
+    return gguf.plan(replace(model, name=name or model.name), gguf.Options.model_validate({"types": [type_], **options}))
+
+
+def converted(folder: Path, types: Sequence[str], out: Path, name: str | None = None, **options: Any) -> dict[str, Path]:
+    """One pass over the model in `folder`; the files by type."""
+    gguf = plugins().formats["gguf"]
+    targets = []
+    for type_ in types:
+        plan = planned(folder, type_, name, **options)
+        files = tuple(replace(f, path=f.path.replace("{stem}", f"model-{type_}")) for f in plan.files)
+        plan = replace(plan, files=files)
+        targets.append(ConvertTarget(type_, plan, gguf.encoder(plan, Device()), out / type_, {"artifact": type_}))
+    limits = Limits(memory=256 << 20, threads=2)
+    results = convert(inspect(folder), targets, limits, operations={}, on_event=lambda _: None, cancelled=lambda: False)
+    for type_, result in results.items():
+        if isinstance(result, Exception):
+            raise AssertionError(f"{type_} failed") from result
+    made = {t.id: t.work / "files" / t.plan.files[0].path for t in targets}
+    for target in targets:
+        assert made[target.id].stat().st_size == target.plan.files[0].nbytes == target.plan.nbytes
+    return made
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """The metadata as llama.cpp's records have it (long values as digests), read with the gguf library."""
+    from gguf import GGUFReader
+
+    return {k: _short(f.contents()) for k, f in GGUFReader(path).fields.items() if not k.startswith("GGUF.")}
+
+
+def tensors(path: Path) -> dict[str, list[Any]]:
+    """Type, shape in GGUF's order and digest of every tensor, in file order."""
+    with path.open("rb") as file:
+        found = {}
+        for tensor in container("gguf").read(path):
+            file.seek(tensor.offset)
+            found[tensor.name] = [tensor.dtype, list(reversed(tensor.shape)), sha256(file.read(tensor.nbytes)).hexdigest()]
+    return found
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What two records disagree on; digests may be shortened in one of them."""
+    found = [
+        f"{k}: {ours.get(k)!r}, llama.cpp {theirs.get(k)!r}"
+        for k in {**ours, **theirs}
+        if not _same(ours.get(k), theirs.get(k))
+    ]
+    if not found and list(ours) != list(theirs):
+        found.append(f"order: {list(ours)}, llama.cpp {list(theirs)}")
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) == 3:
+        return a[:2] == b[:2] and bool(b[2]) and a[2].startswith(b[2])
+    return bool(a == b)
+
+
+def _short(value: Any) -> Any:
+    long = isinstance(value, list) or (isinstance(value, str) and len(value) > 100)
+    return f"sha256:{sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()}" if long else value

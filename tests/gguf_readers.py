@@ -1,0 +1,83 @@
+"""GGUF files opened by llama.cpp, in two builds that are not ours: cyllama for logits and tokens, xllamacpp for generating.
+
+Recipes for both: cyllama gives raw logits at every position; xllamacpp wraps llama.cpp's server and a newer llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Llama:
+    """A file held open by cyllama."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        from cyllama.llama import llama_cpp
+
+        class Model(llama_cpp.LlamaModel):  # type: ignore[misc]
+            n_vocab = property(lambda self: self.get_vocab().n_vocab)
+
+        parameters = llama_cpp.LlamaModelParams()
+        parameters.n_gpu_layers = 0
+        self._lib: Any = llama_cpp
+        self._model = Model(str(self.path), parameters)
+
+    def tokens(self, text: str, *, special: bool = False) -> list[int]:
+        """The ids of a text; `special` adds BOS where the file says so."""
+        return list(self._model.get_vocab().tokenize(text, special, False))
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """float32 [tokens, vocabulary]."""
+        lib = self._lib
+        parameters = lib.LlamaContextParams()
+        parameters.n_ctx = parameters.n_batch = 512
+        context = lib.LlamaContext(self._model, parameters)
+        batch = lib.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
+        batch.set_batch(list(tokens), n_past=0, logits_all=True)
+        context.decode(batch)
+        return np.stack([np.asarray(context.get_logits_ith(i), np.float32) for i in range(len(tokens))])
+
+
+def generated(path: Path, prompt: str, count: int = 8) -> str:
+    """What a current llama.cpp writes after a prompt, greedily."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    parameters.n_ctx = 256
+    parameters.n_parallel = 1
+    parameters.cpuparams.n_threads = 2
+    parameters.warmup = False
+    server = xllamacpp.Server(parameters)
+    answer = server.handle_completions({"prompt": prompt, "max_tokens": count, "temperature": 0.0})
+    return str(answer["choices"][0]["text"])
+
+
+def reference(folder: Path, tokens: Sequence[int]) -> np.ndarray:
+    """transformers' logits on the source in float32: [tokens, vocabulary]."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return np.asarray(model(torch.tensor([list(tokens)])).logits[0].numpy())
+
+
+def mean_kl(theirs: np.ndarray, ours: np.ndarray) -> float:
+    """Mean over positions of KL(theirs || ours) in nats, from logits."""
+    p, q = _log_softmax(theirs), _log_softmax(ours)
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    x = logits.astype(np.float64)
+    x -= x.max(axis=1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)))

@@ -1,0 +1,52 @@
+"""Whole files against records of llama.cpp's own: every metadata key, every tensor's type, shape, order and bytes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gguf_models
+from gguf_files import converted, differences, metadata, tensors
+
+TYPES = ("BF16", "Q4_0", "Q5_1", "Q8_0")
+MODELS = ("smollm2", "random_llama", "random_llama-tied", "random_gpt2")
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(
+    request: pytest.FixtureRequest, smollm2: Path, golden: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[dict[str, Path], dict[str, Any]]]:
+    """Our files by type, and llama.cpp's records by type."""
+    kind = request.param
+    folder = smollm2
+    work = tmp_path_factory.mktemp(kind)
+    if kind.startswith("random_"):
+        folder = work / "source"
+        gguf_models.make(kind.removeprefix("random_"), smollm2, folder)
+    with gzip.open(golden / f"{kind}_gguf.json.gz") as file:
+        theirs = json.load(file)["types"]
+    yield converted(folder, TYPES, work / "out", name=kind), theirs
+    shutil.rmtree(work)
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_every_tensor_has_llama_cpps_type_shape_place_and_bytes(
+    pair: tuple[dict[str, Path], dict[str, Any]], type_: str
+) -> None:
+    assert differences(tensors(pair[0][type_]), pair[1][type_]["tensors"]) == []
+
+
+@pytest.mark.parametrize("type_", ["BF16", "Q4_0"])
+def test_every_metadata_key_is_llama_cpps(pair: tuple[dict[str, Path], dict[str, Any]], type_: str) -> None:
+    ours, theirs = metadata(pair[0][type_]), pair[1][type_]["metadata"]
+    # The random models had no lasting name when the records were made, so theirs lack it.
+    unnamed = {} if "general.name" in theirs else {"general.name"}
+    assert differences({k: v for k, v in ours.items() if k not in unnamed}, theirs) == []
+    if not unnamed:
+        assert pair[0][type_].stat().st_size == pair[1][type_]["size"]
