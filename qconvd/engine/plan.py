@@ -203,6 +203,11 @@ class UnitReport(NamedTuple):
     nan: int = 0
     inf: int = 0
 
+    def plain(self) -> UnitReport:
+        """The same in Python's own numbers, which JSON takes; encoders may use numpy's."""
+        counts = (int(n) for n in (self.overflows, self.underflows, self.nan, self.inf))
+        return UnitReport(int(self.weights), float(self.square_error), float(self.square), float(self.max_error), *counts)
+
     def __add__(self, other: object) -> UnitReport:
         if not isinstance(other, UnitReport):
             return NotImplemented

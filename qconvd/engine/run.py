@@ -9,7 +9,6 @@ not depend on which thread is first. The caller's thread only hands out work, re
 
 from __future__ import annotations
 
-import queue
 import resource
 import threading
 import time
@@ -28,18 +27,17 @@ from qconvd.engine.graph import Chunk, Graph, Item
 from qconvd.engine.journal import Record
 from qconvd.engine.manifest import Manifest
 from qconvd.engine.operations import Operation
+from qconvd.engine.pipeline import Lease, Syncer, Write, Writer
 from qconvd.engine.regions import needs
 from qconvd.engine.source import Buffers, Source, Window
 from qconvd.engine.target import ConvertTarget, TargetRun, buffers
-from qconvd.engine.writer import DataFile, Hashing
+from qconvd.engine.writer import Hashing
 from qconvd.errors import BadCheckpoint, QconvdError
 
 __all__ = ["Cancelled", "ConvertTarget", "Limits", "convert"]
 
 TICK = 0.25
 """Seconds between two looks at progress and cancellation."""
-SYNC_BYTES = 256 << 20
-SYNC_SECONDS = 2.0
 IDLE_SHARE = 8
 """One part in this many of the memory limit may be buffers that wait to be used again."""
 
@@ -108,8 +106,8 @@ class _Run:
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(limits.threads, "encode")
         self._hashing = Hashing(max(1, limits.threads // 4), TargetRun.fail)
-        self._syncer = _Syncer()
-        self._writer = _Writer(self._syncer, self._hashing)
+        self._syncer = Syncer()
+        self._writer = Writer(self._syncer, self._hashing)
         self._began = self._ticked = time.monotonic()
 
     def run(self) -> dict[str, Manifest | Exception]:
@@ -126,7 +124,10 @@ class _Run:
         except BadCheckpoint as error:
             for run in self._runs:
                 run.fail(error)
-            self._results |= {t.id: error for t in self._targets if t.id not in self._results}
+            for target in self._targets:
+                if target.id not in self._results and target.id not in {run.id for run in self._runs}:
+                    self._results[target.id] = error
+                    self._report_failed(target.id, error)
         self._finish()
         return {t.id: self._results[t.id] for t in self._targets}
 
@@ -196,11 +197,11 @@ class _Run:
             self._on_event({"event": "oversized", "unit": unit, "needs": item.memory, "limit": self._credits.limit})
         while not self._credits.take(item.memory, TICK):
             self._tick()
-        lease = _Lease(self._credits, item.memory)
+        lease = Lease(self._credits, item.memory)
         self._pool.submit(self._do, item, lease)
         self._tick()
 
-    def _do(self, item: Item, lease: _Lease) -> None:
+    def _do(self, item: Item, lease: Lease) -> None:
         """In the pool: one read, each expression evaluated once, one encoding per chunk."""
         try:
             if self._stop.is_set():
@@ -228,7 +229,7 @@ class _Run:
         keys: Sequence[tuple[int, tuple[int, int]]],
         held: dict[tuple[int, tuple[int, int]], AnyArray],
         window: Window,
-        lease: _Lease,
+        lease: Lease,
     ) -> None:
         unit = chunk.part.unit
         try:
@@ -243,12 +244,13 @@ class _Run:
         try:
             encoded = run.target.encoder.encode(unit, chunk.rows, [held[k] for k in keys], {})
             data = buffers(unit, [n for _, _, n in run.layout.pieces(unit, chunk.rows)], encoded.data)
+            report = encoded.report.plain()
         except Exception as error:  # noqa: BLE001 — a plugin's encoder, likewise
             run.fail(error)
             return
-        record = Record(unit.id, chunk.rows, tuple(zlib.crc32(d) for d in data), encoded.report)
+        record = Record(unit.id, chunk.rows, tuple(zlib.crc32(d) for d in data), report)
         lease.hold()
-        self._writer.put(_Write(run, chunk, data, record, lease))
+        self._writer.put(Write(run, chunk, data, record, lease))
 
     def _finish(self) -> None:
         """Hash what is left, then side files and manifest, for every target that got here."""
@@ -309,134 +311,6 @@ class _Run:
     def _report_failed(self, target: str, error: Exception) -> None:
         known = error.as_dict() if isinstance(error, QconvdError) else {"error": type(error).__name__, "what": str(error)}
         self._on_event({"event": "target-failed", "target": target, **known})
-
-
-class _Lease:
-    """An item's bytes and buffers, in use until the item is done and everything it made is written."""
-
-    def __init__(self, credit: Credits, nbytes: int) -> None:
-        self.window: Window | None = None
-        self._credits = credit
-        self._nbytes = nbytes
-        self._holders = 1
-        self._lock = threading.Lock()
-
-    def hold(self) -> None:
-        with self._lock:
-            self._holders += 1
-
-    def release(self) -> None:
-        with self._lock:
-            self._holders -= 1
-            if self._holders:
-                return
-        if self.window:
-            self.window.close()
-        self._credits.give(self._nbytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Write:
-    run: TargetRun
-    chunk: Chunk
-    data: Sequence[memoryview]
-    record: Record
-    lease: _Lease
-
-
-class _Writer:
-    """The one thread that writes data, in whatever order chunks become ready."""
-
-    def __init__(self, syncer: _Syncer, hashing: Hashing) -> None:
-        self.nbytes = 0
-        self._syncer = syncer
-        self._hashing = hashing
-        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="write", daemon=True)
-        self._thread.start()
-
-    def put(self, write: _Write) -> None:
-        """Queue a write. The queue is short: what is in it has credit."""
-        self._queue.put(write)
-
-    def close(self) -> None:
-        """Write what is queued and stop."""
-        self._queue.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while (write := self._queue.get()) is not None:
-            run, unit, rows = write.run, write.chunk.part.unit, write.chunk.rows
-            try:
-                if run.error is None:
-                    run.files.write(unit, rows, write.data)
-                    files = run.note(unit, rows, write.record.report)
-                    nbytes = sum(d.nbytes for d in write.data)
-                    self.nbytes += nbytes
-                    self._syncer.add(run, write.record, files, nbytes)
-                    self._hashing.follow(run, files)
-            except Exception as error:  # noqa: BLE001 — this thread must live; the target gets the reason
-                run.fail(error)
-            finally:
-                write.lease.release()
-                del write
-
-
-class _Syncer:
-    """The thread that makes writes durable, in batches, and journals them afterwards."""
-
-    def __init__(self) -> None:
-        self._pending: dict[TargetRun, tuple[list[Record], set[DataFile]]] = {}
-        self._nbytes = 0
-        self._wanted = False
-        self._closed = False
-        self._busy = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="sync", daemon=True)
-        self._thread.start()
-
-    def add(self, run: TargetRun, record: Record, files: set[DataFile], nbytes: int) -> None:
-        """These rows are written to these files, and not yet synced."""
-        with self._changed:
-            records, touched = self._pending.setdefault(run, ([], set()))
-            records.append(record)
-            touched |= files
-            self._nbytes += nbytes
-            if self._nbytes >= SYNC_BYTES or len(self._pending) == 1:
-                self._changed.notify_all()
-
-    def flush(self) -> None:
-        """Sync and journal all that was added; returns when it is done."""
-        with self._changed:
-            self._wanted = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._pending and not self._busy)
-            self._wanted = False
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._pending or self._closed)
-                self._changed.wait_for(lambda: self._nbytes >= SYNC_BYTES or self._wanted or self._closed, SYNC_SECONDS)
-                batch, self._pending, self._nbytes = self._pending, {}, 0
-                if not batch and self._closed:
-                    return
-                self._busy = True
-            for run, (records, files) in batch.items():
-                if run.error is None:
-                    try:
-                        run.record(records, files)
-                    except Exception as error:  # noqa: BLE001 — as in the writer
-                        run.fail(error)
-            with self._changed:
-                self._busy = False
-                self._changed.notify_all()
 
 
 def _check_expression(expr: Expr, source: Source, operations: Mapping[str, Operation]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import shutil
 import threading
@@ -20,6 +19,7 @@ from qconvd import __version__
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.commit import BEGUN
 from qconvd.engine.durable import sync_folder
+from qconvd.engine.figures import counts, error_figures
 from qconvd.engine.graph import Grid, Rows
 from qconvd.engine.journal import Header, Journal, Record
 from qconvd.engine.layout import Layout
@@ -28,8 +28,6 @@ from qconvd.engine.plan import Encoder, Plan, SideFile, Unit, UnitReport, to_jso
 from qconvd.engine.writer import DataFile, DataFiles, no_space
 from qconvd.errors import BadCheckpoint, QconvdError
 
-WORST = 5
-"""Units with the largest relative error that a manifest names."""
 COPY_BLOCK = 1 << 20
 
 
@@ -89,7 +87,10 @@ class TargetRun:
         """The manifest, if an earlier run got that far."""
         if not self._journal or not self.manifest_path.exists():
             return None
-        manifest = read_manifest(self.manifest_path)
+        try:
+            manifest = read_manifest(self.manifest_path)
+        except QconvdError:
+            return None
         sizes = [_size(self.folder / f.path) for f in manifest.files]
         return manifest if sizes == [f.bytes for f in manifest.files] else None
 
@@ -220,8 +221,8 @@ class TargetRun:
             recipe=about.pop("recipe", None) or "",
             options=about.pop("options", {}),
             versions={"qconvd": __version__, "numpy": np.__version__, **about.pop("versions", {})},
-            errors=_errors(reports),
-            tensors={name: counts for name, r in reports.items() if (counts := _counts(r))},
+            errors=error_figures(reports),
+            tensors={name: found for name, r in reports.items() if (found := counts(r))},
             left_out=tuple(asdict(x) for x in plan.left_out),
             loads_with=tuple(asdict(x) for x in plan.loads_with),
             notes=plan.notes,
@@ -275,35 +276,6 @@ def _on_grid(rows: Rows, grid: Grid, unit: Unit) -> bool:
     (first, last), (step, again) = rows, grid
     base = first // again * again
     return (first - base) % step == 0 and last == min(first + step, base + again, unit.shape[0])
-
-
-def _counts(report: UnitReport) -> dict[str, int]:
-    names = ("overflows", "underflows", "nan", "inf")
-    return {name: int(getattr(report, name)) for name in names if getattr(report, name)}
-
-
-def _errors(reports: Mapping[str, UnitReport]) -> dict[str, Any]:
-    total = sum(reports.values(), UnitReport())
-    worst = sorted(((_relative(r), name) for name, r in reports.items() if _relative(r)), key=lambda e: (-(e[0] or 0), e[1]))
-    return {
-        "weights": int(total.weights),
-        "relative_rms": _relative(total),
-        "max_error": _rounded(total.max_error),
-        **{name: int(getattr(total, name)) for name in ("overflows", "underflows", "nan", "inf")},
-        "worst": [{"tensor": name, "relative_rms": value} for value, name in worst[:WORST]],
-    }
-
-
-def _relative(report: UnitReport) -> float | None:
-    """Root mean square error by root mean square of the source; None where that is no number."""
-    if not report.square > 0 or not report.square_error >= 0:
-        return None
-    return _rounded(math.sqrt(report.square_error / report.square))
-
-
-def _rounded(value: float) -> float | None:
-    """Six significant digits: beyond those the order of addition shows."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def buffers(unit: Unit, sizes: Sequence[int], data: Sequence[Any]) -> list[memoryview]:

@@ -15,7 +15,7 @@ import pytest
 import crash
 from qconvd.api import ModelInfo, Read, UnitReport
 from qconvd.engine import graph as graph_module
-from qconvd.engine import run
+from qconvd.engine import pipeline
 from qconvd.engine.commit import commit
 from qconvd.engine.journal import Header, Journal, Record
 from qconvd.engine.manifest import Manifest
@@ -56,7 +56,7 @@ def artifacts(output: Path) -> dict[str, bytes]:
 def test_a_crash_at_any_call_is_mended_by_running_again(
     model: ModelInfo, tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "SYNC_BYTES", batch)
+    monkeypatch.setattr(pipeline, "SYNC_BYTES", batch)
     make(model, tmp_path / "whole")
     expected = artifacts(tmp_path / "whole")
     names = sorted(p.rpartition("/")[2] for p in tree(tmp_path / "whole"))

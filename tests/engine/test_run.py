@@ -266,10 +266,11 @@ def test_a_source_that_changes_discards_the_run(model: ModelInfo, tmp_path: Path
             os.utime(model.path / "two.bin", ns=(1, 1))
             return super().encode(unit, rows, x, stats)
 
-    made = target("a", copies(model), tmp_path, Vandal())
+    made, events = target("a", copies(model), tmp_path, Vandal()), list[Any]()
     with pytest.raises(BadCheckpoint, match=r"two\.bin: changed while it was read\n  convert again when nobody writes"):
-        raise go(model, made)["a"]
+        raise go(model, made, events=events)["a"]
     assert tree(made.work) == {}
+    assert [e["target"] for e in events if e["event"] == "target-failed"] == ["a"]
 
 
 def test_a_source_that_is_cut_short(model: ModelInfo, tmp_path: Path) -> None:
@@ -431,7 +432,9 @@ def test_counts_are_listed_for_the_tensors_that_have_them(model: ModelInfo, tmp_
             made = super().encode(unit, rows, x, stats)
             return Encoded(
                 made.data,
-                UnitReport(x[0].size, float("nan"), 1.0, float("inf"), 2, 0, 3) if unit.id == "extra" else UnitReport(),
+                UnitReport(np.int64(x[0].size), np.float32("nan"), 1.0, float("inf"), np.uint8(2), 0, 3)
+                if unit.id == "extra"
+                else UnitReport(),
             )
 
     manifest = go(model, target("a", copies(model), tmp_path, Counting()))["a"]
