@@ -223,13 +223,14 @@ class Ledger(Reading):
         """
         with self.transaction():
             held = self._held(task, fence)
+            now = self._clock()
             silent = Outcome(False, "the worker ended without a word about this target", retry=True)
             for target in self._still_in(held):
                 outcome = outcomes.get(target.id, silent)
                 if outcome.ok:
                     self._advance(target, held, outcome)
                 else:
-                    self._step_back(target, held, outcome)
+                    self._step_back(target, held, outcome, now)
             self._close(held, "done", "")
 
     def fail(
@@ -248,8 +249,8 @@ class Ledger(Reading):
         """
         with self.transaction():
             held = self._held(task, fence)
-            outcome = Outcome(False, reason, error or {}, retry)
-            left = [t for t in self._still_in(held) if self._step_back(t, held, outcome, at)]
+            outcome, now = Outcome(False, reason, error or {}, retry), self._clock()
+            left = [t for t in self._still_in(held) if self._step_back(t, held, outcome, now, at)]
             self._requeue(held, left, reason, "failed")
 
     def release(self, task: int, fence: int, reason: str, *, at: float = 0.0) -> None:
@@ -426,13 +427,16 @@ class Ledger(Reading):
                 ).fetchall():
                     self._move(old["id"], "superseded", f"the artifact of target {target.id} took its place")
 
-    def _step_back(self, target: Target, task: Task, outcome: Outcome, at: float | None = None) -> bool:
-        """A failure: try again later if that may help, else fail. Returns whether it is tried again."""
+    def _step_back(self, target: Target, task: Task, outcome: Outcome, now: float, at: float | None = None) -> bool:
+        """A failure: try again later if that may help, else fail. Returns whether it is tried again.
+
+        `now` is the same for all targets of a task, so that they are tried again together.
+        """
         failures = target.failures + 1
         again = outcome.retry and failures < RETRIES
         with self.transaction() as db:
             if again:
-                when = at if at is not None else self._clock() + backoff(failures)
+                when = at if at is not None else now + backoff(failures)
                 reason = f"attempt {failures} of {RETRIES} failed: {outcome.reason}"
             else:
                 when = 0.0

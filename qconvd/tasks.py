@@ -1,0 +1,206 @@
+"""What passes between the control side and a worker: a spec on the way in, a result on the way out, both JSON on disk.
+
+Nothing heavy is imported here; what a worker does with a spec is in worker.py.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qconvd.errors import QconvdError
+from qconvd.executors.base import Status
+from qconvd.executors.runner import record
+from qconvd.ledger import Ledger, Outcome, Source, Target, Task
+
+SPEC = "spec.json"
+RESULT = "result.json"
+EXIT_ERROR = 3
+"""A `QconvdError`, told in the result."""
+EXIT_CANCELLED = 4
+"""Stopped on request; the journal is kept."""
+EXIT_BUSY = 5
+"""Another worker has the lock of a work folder."""
+BUSY_DELAY = 10.0
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSpec(_Data):
+    """The model to read. An empty digest is not checked."""
+
+    path: Path
+    name: str
+    digest: str = ""
+
+
+class TargetSpec(_Data):
+    """One artifact to make. `folder` is its final place, `work` a folder of its own on the same filesystem."""
+
+    id: str
+    format: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    plan_path: Path | None = None
+    work: Path
+    folder: Path
+    stem: str
+    manifest_name: str = "qconvd.json"
+    recipe: str = ""
+
+
+class LimitsSpec(_Data):
+    """Bytes of memory for the whole process, and threads."""
+
+    memory: int = Field(gt=0)
+    threads: int = Field(ge=1)
+
+
+class DeviceSpec(_Data):
+    """Where to convert; `id` is a GPU's UUID."""
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    id: str = ""
+
+
+class TaskSpec(_Data):
+    """One run of a worker."""
+
+    task: int
+    kind: Literal["plan", "convert", "verify"]
+    attempt: int
+    fence: int
+    source: SourceSpec
+    targets: tuple[TargetSpec, ...]
+    limits: LimitsSpec
+    device: DeviceSpec = DeviceSpec()
+    state: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the attempt's files are, this spec among them."""
+        return self.state / "tasks" / f"{self.task}.{self.attempt}"
+
+
+class TargetResult(_Data):
+    """What became of one target. `retry`: it may go better another time."""
+
+    ok: bool
+    error: dict[str, str] = Field(default_factory=dict)
+    retry: bool = False
+    data: dict[str, Any] = Field(default_factory=dict)
+    """plan: `plan_path`, `files`, `nbytes`, `memory`, `left_out`, `notes`, `loads_with`, `variant`, `devices`, `version`.
+    convert: `nbytes`, `errors`. verify: `folder`, `manifest`, `nbytes`, `report`."""
+
+
+class TaskResult(_Data):
+    """What a worker leaves in `result.json`. `error` is about the whole task, e.g. a model that cannot be read."""
+
+    ok: bool
+    error: dict[str, str] = Field(default_factory=dict)
+    targets: dict[str, TargetResult] = Field(default_factory=dict)
+
+
+def spec_of(
+    task: Task, source: Source, targets: Sequence[Target], *, output: Path, state: Path, limits: LimitsSpec, device: DeviceSpec
+) -> TaskSpec:
+    """The spec of a claimed task. `targets` are those of the task."""
+    return TaskSpec(
+        task=task.id,
+        kind=task.kind,
+        attempt=task.attempt,
+        fence=task.fence,
+        source=SourceSpec(path=Path(source.locator), name=source.name, digest=source.digest),
+        targets=tuple(
+            TargetSpec(
+                id=t.id,
+                format=t.format,
+                options=dict(t.options),
+                plan_path=Path(t.plan["plan_path"]) if t.plan.get("plan_path") else None,
+                work=output / ".qconvd" / "work" / t.id,
+                folder=output / t.folder,
+                stem=t.stem,
+                manifest_name=t.manifest_name,
+                recipe=t.recipes[0] if t.recipes else "",
+            )
+            for t in targets
+        ),
+        limits=limits,
+        device=device,
+        state=state,
+    )
+
+
+def write_spec(spec: TaskSpec) -> Path:
+    """Put the spec where the executor wants it; returns its path."""
+    try:
+        spec.folder.mkdir(parents=True, exist_ok=True)
+        record(spec.folder / SPEC, spec.model_dump(mode="json"))
+    except OSError as error:
+        raise QconvdError(
+            f"cannot be written: {error.strerror}", where=str(spec.folder), fix="look at the state folder"
+        ) from error
+    return spec.folder / SPEC
+
+
+def read_spec(path: Path) -> TaskSpec:
+    """The spec in a file. Raises `QconvdError`."""
+    try:
+        return TaskSpec.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise QconvdError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except ValidationError as error:
+        raise QconvdError(f"is no task: {error.errors()[0]['msg']}", where=str(path)) from error
+
+
+def write_result(spec: TaskSpec, result: TaskResult) -> None:
+    record(spec.folder / RESULT, result.model_dump(mode="json"))
+
+
+def read_result(folder: Path) -> TaskResult | None:
+    """What a worker left in the folder of its attempt; None if it left nothing of use."""
+    try:
+        return TaskResult.model_validate_json((folder / RESULT).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def settle(ledger: Ledger, task: Task, status: Status, result: TaskResult | None, now: float) -> None:
+    """Tell the ledger how an attempt ended. Raises `StaleFence` if the attempt does not count any more.
+
+    A refusal is for good, a crash is tried again, a stop is neither.
+    """
+    if status.state in ("cancelled", "pending", "running") or status.exit_code == EXIT_CANCELLED:
+        ledger.release(task.id, task.fence, status.reason or "was interrupted and goes on later")
+    elif status.exit_code == EXIT_BUSY:
+        ledger.release(task.id, task.fence, "another worker still has the work folder", at=now + BUSY_DELAY)
+    elif status.exit_code in (0, EXIT_ERROR) and result is not None and (result.targets or not result.error):
+        ledger.finish(task.id, task.fence, {id: _outcome(r) for id, r in result.targets.items()})
+    elif status.exit_code == EXIT_ERROR and result is not None:
+        ledger.fail(task.id, task.fence, result.error.get("what", "failed"), retry=False, error=result.error)
+    else:
+        ledger.fail(task.id, task.fence, _crash(status, result), retry=True)
+
+
+def _outcome(result: TargetResult) -> Outcome:
+    return Outcome(result.ok, result.error.get("what", ""), result.error, result.retry, result.data)
+
+
+def _crash(status: Status, result: TaskResult | None) -> str:
+    if result is not None and result.error and status.exit_code is not None and status.exit_code >= 0:
+        return f"{result.error['error']}: {result.error['what']} (a defect of qconvd or of a plugin; the log has the traceback)"
+    if status.exit_code == -signal.SIGKILL:
+        return "was killed (out of memory?)"
+    return status.reason or "the worker ended without a result"
+
+
+def result_error(error: BaseException) -> Mapping[str, str]:
+    """Any exception as the data that results and the ledger hold."""
+    if isinstance(error, QconvdError):
+        return error.as_dict()
+    return {"error": type(error).__name__, "what": str(error) or "no further words", "where": "", "fix": ""}
