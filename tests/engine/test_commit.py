@@ -6,6 +6,8 @@ import errno
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,6 +195,11 @@ def complete(folder: Path, manifest: Manifest) -> None:
     """What has a manifest has all its files, whole."""
     for file in manifest.files:
         assert hashlib.sha256((folder / file.path).read_bytes()).hexdigest() == file.sha256
+
+
+def test_the_control_side_can_use_this_without_numpy() -> None:
+    check = "import sys, qconvd.engine.commit; assert not {'numpy', 'pydantic', 'torch'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 def test_manifests_are_told_from_other_files(tmp_path: Path) -> None:

@@ -62,12 +62,14 @@ def test_a_crash_at_any_call_is_mended_by_running_again(
     names = sorted(p.rpartition("/")[2] for p in tree(tmp_path / "whole"))
     total = crash.count(lambda: make(model, tmp_path / "count"))
     assert total > 40
+    killed = 0
     for n in range(total):
         output = tmp_path / str(n)
-        crash.crashed(lambda output=output: make(model, output), n)
+        killed += crash.crashed(lambda output=output: make(model, output), n)
         make(model, output)
         assert artifacts(output) == expected, f"after a crash at call {n}"
         assert sorted(p.rpartition("/")[2] for p in tree(output)) == names, "no stray file"
+    assert killed > total * 0.8, "how writes are batched may vary a little from run to run"
 
 
 def test_rows_are_journalled_only_after_their_data_is_on_disk(model: ModelInfo, tmp_path: Path) -> None:
