@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qconvd.checkpoints.base import CheckpointReader
     from qconvd.containers.base import Container
     from qconvd.engine.operations import Operation
+    from qconvd.examination import Finding
     from qconvd.formats import Format
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plugin that could not be imported: its entry point, its distribution, and why."""
+    """A plugin that could not be imported, or whose hook raised: its entry point, its distribution, and why."""
 
     name: str
     distribution: str
@@ -51,14 +52,18 @@ class Plugins:
         for name, plugin in extra:
             self._register(plugin, name, name)
         self._check_hooks()
-        self.formats: dict[str, Format] = self._named(self._manager.hook.qconvd_formats(), "format", "name")
-        self.containers: dict[str, Container] = self._named(self._manager.hook.qconvd_containers(), "container", "kind")
-        self.operations: dict[str, Operation] = self._named(self._manager.hook.qconvd_operations(), "operation", "name")
-        self.readers: list[CheckpointReader] = [r for rs in self._manager.hook.qconvd_checkpoint_readers() for r in rs]
+        self.formats: dict[str, Format] = self._named(self._given("qconvd_formats"), "format", "name")
+        self.containers: dict[str, Container] = self._named(self._given("qconvd_containers"), "container", "kind")
+        self.operations: dict[str, Operation] = self._named(self._given("qconvd_operations"), "operation", "name")
+        self.readers: list[CheckpointReader] = self._given("qconvd_checkpoint_readers")
 
     def gguf_families(self) -> list[Any]:
         """Families that plugins add to the gguf format."""
-        return [f for fs in self._manager.hook.qconvd_gguf_families() for f in fs]
+        return self._given("qconvd_gguf_families")
+
+    def findings(self, warm: bool) -> list[Finding]:
+        """What plugins say of themselves to `qconvd doctor`."""
+        return [f for fs in self._manager.hook.qconvd_findings(warm=warm) for f in fs]
 
     def notify(self, event: dict[str, Any]) -> None:
         """Tell plugins of an event; what they raise is logged and goes no further."""
@@ -75,11 +80,27 @@ class Plugins:
         owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
         try:
             plugin = entry.load()
-        except Exception as error:
-            self.broken.append(BrokenPlugin(entry.name, owner, f"{type(error).__name__}: {error}"))
-            log.warning("plugin %s (%s) cannot be imported and is skipped: %s", entry.name, owner, error)
+        except Exception as error:  # noqa: BLE001 — somebody else's module may raise anything
+            self._skip(entry.name, owner, error)
             return
         self._register(plugin, entry.name, owner)
+
+    def _skip(self, name: str, owner: str, error: Exception) -> None:
+        self.broken.append(BrokenPlugin(name, owner, f"{type(error).__name__}: {error}"))
+        log.warning("plugin %s (%s) is skipped: %s: %s", name, owner, type(error).__name__, error)
+
+    def _given(self, hook: str) -> list[Any]:
+        """What all plugins give for a hook; one that raises is skipped like one that cannot be imported."""
+        given = []
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            try:
+                given += list(implementation.function())
+            except Exception as error:
+                if implementation.plugin_name in BUILT_IN:
+                    raise
+                root = getattr(implementation.plugin, "__name__", implementation.plugin_name).partition(".")[0]
+                self._skip(implementation.plugin_name, self._owners[root], error)
+        return given
 
     def _register(self, plugin: Any, name: str, owner: str) -> None:
         if self._manager.is_registered(plugin):
@@ -88,7 +109,9 @@ class Plugins:
             self._manager.register(plugin, name=name)
         except pluggy.PluginValidationError as error:
             raise QconvdError(
-                f"a hook has arguments that qconvd does not know: {error}", where=f"plugin {name} ({owner})", fix="see qconvd.hookspecs"
+                f"a hook has arguments that qconvd does not know: {error}",
+                where=f"plugin {name} ({owner})",
+                fix="see qconvd.hookspecs",
             ) from error
         root = getattr(plugin, "__name__", name).partition(".")[0]
         self._owners.setdefault(root, owner)
@@ -97,11 +120,13 @@ class Plugins:
         try:
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
-            raise QconvdError(f"a plugin implements a hook that does not exist: {error}", fix="the hooks are in qconvd/hookspecs.py") from error
+            raise QconvdError(
+                f"a plugin implements a hook that does not exist: {error}", fix="the hooks are in qconvd/hookspecs.py"
+            ) from error
 
-    def _named(self, found: Iterable[Iterable[T]], what: str, attribute: str) -> dict[str, T]:
+    def _named(self, found: Iterable[T], what: str, attribute: str) -> dict[str, T]:
         by_name: dict[str, T] = {}
-        for thing in (t for things in found for t in things):
+        for thing in found:
             name = getattr(thing, attribute)
             if name in by_name:
                 both = " and ".join(sorted(self.distribution(t) for t in (by_name[name], thing)))

@@ -1,0 +1,194 @@
+"""The plugin manager: what is found, what happens to a broken one, who claims which name, and what may be imported."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qconvd
+from installed import describe, python
+from qconvd.api import QconvdError, hookimpl
+from qconvd.plugins import BrokenPlugin, Plugins, container, plugins
+
+HEAVY = ("numpy", "torch", "transformers", "numba", "tokenizers", "gguf", "safetensors", "sentencepiece", "huggingface_hub")
+WORKER = ("qconvd.worker", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.__main__")
+"""What runs in a worker's process and may import anything. Of the engine, the control side uses only what is listed below."""
+CONTROL_OF_ENGINE = ("manifest", "plan", "expr", "operations", "durable", "commit")
+HOOK = "from qconvd.api import hookimpl\n@hookimpl\ndef qconvd_formats():\n    "
+LOAD = """
+import json, logging
+logging.basicConfig(level="ERROR")
+from dataclasses import astuple
+from qconvd.plugins import Plugins
+from qconvd.errors import QconvdError
+try:
+    found = Plugins()
+    print(json.dumps({"formats": list(found.formats), "broken": [astuple(b) for b in found.broken]}))
+except QconvdError as error:
+    print(json.dumps(error.as_dict()))
+"""
+
+
+def plugin(site: Path, name: str, code: str) -> None:
+    """An installed distribution `qconvd-NAME` 2.0 of one module."""
+    (site / f"qconvd_{name}.py").write_text(code)
+    describe(site, f"qconvd-{name}", "2.0", {name: f"qconvd_{name}"})
+
+
+def format_called(name: str) -> str:
+    return f"""
+from qconvd.api import hookimpl
+class Some:
+    name = "{name}"
+@hookimpl
+def qconvd_formats():
+    return [Some()]
+"""
+
+
+def test_the_built_in_containers_and_formats_are_plugins_like_others() -> None:
+    found = plugins()
+    assert found.broken == []
+    assert {"safetensors", "gguf"} <= found.containers.keys()
+    assert {"fp16", "gguf"} <= found.formats.keys()
+    assert found.distribution(found.formats["fp16"]).startswith("qconvd ")
+    assert found.distribution(found.containers["safetensors"]) == "qconvd"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def f(:", "SyntaxError: "),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        (
+            HOOK + "import no_such_module",
+            "ModuleNotFoundError: No module",
+        ),
+        (
+            HOOK + "return 3",
+            "TypeError: 'int' object is not iterable",
+        ),
+    ],
+)
+def test_a_broken_plugin_is_named_and_skipped_and_the_others_work(tmp_path: Path, code: str, reason: str) -> None:
+    plugin(tmp_path, "bad", code)
+    plugin(tmp_path, "good", format_called("good"))
+    said = python(LOAD, tmp_path)
+    assert {"fp16", "good", "gguf"} <= set(said["formats"])
+    ((name, distribution, why),) = said["broken"]
+    assert (name, distribution) == ("bad", "qconvd-bad 2.0")
+    assert why.startswith(reason)
+
+
+def test_a_broken_plugin_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    @hookimpl
+    def qconvd_formats() -> Any:
+        raise RuntimeError("no licence")
+
+    with caplog.at_level(logging.WARNING):
+        found = Plugins([("mine", module("mine", qconvd_formats))])
+    assert found.broken == [BrokenPlugin("mine", "mine", "RuntimeError: no licence")]
+    assert "plugin mine (mine) is skipped: RuntimeError: no licence" in caplog.text
+
+
+def test_a_misspelt_hook_is_an_error(tmp_path: Path) -> None:
+    plugin(tmp_path, "typo", format_called("x").replace("qconvd_formats", "qconvd_fromats"))
+    said = python(LOAD, tmp_path)
+    assert said["what"].startswith("a plugin implements a hook that does not exist: unknown hook 'qconvd_fromats' in plugin ")
+    assert "qconvd_typo" in said["what"]
+    assert said["fix"] == "the hooks are in qconvd/hookspecs.py"
+
+
+def test_a_hook_with_unknown_arguments_is_an_error(tmp_path: Path) -> None:
+    plugin(tmp_path, "args", format_called("x").replace("qconvd_formats()", "qconvd_formats(surprise)"))
+    said = python(LOAD, tmp_path)
+    assert said["what"].startswith("a hook has arguments that qconvd does not know: ")
+    assert said["where"] == "plugin args (qconvd-args 2.0)"
+
+
+def test_two_plugins_that_claim_one_name_are_both_named(tmp_path: Path) -> None:
+    plugin(tmp_path, "one", format_called("same"))
+    plugin(tmp_path, "two", format_called("same"))
+    said = python(LOAD, tmp_path)
+    assert said["what"] == "two plugins claim the format 'same': qconvd-one 2.0 and qconvd-two 2.0"
+    assert said["fix"] == "uninstall one of them"
+
+
+def test_a_plugin_may_not_take_a_built_in_name(tmp_path: Path) -> None:
+    plugin(tmp_path, "thief", format_called("fp16"))
+    said = python(LOAD, tmp_path)
+    assert said["what"].startswith("two plugins claim the format 'fp16': qconvd ")
+    assert said["what"].endswith(" and qconvd-thief 2.0")
+
+
+def test_an_unknown_container_is_told_with_the_known_ones() -> None:
+    with pytest.raises(QconvdError) as caught:
+        container("zip")
+    assert str(caught.value).startswith("no plugin provides the container 'zip'\n  known containers: ")
+    assert "safetensors" in str(caught.value)
+
+
+def test_events_reach_plugins_and_their_errors_go_no_further(caplog: pytest.LogCaptureFixture) -> None:
+    heard = []
+
+    @hookimpl
+    def qconvd_task_event(event: dict[str, Any]) -> None:
+        heard.append(event)
+        raise RuntimeError("deaf")
+
+    found = Plugins([("ear", module("ear", qconvd_task_event))])
+    found.notify({"event": "done"})
+    assert heard == [{"event": "done"}]
+    assert "deaf" in caplog.text
+
+
+def test_loading_the_plugins_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = "import sys, json, qconvd.plugins; qconvd.plugins.plugins(); print(json.dumps(sorted(sys.modules)))"
+    loaded = set(python(code, tmp_path))
+    assert not loaded & set(HEAVY)
+    assert "qconvd_fp16" in loaded
+
+
+def test_the_control_side_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = f"""
+import importlib, json, sys
+for name in {control_side()!r}:
+    importlib.import_module(name)
+from qconvd.targets import resolve_target
+for raw in ("fp16", "bf16", {{"gguf": ["q8_0", "q4_0"]}}):
+    for target in resolve_target(raw):
+        target.names("My-Model")
+for fmt in importlib.import_module("qconvd.plugins").plugins().formats.values():
+    fmt.Options.model_json_schema()
+print(json.dumps(sorted(sys.modules)))
+"""
+    loaded = set(python(code, tmp_path))
+    assert not loaded & set(HEAVY)
+    assert {"qconvd.daemon", "qconvd.config", "qconvd.intake", "qconvd.scheduler", "qconvd.cli"} <= loaded
+
+
+def control_side() -> list[str]:
+    """Every module of the package that does not belong to the worker."""
+    root = Path(qconvd.__file__ or "").parent
+    names = []
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if not any(name == w or name.startswith(f"{w}.") for w in WORKER):
+            names.append(name)
+    return [*names, *(f"qconvd.engine.{name}" for name in CONTROL_OF_ENGINE)]
+
+
+def module(name: str, *hooks: Any) -> types.ModuleType:
+    """A plugin module made in place."""
+    made = types.ModuleType(name)
+    for hook in hooks:
+        setattr(made, hook.__name__, hook)
+    assert name not in sys.modules
+    return made
