@@ -43,8 +43,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
 def make(kind: str, tokenizer: Path, out: Path) -> None:
     """Write the checkpoint `kind` with the tokenizer of the folder `tokenizer`."""
     config = CONFIGS[kind]
-    tensors = {name: bfloat16(weights(name, shape)) for name, shape in shapes(config).items()}
-    write(out, tensors, config)
+    write(out, checkpoint(config), config)
     for name in TOKENIZER:
         shutil.copy(tokenizer / name, out)
 
@@ -66,6 +65,11 @@ def write(out: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any
         for _, tensor in sorted(tensors.items()):
             target.write(np.ascontiguousarray(tensor).tobytes())
     (out / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def checkpoint(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Every tensor of a model as bfloat16 bit patterns."""
+    return {name: bfloat16(weights(name, shape)) for name, shape in shapes(config).items()}
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -128,3 +132,15 @@ def _gpt2(c: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             found[f"{layer}{name}.weight"] = found[f"{layer}{name}.bias"] = (d,)
     found["transformer.ln_f.weight"] = found["transformer.ln_f.bias"] = (d,)
     return found
+
+
+def tiny(out: Path, vocab: int, **config: Any) -> Path:
+    """A Llama with two narrow layers and no tokenizer, for tests that look at everything but the weights."""
+    wanted = LLAMA | dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+    )
+    wanted |= dict(head_dim=16, vocab_size=vocab, tie_word_embeddings=True) | config
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    wanted = {k: v for k, v in wanted.items() if k not in names or k in config}
+    write(out, checkpoint(wanted), wanted)
+    return out

@@ -31,8 +31,8 @@ class Llama:
         self._model = Model(str(self.path), parameters)
 
     def tokens(self, text: str, *, special: bool = False) -> list[int]:
-        """The ids of a text; `special` adds BOS where the file says so."""
-        return list(self._model.get_vocab().tokenize(text, special, False))
+        """The ids of a text; `special` adds BOS where the file says so, and sees control tokens in the text."""
+        return list(self._model.get_vocab().tokenize(text, special, special))
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """float32 [tokens, vocabulary]."""

@@ -42,14 +42,16 @@ def parts_of(name: str, parameters: int) -> NameOf:
         words[i], kinds[i] = _kind(word, first=i == 0, parameters=parameters)
     if any(k == "size" and any(map(str.isdecimal, w)) for w, k in zip(words, kinds, strict=True)):
         kinds = ["" if k == "size" and w.isalpha() else k for w, k in zip(words, kinds, strict=True)]
-    # The base name is what stands before the first word of another kind; versions inside it belong to it.
+    # The base name is what stands before the first word of another kind; versions inside it belong to it,
+    # but not those that end the whole name.
     end = 0
     while end < len(words) and (kinds[end] == "version" or (not kinds[end] and words[end][0].isalpha())):
         end += 1
     rest = [k or "finetune" for k in kinds[end:]]
     kinds = kinds[:end] + rest
-    while end and kinds[end - 1] == "version":
-        end -= 1
+    if end == len(words):
+        while end and kinds[end - 1] == "version":
+            end -= 1
     found = {k: [w for w, x in zip(words[end:], kinds[end:], strict=True) if x == k] for k in ("size", "finetune", "version")}
     joined = {k: "-".join(dict.fromkeys(ws) if k == "size" else ws) or None for k, ws in found.items()}
     if not any(joined.values()):

@@ -89,7 +89,7 @@ def _metadata(spec: ContainerSpec, tensors: int) -> bytes:
     for key, kind, value in spec.metadata:
         try:
             data += _string(key) + _value(kind, value)
-        except (struct.error, TypeError, OverflowError, UnicodeEncodeError) as error:
+        except (struct.error, AttributeError, TypeError, ValueError, OverflowError) as error:
             raise QconvdError(f"{str(value)[:60]!r} is no {kind}: {error}", where=f"metadata key {key}") from error
     return bytes(data)
 
