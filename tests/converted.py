@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def converted(source: Path, out: Path, fmt: Format | str = "fp16", **options: An
     model = inspect(source)
     chosen = fmt.Options(**options)
     plan = fmt.plan(model, chosen)
+    plan = replace(plan, files=tuple(replace(f, path=f.path.replace("{stem}", model.name)) for f in plan.files))
     about = {"artifact": model.name, "format": fmt.name, "options": chosen.model_dump(mode="json")}
     target = ConvertTarget("t1", plan, fmt.encoder(plan, Device()), out, about)
     result = convert(
