@@ -59,6 +59,14 @@ def tensors(path: Path) -> dict[str, list[Any]]:
     return found
 
 
+def tensor_bytes(path: Path, name: str) -> bytes:
+    """The stored bytes of one tensor."""
+    place = next(t for t in container("gguf").read(path) if t.name == name)
+    with path.open("rb") as file:
+        file.seek(place.offset)
+        return file.read(place.nbytes)
+
+
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """What two records disagree on; digests may be shortened in one of them."""
     found = [

@@ -18,9 +18,5 @@ def family_of(model: ModelInfo) -> Family:
     if found is not None:
         return found
     known = ", ".join(sorted({a for f in families for a in f.architectures}))
-    what = (
-        f"gguf does not know the architecture {model.architecture}"
-        if model.architecture
-        else "config.json names no architecture"
-    )
+    what = f"gguf does not know the architecture {model.architecture}"
     raise Unsupported(what, where=str(model.path), fix=f"known: {known}; docs/how-to/add-a-gguf-family.md shows how to add one")

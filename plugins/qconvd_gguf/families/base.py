@@ -101,6 +101,7 @@ class Family:
     architectures: tuple[str, ...]
     """Class names in config.json that are this family."""
     numbers: Mapping[str, Number]
+    """In an order in which defaults refer to earlier ones only. `vocab` and the one that `layers` names must be there."""
     metadata: Sequence[Key | KeyMaker]
     tensors: Sequence[Tensor]
     made: Sequence[Made] = ()
@@ -113,6 +114,11 @@ class Family:
     limits: Sequence[Limit] = ()
     notes: Sequence[Callable[[Config, Numbers], str | None]] = ()
     """Warnings for the person who converts."""
+
+    def __post_init__(self) -> None:
+        lacking = {self.layers, "vocab"} - set(self.numbers)
+        if lacking:
+            raise ValueError(f"the gguf family {self.name} lacks the numbers {', '.join(sorted(lacking))}")
 
 
 def product(text: str, numbers: Numbers) -> Any:

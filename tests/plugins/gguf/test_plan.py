@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gguf_models
-from gguf_files import converted, planned
+from gguf_files import converted, planned, tensor_bytes
 from qconvd.engine.expr import Constant
 from qconvd.engine.plan import Device, Plan, RowSplit, from_json, to_json
 from qconvd.errors import QconvdError, Unsupported
@@ -131,10 +131,8 @@ def test_float64_sources_are_rounded_once(folder: Path, tmp_path: Path) -> None:
     config = _config(folder)
     exact = {n: gguf_models.weights(n, s) for n, s in gguf_models.shapes(config).items()}
     gguf_models.write(folder, {n: x.astype(np.float64) for n, x in exact.items()}, config)
-    from gguf import GGUFReader
-
-    reader = GGUFReader(converted(folder, ["F32"], tmp_path / "out")["F32"])
-    ours = next(t.data for t in reader.tensors if t.name == "blk.1.ffn_up.weight")
+    data = tensor_bytes(converted(folder, ["F32"], tmp_path / "out")["F32"], "blk.1.ffn_up.weight")
+    ours = np.frombuffer(data, np.float32).reshape(48, 32)
     assert np.array_equal(ours, exact["model.layers.1.mlp.up_proj.weight"])
 
 
@@ -247,15 +245,12 @@ def test_nan_weights_are_refused_where_the_options_say_so(folder: Path, tmp_path
 
 
 def test_what_was_written_decodes_to_the_source_within_the_bound(folder: Path, tmp_path: Path) -> None:
-    from gguf import GGUFReader
-
     gguf = plugins().formats["gguf"]
     source = gguf_models.weights("model.layers.0.mlp.up_proj.weight", (48, 32))
     source = (gguf_models.bfloat16(source).astype(np.uint32) << 16).view(np.float32)
     for type_, path in converted(folder, ["F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"], tmp_path / "out").items():
         unit = next(u for u in planned(folder, type_).units if u.id == "blk.0.ffn_up.weight")
-        data = next(t.data for t in GGUFReader(path).tensors if t.name == unit.id)
-        (decoded,) = gguf.decode(unit, (0, 48), [np.ascontiguousarray(data)])
+        (decoded,) = gguf.decode(unit, (0, 48), [tensor_bytes(path, unit.id)])
         (bound,) = gguf.bound(unit, [source])
         assert decoded.shape == source.shape
         assert (abs(decoded - source) <= bound).all(), type_

@@ -31,15 +31,17 @@ def pair(
         gguf_models.make(kind.removeprefix("random_"), smollm2, folder)
     with gzip.open(golden / f"{kind}_gguf.json.gz") as file:
         theirs = json.load(file)["types"]
-    yield converted(folder, TYPES, work / "out", name=kind), theirs
+    # Tied embeddings differ from untied ones in Q4_0 only; BF16 shows the order.
+    types = ("BF16", "Q4_0") if kind == "random_llama-tied" else TYPES
+    yield converted(folder, types, work / "out", name=kind), theirs
     shutil.rmtree(work)
 
 
-@pytest.mark.parametrize("type_", TYPES)
-def test_every_tensor_has_llama_cpps_type_shape_place_and_bytes(
-    pair: tuple[dict[str, Path], dict[str, Any]], type_: str
-) -> None:
-    assert differences(tensors(pair[0][type_]), pair[1][type_]["tensors"]) == []
+def test_every_tensor_has_llama_cpps_type_shape_place_and_bytes(pair: tuple[dict[str, Path], dict[str, Any]]) -> None:
+    ours, theirs = pair
+    assert {type_: differences(tensors(path), theirs[type_]["tensors"]) for type_, path in ours.items()} == {
+        t: [] for t in ours
+    }
 
 
 @pytest.mark.parametrize("type_", ["BF16", "Q4_0"])
