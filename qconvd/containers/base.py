@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from qconvd.checkpoints.base import TensorInfo
 from qconvd.engine.plan import ContainerSpec, FileSpec, OutputTensor
@@ -13,7 +13,7 @@ from qconvd.engine.plan import ContainerSpec, FileSpec, OutputTensor
 class Container(Protocol):
     """Registered through the `qconvd_containers` hook under the name that `ContainerSpec.kind` says."""
 
-    kind: str
+    kind: ClassVar[str]
 
     def layout(self, spec: ContainerSpec, tensors: Sequence[OutputTensor]) -> tuple[FileSpec, ...]:
         """Place the tensors, in their order, into one file or several; every number is final."""

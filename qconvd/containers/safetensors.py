@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from qconvd.checkpoints.base import TensorInfo
 from qconvd.dtypes import ELEMENT_BYTES
@@ -32,7 +32,7 @@ MAX_HEADER = 100_000_000
 class SafetensorsContainer:
     """Places tensors in `stem.safetensors`, or `stem-00001-of-0000N.safetensors` above the limit of a shard."""
 
-    kind = "safetensors"
+    kind: ClassVar[str] = "safetensors"
 
     def layout(self, spec: ContainerSpec, tensors: Sequence[OutputTensor]) -> tuple[FileSpec, ...]:
         """Files with every offset final. Raises `Unsupported` for what the container cannot hold."""
