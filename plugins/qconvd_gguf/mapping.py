@@ -44,6 +44,9 @@ def apply(family: Family, model: ModelInfo) -> MappedModel:
     """Map a model. Raises `Unsupported` with the names and numbers that do not fit."""
     numbers = _numbers(family, model.config, str(model.path / "config.json"))
     _check_limits(family, model)
+    if numbers[family.layers] > len(model.tensors):
+        what = f"config.json says {numbers[family.layers]} layers, but the model has {len(model.tensors)} tensors"
+        raise Unsupported(what, where=str(model.path))
     tied = bool(model.config.get("tie_word_embeddings", family.ties))
     sources = _Sources(family, model, numbers)
     mapped = [m for tensor in family.tensors for m in sources.take(tensor, tied)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from qconvd.api import ModelInfo, Unsupported
 from qconvd_gguf.families.base import Metadata
 from qconvd_gguf.tokenizer import byte_bpe, pieces, sentencepiece_model
@@ -21,7 +24,7 @@ def tokenizer_metadata(model: ModelInfo, vocab_size: int, pre: str | None) -> tu
     elif files.json is None:
         fix = "add tokenizer.json (or a SentencePiece tokenizer.model) from the model's own repository"
         raise Unsupported("the model has no tokenizer that gguf can read", where=files.where, fix=fix)
-    elif (kind := files.json.get("model", {}).get("type")) != "BPE":
+    elif (kind := _kind(files.json)) != "BPE":
         raise Unsupported(
             f"tokenizers of the kind {kind} are not supported", where=files.json_path, fix="BPE and SentencePiece are"
         )
@@ -30,3 +33,11 @@ def tokenizer_metadata(model: ModelInfo, vocab_size: int, pre: str | None) -> tu
     else:
         keys, notes = pieces.from_json(files, vocab_size)
     return [*keys, *special_tokens(files, vocab_size, notes), *chat_template(files)], notes
+
+
+def _kind(data: Mapping[str, Any]) -> str:
+    """The model's type; tokenizer.json files from before it was written are BPE if they have merges."""
+    model = data.get("model")
+    if not isinstance(model, Mapping):
+        return "none"
+    return str(model.get("type") or ("BPE" if "merges" in model else "none"))

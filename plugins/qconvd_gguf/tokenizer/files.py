@@ -46,6 +46,8 @@ class TokenizerFiles:
         files.settings = _object(model, "tokenizer_config.json") if model.has("tokenizer_config.json") else {}
         files.sentencepiece = model.read_bytes("tokenizer.model") if model.has("tokenizer.model") else None
         files.extra = _object(model, "added_tokens.json") if model.has("added_tokens.json") else {}
+        if any(type(number) is not int or number < 0 for number in files.extra.values()):
+            raise BadCheckpoint("holds something else than token ids", where=str(model.path / "added_tokens.json"))
         files.templates = _templates(model)
         return files
 
@@ -72,10 +74,15 @@ class TokenizerFiles:
     def added(self) -> dict[int, Added]:
         """Added tokens by id, from every file that names some; tokenizer_config.json has the last word, as in transformers."""
         found: dict[int, Added] = {}
-        for entry in (self.json or {}).get("added_tokens", []):
-            found[int(entry["id"])] = _added(entry)
-        for number, entry in self.settings.get("added_tokens_decoder", {}).items():
-            found[int(number)] = _added(entry)
+        try:
+            for entry in (self.json or {}).get("added_tokens") or []:
+                found[int(entry["id"])] = _added(entry)
+            for number, entry in (self.settings.get("added_tokens_decoder") or {}).items():
+                found[int(number)] = _added(entry)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BadCheckpoint(f"an added token of the tokenizer makes no sense: {error!r}", where=self.where) from error
+        if any(number < 0 for number in found):
+            raise BadCheckpoint("an added token of the tokenizer has a negative id", where=self.where)
         named = {text for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask") if (text := self.named(name))}
         return {i: Added(t.text, t.special or t.text in named, t.normalized) for i, t in sorted(found.items())}
 

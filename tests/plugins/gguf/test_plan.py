@@ -184,6 +184,7 @@ def _config(folder: Path) -> dict[str, Any]:
         ({"architectures": ["FooForCausalLM"]}, "gguf does not know the architecture FooForCausalLM"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu': llama.cpp's graph for this family has SiLU built in"),
         ({"num_hidden_layers": 3}, "the model lacks model.layers.2.input_layernorm.weight"),
+        ({"num_hidden_layers": 10**12}, "config.json says 1000000000000 layers, but the model has 20 tensors"),
         ({"num_hidden_layers": 1}, "LlamaForCausalLM has no tensor model.layers.1.input_layernorm.weight"),
         ({"hidden_size": 64}, "tensor model.embed_tokens.weight: its shape is [49152, 32], config.json says [49152, 64]"),
         ({"head_dim": None, "num_attention_heads": 3}, "config.json contradicts itself: hidden/heads is 32/3"),

@@ -178,9 +178,34 @@ def _bad_template(folder: Path) -> None:
     save(folder, bpe(), chat_template=[{"name": "default"}])
 
 
+def _no_model(folder: Path) -> None:
+    save(folder, bpe(model=[1]))
+
+
+def _bad_added(folder: Path) -> None:
+    save(folder, bpe(added_tokens=[{"id": "x", "content": "y"}]))
+
+
+def _bad_extra(folder: Path) -> None:
+    (folder / "added_tokens.json").write_text('{"x": -1}')
+
+
+def _bad_decoder(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"x": {"content": "y"}}}))
+
+
+def _negative(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"-1": added(-1, "x")}}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "kind", "message"),
     [
+        (_no_model, Unsupported, "tokenizers of the kind none are not supported"),
+        (_bad_added, BadCheckpoint, "the tokenizers library cannot read it: "),
+        (_bad_extra, BadCheckpoint, "added_tokens.json: holds something else than token ids"),
+        (_bad_decoder, BadCheckpoint, "an added token of the tokenizer makes no sense: ValueError"),
+        (_negative, BadCheckpoint, "an added token of the tokenizer has a negative id"),
         (_no_tokenizer, Unsupported, "the model has no tokenizer that gguf can read"),
         (_too_large, Unsupported, "the tokenizer has a token 264, but the embeddings have 264 rows"),
         (_wordpiece, Unsupported, "tokenizers of the kind WordPiece are not supported"),
