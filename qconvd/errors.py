@@ -37,6 +37,10 @@ class Incomplete(BadCheckpoint):
     """A model on disk is not all there yet: its own bytes promise more than is there."""
 
 
+class OutOfSpace(QconvdError):
+    """A disk is full. It may be better another time, so the ledger tries again."""
+
+
 class ConfigError(QconvdError):
     """config.yaml is wrong; `problems` holds every mistake found."""
 
@@ -47,6 +51,6 @@ class ConfigError(QconvdError):
 
 def from_dict(data: dict[str, str]) -> QconvdError:
     """Rebuild an error from `as_dict`, e.g. one that a worker reported. Unknown kinds become `QconvdError`."""
-    kinds = {c.__name__: c for c in (QconvdError, Unsupported, BadCheckpoint, Incomplete, ConfigError)}
+    kinds = {c.__name__: c for c in (QconvdError, Unsupported, BadCheckpoint, Incomplete, OutOfSpace, ConfigError)}
     kind = kinds.get(data.get("error", ""), QconvdError)
     return kind(data.get("what", ""), where=data.get("where", ""), fix=data.get("fix", ""))

@@ -5,7 +5,6 @@ Nothing heavy is imported here; what a worker does with a spec is in worker.py.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -194,8 +193,6 @@ def _outcome(result: TargetResult) -> Outcome:
 def _crash(status: Status, result: TaskResult | None) -> str:
     if result is not None and result.error and status.exit_code is not None and status.exit_code >= 0:
         return f"{result.error['error']}: {result.error['what']} (a defect of qconvd or of a plugin; the log has the traceback)"
-    if status.exit_code == -signal.SIGKILL:
-        return "was killed (out of memory?)"
     return status.reason or "the worker ended without a result"
 
 

@@ -33,7 +33,7 @@ from qconvd.engine.manifest import Manifest, read_manifest, write_manifest
 from qconvd.engine.plan import Device, Plan, RowSplit, Unit, from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, convert
 from qconvd.engine.run import Limits as EngineLimits
-from qconvd.errors import BadCheckpoint, QconvdError, Unsupported
+from qconvd.errors import BadCheckpoint, OutOfSpace, QconvdError, Unsupported
 from qconvd.executors.base import MARK
 from qconvd.formats import Format
 from qconvd.ledger.needs import BASE_MEMORY, MIB
@@ -56,8 +56,8 @@ from qconvd.tasks import (
 LEAST_ENGINE_MEMORY = 64 * MIB
 CHUNK = 16 * MIB
 """A piece of a unit that may be cut into rows; larger ones are no quicker."""
-PLAN_ADDRESS_SPACE = 16 << 30
-"""Address space that a plan task may map: what libraries reserve is far more than what they use."""
+PLAN_MEMORY_LIMIT = 4 << 30
+"""Bytes of private memory that a plan task may map; the largest tokenizers take about one GiB as Python objects."""
 
 Emit = Callable[[Mapping[str, Any]], None]
 
@@ -80,20 +80,18 @@ def main(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         return EXIT_ERROR
     if spec.kind == "plan":
-        _limit_address_space()
+        _limit_memory()
     try:
         result = run(spec, emit, stop)
     except Cancelled:
         return EXIT_CANCELLED
     except (Busy, Outdated) as error:
-        print(error, file=sys.stderr)
-        write_result(spec, TaskResult(ok=False, error=error.as_dict()))
-        return EXIT_BUSY if isinstance(error, Busy) else EXIT_CANCELLED
+        return _refuse(spec, error, EXIT_BUSY if isinstance(error, Busy) else EXIT_CANCELLED)
     except QconvdError as error:
-        print(error, file=sys.stderr)
-        write_result(spec, TaskResult(ok=False, error=error.as_dict()))
-        return EXIT_ERROR
+        return _refuse(spec, error, EXIT_ERROR)
     except Exception as error:  # noqa: BLE001 — the process ends here; the log keeps the traceback, the result one line
+        if isinstance(error, MemoryError) and spec.kind == "plan":
+            return _refuse(spec, _too_much(spec), EXIT_ERROR)
         traceback.print_exc()
         write_result(spec, TaskResult(ok=False, error=dict(result_error(error))))
         return 1
@@ -116,6 +114,8 @@ def plan_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> 
             raise Cancelled
         try:
             results[target.id] = _planned(spec, target, model)
+        except MemoryError:
+            results[target.id] = _failed(_too_much(spec))
         except Exception as error:  # noqa: BLE001 — a plugin's planning: it fails this target, the others go on
             results[target.id] = _failed(error)
         on_event({"event": "planned", "target": target.id, "ok": results[target.id].ok})
@@ -214,6 +214,12 @@ def _piece(unit: Unit) -> int:
     return whole + int(unit.memory.get("cpu", 0))
 
 
+def _refuse(spec: TaskSpec, error: QconvdError, code: int) -> int:
+    print(error, file=sys.stderr)
+    write_result(spec, TaskResult(ok=False, error=error.as_dict()))
+    return code
+
+
 class _Stop:
     """Whether SIGTERM or SIGINT came."""
 
@@ -237,11 +243,16 @@ def _prefer_to_be_killed() -> None:
         print(f"cannot raise the OOM score: {error}", file=sys.stderr)
 
 
-def _limit_address_space() -> None:
-    """A plan of a hostile file must not eat the machine."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = PLAN_ADDRESS_SPACE if hard == resource.RLIM_INFINITY else min(hard, PLAN_ADDRESS_SPACE)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+def _limit_memory() -> None:
+    """A hostile file must not eat the machine. RLIMIT_DATA, not _AS: libraries reserve far more than they use."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = PLAN_MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(hard, PLAN_MEMORY_LIMIT)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _too_much(spec: TaskSpec) -> QconvdError:
+    what = f"planning needs more than the {show_size(PLAN_MEMORY_LIMIT)} of memory that it may take"
+    return QconvdError(what, where=str(spec.source.path), fix="look at the sizes of the tokenizer and of the header")
 
 
 def _model(spec: TaskSpec) -> ModelInfo:
@@ -261,11 +272,7 @@ def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo) -> TargetResu
     path = _plan_path(spec, target, form)
     plan = _kept_plan(path)
     if plan is None:
-        try:
-            plan = form.plan(model, form.Options.model_validate(target.options))
-        except MemoryError as error:
-            limit = show_size(PLAN_ADDRESS_SPACE)
-            raise QconvdError(f"planning needs more memory than is allowed ({limit} of address space)") from error
+        plan = form.plan(model, form.Options.model_validate(target.options))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, to_json(plan))
     plan = named(plan, target.stem)
@@ -430,10 +437,10 @@ def _lock(work: Path) -> int:
 
 
 def _failed(error: Exception) -> TargetResult:
-    """A refusal is for good; anything else is a defect or a passing trouble, and its traceback goes to the log."""
+    """A refusal is for good, a full disk is not; anything else is a defect or a passing trouble and keeps its traceback."""
     if isinstance(error, QconvdError):
         print(error, file=sys.stderr)
-        return TargetResult(ok=False, error=error.as_dict())
+        return TargetResult(ok=False, error=error.as_dict(), retry=isinstance(error, OutOfSpace))
     traceback.print_exception(error)
     data = dict(result_error(error))
     data["what"] = f"{data['error']}: {data['what']} (the log has the traceback)"

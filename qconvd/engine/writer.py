@@ -15,7 +15,7 @@ from typing import Any
 from qconvd.engine.durable import sync_folder
 from qconvd.engine.layout import Layout
 from qconvd.engine.plan import Unit
-from qconvd.errors import QconvdError
+from qconvd.errors import OutOfSpace
 from qconvd.quantities import show_size
 
 HASH_BLOCK = 1 << 20
@@ -198,9 +198,9 @@ def _worth_hashing(file: DataFile) -> bool:
     return file.frontier - file.hashed >= min(HASH_BLOCK, file.nbytes - file.hashed) > 0
 
 
-def no_space(folder: Path, needed: int, free: int) -> QconvdError:
+def no_space(folder: Path, needed: int, free: int) -> OutOfSpace:
     """The disk cannot hold what a plan needs."""
-    return QconvdError(
+    return OutOfSpace(
         f"needs {show_size(needed)} of disk, {show_size(free)} are free",
         where=str(folder),
         fix="free some space, or choose an output folder on another disk",

@@ -139,7 +139,7 @@ class LocalExecutor:
                 command = ("nice", "-n", str(self._nice), *command)
             self._children[handle] = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", runner.__file__, str(spec.parent), str(timeout or 0), *command],
+                [sys.executable, "-P", runner.__file__, str(spec.parent), str(timeout or 0), *command],
                 dict(env),
                 # Duplicates lose the close-on-exec flag that the originals keep. The log first: it may have the lock's number.
                 file_actions=[

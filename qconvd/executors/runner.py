@@ -1,6 +1,6 @@
 """The parent of a worker, in a session of its own: it outlives the daemon and records how the worker ended.
 
-    python -I runner.py FOLDER TIMEOUT COMMAND…
+    python -P runner.py FOLDER TIMEOUT COMMAND…
 
 Descriptor 3 is the attempt's lock. Runner and worker hold it, so it is free exactly when both are gone. Only the standard
 library is imported: this process exists once per running task.

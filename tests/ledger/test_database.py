@@ -59,8 +59,8 @@ def test_a_state_folder_on_a_network_filesystem_is_refused(mounts: Path) -> None
         Ledger(Path("/srv/state/ledger.sqlite"), mounts=mounts)
     assert str(caught.value) == (
         "/srv/state: the state folder is on a network filesystem (nfs4 from server:/export, mounted on /srv), where the "
-        "ledger's locks cannot be relied on\n  set `state:` to a folder on a local disk; the watched folders and the output may stay on "
-        "the network"
+        "ledger's locks cannot be relied on\n  set `state:` to a folder on a local disk; the watched folders and the output "
+        "may stay on the network"
     )
     assert not Path("/srv/state").exists()
 

@@ -1,0 +1,447 @@
+"""The worker as the executor starts it: a process, a spec file, a result, an exit code."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qconvd import checkpoints
+from qconvd.engine.manifest import read_manifest
+from qconvd.errors import OutOfSpace, QconvdError
+from qconvd.executors.base import environment, events_in
+from qconvd.executors.local import LocalExecutor
+from qconvd.ledger import Ledger, Task
+from qconvd.targets import resolve_list
+from qconvd.tasks import (
+    EXIT_BUSY,
+    EXIT_CANCELLED,
+    EXIT_ERROR,
+    DeviceSpec,
+    LimitsSpec,
+    TaskResult,
+    TaskSpec,
+    read_result,
+    settle,
+    spec_of,
+    write_spec,
+)
+from qconvd.worker import Outdated, load_plan, named, run, working_memory
+
+LIMITS = LimitsSpec(memory=512 << 20, threads=2)
+
+
+class Shop:
+    """A ledger, a copy of a model, and tasks that are run one by one, each in a process."""
+
+    def __init__(self, folder: Path, model: Path, targets: str) -> None:
+        self.state, self.output, self.model = folder / "state", folder / "out", folder / "inbox" / "glass"
+        self.model.parent.mkdir(parents=True)
+        shutil.copytree(model, self.model)
+        self.ledger = Ledger(self.state / "ledger.sqlite")
+        info = checkpoints.inspect(self.model)
+        self.source = self.ledger.source_seen(str(self.model), checkpoints.identity(info), info.name, "p")
+        self.targets = self.ledger.want(self.source.id, "everyday", resolve_list(targets))
+
+    def claim(self) -> TaskSpec:
+        self.ledger.make_tasks()
+        self.task = self.ledger.claim(self.ledger.tasks("queued")[0].id)
+        return self.spec(self.task)
+
+    def spec(self, task: Task, device: DeviceSpec | None = None) -> TaskSpec:
+        return spec_of(
+            task, self.source, [self.ledger.target(t) for t in task.targets], output=self.output, state=self.state,
+            limits=LIMITS, device=device or DeviceSpec(),
+        )  # fmt: skip
+
+    def run(self, spec: TaskSpec, *wrapper: str) -> subprocess.CompletedProcess[bytes]:
+        command = [*wrapper, sys.executable, "-P", "-m", "qconvd.worker", str(write_spec(spec))]
+        return subprocess.run(command, capture_output=True, env=environment("cpu", "", 2), check=False)
+
+    def step(self) -> TaskResult:
+        """One task from claim to settle."""
+        spec = self.claim()
+        done = self.run(spec)
+        result = read_result(spec.folder)
+        assert result is not None, done.stderr.decode()
+        assert done.returncode == (0 if result.ok else EXIT_ERROR), done.stderr.decode()
+        self.settle(result, done.returncode)
+        return result
+
+    def settle(self, result: TaskResult | None, code: int) -> None:
+        from qconvd.executors.base import Status
+
+        settle(self.ledger, self.task, Status("succeeded" if code == 0 else "failed", code), result, time.time())
+
+    def work(self, target: str) -> Path:
+        return self.output / ".qconvd" / "work" / target
+
+
+@pytest.fixture
+def shop(tmp_path: Path, glass: Path) -> Iterator[Shop]:
+    shop = Shop(tmp_path, glass, "fp16")
+    yield shop
+    shop.ledger.close()
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_model_goes_through_plan_convert_and_verify(tmp_path: Path, glass: Path) -> None:
+    shop = Shop(tmp_path, glass, "fp16,q8_0,q4_0")
+    planned = shop.step()
+    sizes = {t.label: t.plan["nbytes"] for t in shop.ledger.targets("planned")}
+    assert len(sizes) == 3
+    for result in planned.targets.values():
+        assert result.data["nbytes"] == sum(f["nbytes"] for f in result.data["files"])
+        assert result.data["devices"] == ["cpu"]
+        assert result.data["version"]
+        assert result.data["loads_with"]
+        assert result.data["memory"]["cpu"] >= result.data["memory"]["least"] > 0
+        assert not any("{stem}" in f["path"] for f in result.data["files"])
+    converted = shop.step()
+    assert len(converted.targets) == 3, "one pass makes all three"
+    assert not (shop.output / "glass-fp16").exists(), "nothing is visible before it is verified"
+    for _ in range(3):
+        (result,) = shop.step().targets.values()
+        assert result.data["report"]["rows"] > 0
+    assert {t.state for t in shop.ledger.targets()} == {"done"}
+    for target in shop.ledger.targets():
+        manifest = read_manifest(Path(target.artifact["manifest"]))
+        assert manifest.nbytes == sizes[target.label] == target.artifact["nbytes"], "the plan was right to the byte"
+        assert manifest.source == {"name": "glass", "identity": shop.source.digest}
+        assert (manifest.recipe, manifest.format) == ("everyday", target.format)
+        assert manifest.verification is not None
+        folder = Path(target.artifact["folder"])
+        assert [(folder / f.path).stat().st_size for f in manifest.files] == [f.bytes for f in manifest.files]
+    assert sorted(p.name for p in shop.output.iterdir()) == [".qconvd", "glass-GGUF", "glass-fp16"]
+    assert list((shop.output / ".qconvd" / "work").iterdir()) == []
+    shop.ledger.close()
+
+
+def test_events_and_the_log_share_a_channel(shop: Shop) -> None:
+    shop.step()
+    done = shop.run(shop.claim())
+    events, _ = events_in(done.stdout)
+    assert {e["event"] for e in events} == {"progress", "target-done"}
+    assert events[-2]["done"] == events[-2]["total"] > 0
+    assert events[-2]["target"] == shop.targets[0]
+
+
+def test_a_plan_is_kept_and_used_again(shop: Shop) -> None:
+    first = shop.step().targets[shop.targets[0]]
+    path = Path(first.data["plan_path"])
+    kept = path.stat().st_mtime_ns
+    shop.ledger.cancel(shop.targets)
+    shop.ledger.retry(shop.targets)
+    assert shop.step().targets[shop.targets[0]] == first
+    assert path.stat().st_mtime_ns == kept
+    path.write_text("torn")
+    shop.ledger.cancel(shop.targets)
+    shop.ledger.retry(shop.targets)
+    assert shop.step().targets[shop.targets[0]] == first
+    assert path.read_text() != "torn"
+
+
+def test_a_changed_model_is_not_taken_for_the_old_one(shop: Shop) -> None:
+    config = shop.model / "config.json"
+    config.write_text(config.read_text() + "\n")
+    spec = shop.claim()
+    done = shop.run(spec)
+    assert done.returncode == EXIT_ERROR
+    result = read_result(spec.folder)
+    assert result is not None
+    assert result.error["what"] == "the model changed after it was taken"
+    assert result.error["where"] == str(shop.model)
+    shop.settle(result, done.returncode)
+    assert shop.ledger.target(shop.targets[0]).state == "failed"
+
+
+def test_a_refusal_names_its_reason_and_leaves_the_others_alone(shop: Shop) -> None:
+    spec = shop.claim()
+    other = spec.targets[0].model_copy(update={"id": "zz", "format": "fp17"})
+    done = shop.run(spec.model_copy(update={"targets": (other, *spec.targets)}))
+    assert done.returncode == EXIT_ERROR
+    result = read_result(spec.folder)
+    assert result is not None
+    assert result.targets[shop.targets[0]].ok
+    assert result.targets["zz"].error["what"] == "no plugin provides the format 'fp17'"
+    assert not result.targets["zz"].retry
+    assert "fp17" in done.stderr.decode()
+
+
+def test_a_format_without_kernels_for_a_gpu_is_refused_in_words(shop: Shop) -> None:
+    shop.step()
+    spec = shop.claim()
+    spec = shop.spec(shop.task, DeviceSpec(kind="cuda", id="GPU-1"))
+    assert shop.run(spec).returncode == EXIT_ERROR
+    result = read_result(spec.folder)
+    assert result is not None
+    error = result.targets[shop.targets[0]].error
+    assert (error["what"], error["fix"]) == ("the format fp16 has no kernels for cuda", "set `device: auto` or `device: cpu`")
+
+
+def test_a_second_worker_gets_no_lock_and_says_so(shop: Shop) -> None:
+    shop.step()
+    spec = shop.claim()
+    work = shop.work(shop.targets[0])
+    work.mkdir(parents=True)
+    lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    done = shop.run(spec)
+    assert done.returncode == EXIT_BUSY
+    assert "another worker is at this target" in done.stderr.decode()
+    assert [p.name for p in work.iterdir()] == ["lock"]
+    os.close(lock)
+    assert shop.run(spec).returncode == 0
+
+
+def test_a_child_of_a_dead_worker_keeps_the_lock(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from qconvd.worker import _lock\n"
+        "_lock(Path(sys.argv[1]))\n"
+        "if os.fork() == 0: print(os.getpid(), flush=True); time.sleep(600)\n"
+        "else: os._exit(0)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "work")], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.wait()
+    from qconvd.worker import Busy, _lock
+
+    try:
+        with pytest.raises(Busy):
+            _lock(tmp_path / "work")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        parent.stdout.close()
+
+
+def test_sigterm_stops_a_conversion_and_the_next_one_goes_on(tmp_path: Path, smollm2: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in smollm2.iterdir():
+        (model / file.name).symlink_to(file)
+    shop = Shop(tmp_path / "shop", model, "f32")
+    shop.step()
+    spec = shop.claim()
+    worker = subprocess.Popen(
+        [sys.executable, "-P", "-m", "qconvd.worker", str(write_spec(spec))],
+        stdout=subprocess.PIPE,
+        env=environment("cpu", "", 1),
+    )
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        if b'"progress"' in line and json.loads(line[4:])["done"] > 0:
+            break
+    worker.terminate()
+    rest = worker.stdout.read()
+    worker.stdout.close()
+    assert worker.wait() == EXIT_CANCELLED
+    assert b"target-done" not in rest
+    assert not (spec.folder / "result.json").exists()
+    journal = (shop.work(shop.targets[0]) / "journal.jsonl").read_bytes()
+    assert journal.count(b"\n") > 1
+    shop.settle(None, EXIT_CANCELLED)
+    assert shop.ledger.target(shop.targets[0]).failures == 0
+    for _ in range(2):
+        assert shop.step().ok
+    assert shop.ledger.target(shop.targets[0]).state == "done"
+    shop.ledger.close()
+
+
+def test_a_damaged_artifact_is_not_let_through_and_is_made_anew_on_retry(shop: Shop) -> None:
+    shop.step()
+    shop.step()
+    (id,) = shop.targets
+    data = shop.work(id) / "files" / "model.safetensors"
+    content = bytearray(data.read_bytes())
+    content[-1] ^= 1
+    data.write_bytes(content)
+    result = shop.step()
+    assert not result.ok
+    assert "SHA-256" in result.targets[id].error["what"]
+    assert shop.ledger.target(id).state == "failed"
+    assert not (shop.output / "glass-fp16").exists()
+    assert not (shop.work(id) / "files").exists()
+    shop.ledger.retry([id])
+    for _ in range(3):
+        assert shop.step().ok
+    assert shop.ledger.target(id).state == "done"
+
+
+def test_a_commit_that_could_not_report_is_recognised(shop: Shop) -> None:
+    shop.step()
+    shop.step()
+    spec = shop.claim()
+    assert shop.run(spec).returncode == 0
+    first, tree = read_result(spec.folder), _tree(shop.output)
+    assert shop.run(spec).returncode == 0
+    assert read_result(spec.folder) == first
+    assert _tree(shop.output) == tree
+    shop.work(shop.targets[0]).mkdir(parents=True)
+    (shop.work(shop.targets[0]) / "lock").touch()
+    assert shop.run(spec).returncode == 0
+    assert read_result(spec.folder) == first
+    assert _tree(shop.output) == tree
+
+
+def test_a_work_folder_that_vanished_is_an_error_and_not_a_success(shop: Shop) -> None:
+    shop.step()
+    shop.step()
+    shutil.rmtree(shop.work(shop.targets[0]))
+    result = shop.step()
+    assert result.targets[shop.targets[0]].error["what"] == "there is no finished artifact to verify"
+
+
+def test_a_zombie_may_not_commit(shop: Shop) -> None:
+    shop.step()
+    shop.step()
+    old = shop.claim()
+    shop.ledger.release(shop.task.id, shop.task.fence, "lost sight of it")
+    new = shop.claim()
+    done = shop.run(old)
+    assert done.returncode == EXIT_CANCELLED
+    assert f"task {old.task} is not this attempt's any more" in done.stderr.decode()
+    assert not (shop.output / "glass-fp16").exists()
+    shop.ledger.cancel(shop.targets)
+    with pytest.raises(Outdated):
+        run(new, lambda _: None, lambda: False)
+    assert not (shop.output / "glass-fp16").exists()
+
+
+def test_a_new_version_takes_the_place_of_the_old_one(shop: Shop) -> None:
+    for _ in range(3):
+        assert shop.step().ok
+    before = _tree(shop.output / "glass-fp16")
+    config = shop.model / "tokenizer_config.json"
+    config.write_text(config.read_text() + "\n")
+    info = checkpoints.inspect(shop.model)
+    shop.source = shop.ledger.source_seen(str(shop.model), checkpoints.identity(info), info.name, "q")
+    shop.ledger.want(shop.source.id, "everyday", resolve_list("fp16"))
+    for _ in range(3):
+        assert shop.step().ok
+    after = _tree(shop.output / "glass-fp16")
+    assert after.keys() == before.keys()
+    assert {n for n in after if after[n] != before[n]} == {"tokenizer_config.json", "qconvd.json"}
+    assert [t.state for t in shop.ledger.targets()] == ["superseded", "done"]
+
+
+def test_a_full_disk_is_tried_again_and_leaves_nothing(shop: Shop) -> None:
+    shop.step()
+    spec = shop.claim()
+    done = shop.run(spec, "bash", "-c", 'ulimit -f 1000; trap "" XFSZ; exec "$@"', "limited")
+    result = read_result(spec.folder)
+    assert result is not None, done.stderr.decode()
+    assert not result.ok
+    (target,) = result.targets.values()
+    assert "File too large" in target.error["what"] or target.error["error"] == "OutOfSpace"
+    assert not (shop.work(spec.targets[0].id) / "files" / "qconvd.json").exists()
+
+
+def test_out_of_space_is_no_lasting_refusal() -> None:
+    from qconvd.worker import _failed
+
+    assert _failed(OutOfSpace("full")).retry
+    assert not _failed(QconvdError("no")).retry
+
+
+def test_a_plan_may_not_eat_the_machine(shop: Shop) -> None:
+    spec = shop.claim()
+    code = (
+        "import sys, qconvd.worker as worker, qconvd.checkpoints as checkpoints\n"
+        "if sys.argv.pop(1) == 'model': checkpoints.inspect = lambda path: bytearray(5 << 30)\n"
+        "else: worker._planned = lambda *a: bytearray(5 << 30)\n"
+        "sys.exit(worker.main(sys.argv))"
+    )
+    path = str(write_spec(spec))
+    for where in ("model", "target"):
+        done = subprocess.run([sys.executable, "-c", code, where, path], capture_output=True, check=False)
+        assert done.returncode == EXIT_ERROR, done.stderr.decode()
+        result = read_result(spec.folder)
+        assert result is not None
+        error = result.error if where == "model" else result.targets[shop.targets[0]].error
+        assert error["what"] == "planning needs more than the 4.00 GiB of memory that it may take"
+
+
+def test_a_defect_keeps_its_traceback_in_the_log(shop: Shop) -> None:
+    shop.step()
+    spec = shop.claim()
+    broken = spec.targets[0].model_copy(update={"options": {"no-such-option": 1}})
+    plan = spec.model_copy(update={"kind": "plan", "targets": (broken,)})
+    done = shop.run(plan)
+    result = read_result(spec.folder)
+    assert result is not None
+    (target,) = result.targets.values()
+    assert target.retry
+    assert target.error["error"] == "ValidationError"
+    assert "(the log has the traceback)" in target.error["what"]
+    assert b"Traceback" in done.stderr
+
+
+def test_without_a_ledger_nobody_asks_for_the_fence(shop: Shop, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    shop.claim()
+    plan: Path | None = None
+    for kind in ("plan", "convert", "verify"):
+        spec = shop.spec(shop.task)
+        target = spec.targets[0].model_copy(update={"work": alone / "work", "folder": alone / "out", "plan_path": plan})
+        spec = spec.model_copy(update={"kind": kind, "state": alone / "state", "targets": (target,)})
+        result = run(spec, lambda _: None, lambda: False)
+        assert result.ok, result
+        if kind == "plan":
+            plan = Path(result.targets[target.id].data["plan_path"])
+    assert (alone / "out" / "qconvd.json").is_file()
+
+
+def test_the_executor_runs_it(shop: Shop) -> None:
+    executor = LocalExecutor(shop.state)
+    spec = shop.claim()
+    handle = executor.submit(write_spec(spec), spec.attempt, environment("cpu", "", 1))
+    while not executor.poll(handle).ended:
+        time.sleep(0.02)
+    assert executor.poll(handle).state == "succeeded", executor.logs(handle)
+    assert [e["event"] for e in executor.events(handle, 0)[0]] == ["planned"]
+    while executor._children:
+        executor.poll(handle)
+
+
+def test_a_target_without_a_plan_says_so(shop: Shop) -> None:
+    spec = shop.claim()
+    with pytest.raises(QconvdError, match="the target was not planned"):
+        load_plan(spec.targets[0])
+    gone = spec.targets[0].model_copy(update={"plan_path": shop.state / "gone.json"})
+    with pytest.raises(QconvdError, match="the plan cannot be read"):
+        load_plan(gone)
+
+
+def test_memory_is_predicted_from_pieces_not_from_tensors() -> None:
+    from dataclasses import replace
+
+    from qconvd.api import ContainerSpec, FileSpec, NameParts, OutputTensor, Plan, Read, RowSplit, Unit, Whole
+
+    def plan(rows: Any, memory: dict[str, int]) -> Plan:
+        x = Read("w", "BF16", (8192, 8192))
+        unit = Unit("w", 0, (x,), (OutputTensor("w", "F16", (8192, 8192), 2 << 26),), rows, memory=memory)
+        files = (FileSpec("{stem}.safetensors", 9, ()),)
+        return Plan(ContainerSpec("safetensors"), files, (unit,), NameParts("fp16", "fp16"))
+
+    rows, whole = plan(RowSplit(), {"cpu": 0}), plan(Whole(), {"cpu": 0, "cuda": 5})
+    assert working_memory(rows, 1)["cpu"] == working_memory(rows, 1)["least"] == 64 << 20
+    assert working_memory(rows, 15)["cpu"] == (16 << 20) * 16 * 8 // 7
+    assert working_memory(rows, 15)["cuda"] == 0
+    assert working_memory(whole, 1)["least"] == (6 << 26) * 2 * 8 // 7
+    assert working_memory(whole, 1)["cuda"] == (6 << 26) + 5
+    assert named(rows, "glass").files[0].path == "glass.safetensors"
+    assert named(replace(rows, files=()), "glass").files == ()
