@@ -13,7 +13,13 @@ import pytest
 from qconvd.errors import QconvdError
 from qconvd.state_lock import holder, state_lock
 
-HOLD = "import sys, pathlib, qconvd.state_lock as s\nwith s.state_lock(pathlib.Path(sys.argv[1])):\n print(1, flush=True)\n sys.stdin.read()"
+HOLD = """
+import pathlib, sys
+from qconvd.state_lock import state_lock
+with state_lock(pathlib.Path(sys.argv[1])):
+    print(1, flush=True)
+    sys.stdin.read()
+"""
 
 
 def hold(state: Path) -> subprocess.Popen[str]:

@@ -1,0 +1,165 @@
+"""The daemon: one process, one loop, read from top to bottom.
+
+    start    the state folder's lock, the ledger, whatever a crash has left behind
+    loop     arrivals → requests → work → departures → what to tell, then sleep until a hint, a signal or the next thing due
+    stop     SIGTERM and SIGINT end it within `limits.stop_grace`, a second one at once; SIGHUP reads the configuration again
+
+Nothing that converts is imported here: workers are processes of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from qconvd.announcements import Announcements
+from qconvd.arrivals import Arrivals
+from qconvd.bell import Bell
+from qconvd.config import Config
+from qconvd.departures import Departures
+from qconvd.errors import ConfigError, QconvdError
+from qconvd.ledger import Ledger
+from qconvd.recovery import sweep
+from qconvd.requests import Requests
+from qconvd.state_lock import state_lock
+from qconvd.statuses import Statuses
+from qconvd.wishes import Wishes
+from qconvd.work import Work
+
+log = logging.getLogger(__name__)
+LEDGER = "ledger.sqlite"
+LONGEST_SLEEP = 0.5
+"""Seconds within which a request of the command line is noticed; looking costs microseconds."""
+
+
+class Daemon:
+    """Runs one configuration. `load` reads it again for SIGHUP; without it the configuration cannot be reloaded."""
+
+    def __init__(self, config: Config, load: Callable[[], Config] | None = None) -> None:
+        self._config = config
+        self._load = load
+        self._stops = 0
+        self._reload_asked = False
+
+    def run(self, once: bool = False) -> int:
+        """Work until told to stop, or, with `once`, until there is nothing left to do; returns the exit code.
+
+        0: stopped, or everything was made. 1: with `once`, something failed or had to be left. Raises `QconvdError` if the
+        state folder is in use or unusable.
+        """
+        config = self._config
+        with state_lock(config.state), Bell() as bell, self._signals(bell):
+            ledger = Ledger(config.state / LEDGER)
+            self._bell, self._ledger = bell, ledger
+            self._wishes = Wishes(ledger)
+            self._arrivals = Arrivals(ledger, self._wishes, bell.ring)
+            self._requests = Requests(ledger, self._wishes, self._reload)
+            self._work = Work(ledger, config)
+            self._departures = Departures(ledger)
+            self._statuses = Statuses(ledger)
+            self._announcements = Announcements(ledger)
+            try:
+                sweep(ledger, config.output)
+                self._configure(config)
+                log.info("qconvd runs: state %s, output %s", config.state, config.output, extra={"action": "daemon.started"})
+                return self._loop(once)
+            finally:
+                self._arrivals.close()
+                ledger.close()
+
+    def _loop(self, once: bool) -> int:
+        began = self._announcements.last
+        while not self._stops:
+            self._turn()
+            if once and self._arrivals.quiet() and not self._work.more():
+                return self._result(began)
+            self._bell.wait(min(LONGEST_SLEEP, self._arrivals.next_due(), self._work.next_due()))
+        self._stop()
+        return 0
+
+    def _turn(self) -> None:
+        """Everything that is due now, in the order in which a model passes through."""
+        if self._reload_asked:
+            self._reload_asked = False
+            self._reload_logged()
+        self._arrivals.tick()
+        self._requests.tick(self._config)
+        self._work.tick()
+        self._departures.tick(self._config)
+        self._announcements.tick()
+        self._statuses.tick(self._config.output, self._arrivals.settling.candidates.values(), self._wishes.refusals)
+
+    def _configure(self, config: Config) -> None:
+        self._config = config
+        self._wishes.configure(config)
+        self._work.configure(config)
+        self._departures.configure(config)
+        self._arrivals.configure(config)
+
+    def _reload(self) -> str:
+        """Read the configuration again. A bad one raises and changes nothing."""
+        if self._load is None:
+            raise QconvdError("this daemon was started without a configuration file", fix="start `qconvd run --config FILE`")
+        config = self._load()
+        if (config.state, config.output) != (self._config.state, self._config.output):
+            raise ConfigError("`state` and `output` cannot change while the daemon runs", fix="restart it")
+        self._configure(config)
+        return "the configuration was read again"
+
+    def _reload_logged(self) -> None:
+        try:
+            answer = self._reload()
+        except QconvdError as error:
+            log.error("the new configuration is refused, the old one stays: %s", error, extra={"action": "config.refused"})
+            for problem in getattr(error, "problems", ()):
+                log.error("%s", problem, extra={"action": "config.refused"})
+        else:
+            log.info("%s", answer, extra={"action": "config.reloaded"})
+
+    def _stop(self) -> None:
+        """Let the workers end within the grace; what they have done is in their journals."""
+        log.info("stopping; running tasks are interrupted and go on at the next start", extra={"action": "daemon.stopping"})
+        self._work.stop(lambda: self._stops > 1, self._bell)
+        self._announcements.tick()
+        self._statuses.tick(self._config.output, self._arrivals.settling.candidates.values(), self._wishes.refusals)
+        log.info("stopped", extra={"action": "daemon.stopped"})
+
+    def _result(self, began: int) -> int:
+        """The exit code of `--once`, and what it left."""
+        for candidate in self._arrivals.settling.candidates.values():
+            log.warning("%s was left: %s", candidate.path, candidate.reason, extra={"action": "once.left"})
+        left = self._ledger.targets("waiting", "planned", "verifying")
+        for target in left:
+            log.error("%s was left: %s", target.label, target.reason, extra={"action": "once.left"})
+        failed = [e for e in self._ledger.history(since=began) if e.to_state in ("failed", "refused")]
+        self._work.stop(lambda: True, self._bell)
+        return 1 if failed or left else 0
+
+    @contextmanager
+    def _signals(self, bell: Bell) -> Iterator[None]:
+        """Signals set a flag and ring; the loop does the rest. The handlers that were there come back afterwards."""
+
+        def stop(_: int, __: FrameType | None) -> None:
+            self._stops += 1
+            bell.ring()
+
+        def reload(_: int, __: FrameType | None) -> None:
+            self._reload_asked = True
+            bell.ring()
+
+        handlers = {
+            signal.SIGTERM: stop,
+            signal.SIGINT: stop,
+            signal.SIGHUP: reload,
+            # A worker has ended: no need to wait for the next poll.
+            signal.SIGCHLD: lambda *_: bell.ring(),
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,104 @@
+"""What becomes of a source that is done: `after: keep | move | delete`.
+
+Moving is one rename to `.qconvd-done/` inside the watched folder: the same filesystem, so no copy that could break off, and
+a hidden name, so it is not taken for a new model. A link is moved or removed itself; what it points to is somebody else's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from qconvd import intake
+from qconvd.config import Config, WatchFolder
+from qconvd.errors import QconvdError
+from qconvd.ledger import Ledger, Source
+
+log = logging.getLogger(__name__)
+DONE = ".qconvd-done"
+LEAVING = ".qconvd-leaving"
+
+
+class Departures:
+    """Lets sources go, when something in the ledger has changed; complains once about each that cannot."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._seen: tuple[object, ...] = ()
+        self._complaints: dict[str, str] = {}
+
+    def configure(self, config: Config) -> None:
+        """Also finishes deletions that a crash has interrupted."""
+        self._seen = ()
+        for watch in config.watch:
+            if watch.after == "delete":
+                shutil.rmtree(watch.folder / LEAVING, ignore_errors=True)
+
+    def tick(self, config: Config) -> None:
+        if all(watch.after == "keep" for watch in config.watch) or self._seen == (mark := self._ledger.mark()):
+            return
+        self._seen = mark
+        folders = {watch.folder: watch for watch in config.watch if watch.after != "keep"}
+        for source in self._ledger.sources():
+            watch = next((w for f, w in folders.items() if Path(source.locator).is_relative_to(f)), None)
+            if watch is not None and source.state == "present":
+                self._depart(config.output, watch, source)
+
+    def _depart(self, output: Path, watch: WatchFolder, source: Source) -> None:
+        try:
+            depart(self._ledger, output, watch, source)
+        except QconvdError as error:
+            if self._complaints.get(source.locator) != str(error):
+                self._complaints[source.locator] = str(error)
+                log.error("%s", error, extra={"action": f"source.{watch.after}_failed"})
+
+
+def depart(ledger: Ledger, output: Path, watch: WatchFolder, source: Source) -> bool:
+    """Move or delete a source if its folder says so and every artifact of it is made; returns whether it went.
+
+    Every live target must be done, one at least, and each artifact's manifest must be there now: nothing is deleted for
+    what a person has removed by hand. A source that changed since it was taken stays. Raises `QconvdError` if the
+    filesystem does not let it go.
+    """
+    path = Path(source.locator)
+    if not _all_made(ledger, output, source) or intake.look(path).fingerprint != source.fingerprint:
+        return False
+    try:
+        place = _move(path, watch.folder) if watch.after == "move" else _delete(path, watch.folder)
+    except OSError as error:
+        gone = "moved" if watch.after == "move" else "deleted"
+        raise QconvdError(
+            f"the source is done but cannot be {gone}: {os.strerror(error.errno or 0)}",
+            where=source.locator,
+            fix=f"give the user that runs qconvd write permission to {watch.folder}, or set `after: keep`",
+        ) from error
+    ledger.source_gone(source.locator, place)
+    log.info("%s is done and was %s", path, place, extra={"action": f"source.{watch.after}"})
+    return True
+
+
+def _all_made(ledger: Ledger, output: Path, source: Source) -> bool:
+    live = [t for t in ledger.targets(source=source.id) if t.state != "superseded"]
+    return bool(live) and all(t.state == "done" and (output / t.folder / t.manifest_name).is_file() for t in live)
+
+
+def _move(path: Path, folder: Path) -> str:
+    done = folder / DONE
+    done.mkdir(exist_ok=True)
+    place, number = done / path.name, 1
+    while os.path.lexists(place):
+        number += 1
+        place = done / f"{path.name}.{number}"
+    path.rename(place)
+    return f"moved to {place}"
+
+
+def _delete(path: Path, folder: Path) -> str:
+    """Out of sight by one rename first: half a model is never left where a model was."""
+    leaving = folder / LEAVING
+    leaving.mkdir(exist_ok=True)
+    path.rename(leaving / path.name)
+    shutil.rmtree(leaving)
+    return "deleted"

@@ -1,0 +1,84 @@
+"""What a crash may leave in the output folder, and what is cleared away: at the start, and whenever a task has ended.
+
+A source that did not hold still is a crash of a kind, too: `second_chance`.
+
+Tasks need no recovery of their own: their handles stand in the ledger, a worker that lives is found by its lock, one that is
+gone is `lost` and its targets are queued again, with the same work folder and journal. A commit that was cut short is taken
+up by the verify task that began it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from qconvd.errors import QconvdError
+from qconvd.ledger import Ledger, Target
+
+log = logging.getLogger(__name__)
+
+
+def work_folder(output: Path, target: str) -> Path:
+    """Where a target is worked on: on the output's own filesystem, out of every watcher's sight."""
+    return output / ".qconvd" / "work" / target
+
+
+def sweep(ledger: Ledger, output: Path) -> list[Path]:
+    """Remove work folders that no target goes on from; returns them. One that a worker still holds stays for the next time."""
+    busy = {id for task in ledger.tasks("running") for id in task.targets}
+    removed = []
+    for folder in _folders(output / ".qconvd" / "work"):
+        if folder.name in busy or _goes_on(_target(ledger, folder.name)) or _held(folder):
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        removed.append(folder)
+        log.info("%s belonged to nothing and was removed", folder, extra={"action": "work.swept"})
+    return removed
+
+
+def second_chance(ledger: Ledger, source: int) -> list[str]:
+    """Try again what failed because somebody wrote to the source while it was read; to be called when it is at rest again.
+
+    What such a source looks like to a reader is any damage at all, so everything that was said of its bytes counts.
+    """
+    failed = [t.id for t in ledger.targets("failed", source=source) if t.error.get("error") in ("BadCheckpoint", "Incomplete")]
+    return ledger.retry(failed, "the model is at rest again")
+
+
+def _goes_on(target: Target | None) -> bool:
+    """Whether the journal in the work folder is still worth something.
+
+    A failure that was no refusal (a crash, a full disk's kill) may be retried and resumes; a refusal would only repeat itself.
+    """
+    return target is not None and (target.pending or (target.state == "failed" and not target.error))
+
+
+def _target(ledger: Ledger, id: str) -> Target | None:
+    try:
+        return ledger.target(id)
+    except QconvdError:
+        return None
+
+
+def _held(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return sorted(p for p in root.iterdir() if p.is_dir())
+    except OSError:
+        return []

@@ -1,0 +1,86 @@
+"""What people ask of the running daemon from the command line, and what they are answered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qconvd import checkpoints, intake
+from qconvd.config import Config
+from qconvd.errors import QconvdError
+from qconvd.ledger import Ledger, Request
+from qconvd.wishes import Wishes
+
+log = logging.getLogger(__name__)
+
+
+class Requests:
+    """Answers each request once. `reload` is the daemon's own: it returns a sentence, or raises `QconvdError`."""
+
+    def __init__(self, ledger: Ledger, wishes: Wishes, reload: Callable[[], str]) -> None:
+        self._ledger = ledger
+        self._wishes = wishes
+        self._reload = reload
+
+    def tick(self, config: Config) -> None:
+        """Answer what is open. A request that cannot be met is refused with the reason; the daemon goes on."""
+        for request in self._ledger.requests():
+            try:
+                answer, ok = self._answer(request, config), True
+            except QconvdError as error:
+                answer, ok = str(error), False
+            self._ledger.answer(request.id, answer, ok=ok)
+            log.info(
+                "request %s %s: %s", request.kind, dict(request.arguments), answer, extra={"action": f"request.{request.kind}"}
+            )
+
+    def _answer(self, request: Request, config: Config) -> str:
+        match request.kind:
+            case "add":
+                return self._add(request.arguments, config)
+            case "retry":
+                return _count(self._ledger.retry(self._targets(request)), "will be tried again", "nothing to try again")
+            case "cancel":
+                return _count(self._ledger.cancel(self._targets(request)), "cancelled", "nothing to cancel")
+            case "reconvert":
+                return _count(self._ledger.reconvert(self._targets(request)), "will be made again", "nothing to make again")
+            case "reload":
+                return self._reload()
+        raise QconvdError(
+            f"this daemon does not know the request {request.kind!r}", fix="restart it: it may be older than the command"
+        )
+
+    def _add(self, arguments: Mapping[str, Any], config: Config) -> str:
+        """A model from anywhere, for one recipe. It is not watched, so it must be complete now."""
+        path, recipe = Path(str(arguments["path"])), str(arguments["recipe"])
+        if recipe not in config.recipes:
+            raise QconvdError(f"there is no recipe {recipe!r}", fix=f"known are {', '.join(sorted(config.recipes))}")
+        try:
+            look = intake.look(path)
+        except OSError as error:
+            raise QconvdError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        if look.state != "complete" or look.model is None:
+            raise QconvdError(look.reason or "there is no model here", where=str(path), fix=look.fix)
+        identity = checkpoints.identity(look.model)
+        with self._ledger.transaction():
+            source = self._ledger.source_seen(str(path), identity, look.model.name, look.fingerprint)
+            others = {job.recipe for job in self._ledger.jobs_of(source.id)} & set(config.recipes)
+            made = self._wishes.want(source, look.model, sorted({*others, recipe}))
+        refusal = self._wishes.refusals.get(source.id)
+        if refusal and not others:
+            raise QconvdError(refusal, where=str(path))
+        return _count(made, "will be made", "all that the recipe wants is there or on its way")
+
+    def _targets(self, request: Request) -> list[str]:
+        return [t.id for id in _ids(request.arguments) for t in self._ledger.find(id)]
+
+
+def _ids(arguments: Mapping[str, Any]) -> list[str]:
+    found = arguments.get("ids", arguments.get("id", arguments.get("job", [])))
+    return [str(i) for i in found] if isinstance(found, list) else [str(found)]
+
+
+def _count(targets: list[str], done: str, nothing: str) -> str:
+    return f"{len(targets)} {'artifact' if len(targets) == 1 else 'artifacts'} {done}" if targets else nothing

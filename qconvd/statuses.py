@@ -1,0 +1,112 @@
+"""The status files of all models: made from the ledger and from what is still arriving, written when something changed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from qconvd import intake, status_file
+from qconvd.ledger import Ledger, Source, Target
+from qconvd.status_file import ArtifactStatus, ModelStatus
+from qconvd.watch.settle import Candidate
+
+log = logging.getLogger(__name__)
+STATES = {"planned": "waiting", "ready": "verifying"}
+"""Two states that only the ledger tells apart."""
+
+
+class Statuses:
+    """Keeps `<output>/<model>.status.txt` true."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._seen: tuple[object, ...] = ()
+        self._complained = ""
+
+    def tick(self, output: Path, candidates: Iterable[Candidate], refusals: Mapping[int, str]) -> None:
+        """Write what changed since the last call, and take away what speaks of models that are no more."""
+        arriving = [c for c in candidates if c.verdict in ("settling", "waiting")]
+        seen = (output, self._ledger.mark(), tuple((c.path, c.reason) for c in arriving), tuple(sorted(refusals.items())))
+        if seen == self._seen:
+            return
+        try:
+            self._write(output, arriving, refusals)
+        except OSError as error:
+            self._complain(output, error)
+        else:
+            self._seen, self._complained = seen, ""
+
+    def _write(self, output: Path, arriving: list[Candidate], refusals: Mapping[int, str]) -> None:
+        by_name: dict[str, list[ModelStatus]] = {}
+        waiting = {str(c.path): c for c in arriving}
+        for source in self._ledger.sources():
+            candidate = waiting.pop(source.locator, None)
+            targets = [t for t in self._ledger.targets(source=source.id) if t.state != "superseded"]
+            if candidate is not None:
+                by_name.setdefault(source.name, []).append(_arriving(candidate, source.name, targets))
+            elif source.state != "gone" or any(t.state != "cancelled" for t in targets):
+                by_name.setdefault(source.name, []).append(_of_source(source, targets, refusals.get(source.id, "")))
+        for candidate in waiting.values():
+            name = intake.name_of(candidate.path)
+            by_name.setdefault(name, []).append(_arriving(candidate, name, []))
+        for name, statuses in by_name.items():
+            status_file.write(output, name, statuses)
+        for name in status_file.written(output) - set(by_name):
+            status_file.remove(output, name)
+
+    def _complain(self, output: Path, error: OSError) -> None:
+        reason = os.strerror(error.errno or 0)
+        if reason != self._complained:
+            self._complained = reason
+            log.error("no status can be written to %s: %s", output, reason, extra={"action": "status.unwritable"})
+
+
+def _arriving(candidate: Candidate, name: str, targets: list[Target]) -> ModelStatus:
+    remedy = candidate.look.fix if candidate.verdict == "waiting" else ""
+    return ModelStatus(name, candidate.path, "waiting", f"{candidate.reason}.", remedy, tuple(map(_artifact, targets)))
+
+
+def _of_source(source: Source, targets: list[Target], refusal: str) -> ModelStatus:
+    state, reason, remedy = _verdict(source, targets, refusal)
+    return ModelStatus(source.name, Path(source.locator), state, reason, remedy, tuple(map(_artifact, targets)))
+
+
+def _verdict(source: Source, targets: list[Target], refusal: str) -> tuple[str, str, str]:
+    """State, reason and remedy of a model: what can still be mended comes first."""
+    if source.state == "refused":
+        return "refused", f"{source.reason}.", source.error.get("fix", "")
+    if not targets:
+        why = refusal or "no recipe wants it"
+        return (
+            "not converted",
+            f"{why[0].upper()}{why[1:]}.",
+            "add a recipe that takes it to config.yaml, or change its `match`",
+        )
+    made = sum(t.state == "done" for t in targets)
+    count = f"Artifacts made: {made} of {len(targets)}"
+    failed = [t for t in targets if t.state == "failed"]
+    pending = [t for t in targets if t.pending]
+    if pending:
+        states = {STATES.get(t.state, t.state) for t in pending}
+        state = next(s for s in ("converting", "verifying", "waiting") if s in states)
+        worst = failed[0].error.get("fix", "") if failed else ""
+        return state, f"{count}.", worst
+    if failed:
+        fixes = dict.fromkeys(t.error.get("fix", "") for t in failed)
+        remedy = "\n".join(filter(None, fixes)) or "look at the log with `qconvd logs`, then `qconvd retry`"
+        return "failed", f"{count}.", remedy
+    if made < len(targets):
+        return "cancelled", f"{count}. The rest was cancelled.", "`qconvd retry` begins again"
+    where = f" The source: {source.reason}." if source.state == "gone" else ""
+    return "done", f"All that the recipes ask for is made and verified.{where}", ""
+
+
+def _artifact(target: Target) -> ArtifactStatus:
+    done = target.state == "done"
+    state = STATES.get(target.state, target.state)
+    size = int((target.artifact if done else target.plan).get("nbytes", 0))
+    # Of what is on its way the state says enough, unless there is something to wait for.
+    reason = "" if done or target.reason == target.state else target.reason
+    return ArtifactStatus(target.label, state, reason, size, f"{target.folder}/" if done else "")

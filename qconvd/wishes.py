@@ -1,0 +1,55 @@
+"""Which recipes want a model, and so which artifacts the ledger is to hold for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from qconvd.checkpoints.base import ModelInfo
+from qconvd.config import Config
+from qconvd.ledger import Ledger, Source
+
+log = logging.getLogger(__name__)
+
+
+class Wishes:
+    """The recipes of one configuration, held against models. It remembers which sources were held against these."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.refusals: dict[int, str] = {}
+        """Sources that no recipe wants, and why."""
+        self._ledger = ledger
+        self._config: Config | None = None
+        self._asked: set[int] = set()
+
+    def configure(self, config: Config) -> None:
+        """From now on these recipes count; every source is to be held against them again."""
+        self._config = config
+        self._asked.clear()
+        self.refusals.clear()
+
+    def asked(self, source: int) -> bool:
+        """Whether a source was held against the present recipes."""
+        return source in self._asked
+
+    def want(self, source: Source, model: ModelInfo, recipes: Sequence[str]) -> list[str]:
+        """Let the ledger know what these recipes, and no others, want of a source. Returns the ids of new targets."""
+        assert self._config is not None
+        made: list[str] = []
+        reasons: list[str] = []
+        with self._ledger.transaction():
+            for name in recipes:
+                recipe = self._config.recipes[name]
+                reason = recipe.match.why_not(model)
+                if reason:
+                    reasons.append(f"the recipe {name} does not take it: {reason}")
+                made += self._ledger.want(source.id, name, [] if reason else recipe.targets, self._config.names)
+            for job in self._ledger.jobs_of(source.id):
+                if job.recipe not in recipes:
+                    self._ledger.want(source.id, job.recipe, [], self._config.names)
+        self._asked.add(source.id)
+        self.refusals.pop(source.id, None)
+        if len(reasons) == len(recipes):
+            self.refusals[source.id] = "; ".join(reasons) or "no recipe is set for it"
+            log.info("%s: %s", source.locator, self.refusals[source.id], extra={"action": "model.unwanted"})
+        return made

@@ -1,0 +1,168 @@
+"""Tasks on their way: started when the scheduler says so, followed while they run, and written into the ledger when they end.
+
+Every attempt's handle stands in the ledger before its worker is started. So a daemon that was killed finds its workers again
+and follows them as if nothing had happened; of those that are gone it knows what they were at.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from qconvd.bell import Bell
+from qconvd.config import Config
+from qconvd.devices import Devices
+from qconvd.errors import QconvdError
+from qconvd.executors.base import Status, environment
+from qconvd.executors.local import LocalExecutor
+from qconvd.ledger import Ledger, StaleFence, Task
+from qconvd.progress import ProgressBoard
+from qconvd.recovery import second_chance, sweep
+from qconvd.scheduler import Start, next_tasks
+from qconvd.tasks import DeviceSpec, LimitsSpec, read_result, settle, spec_of, write_spec
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 0.25
+LEASE_SECONDS = 60.0
+PLAN_SECONDS = 600.0
+"""A plan reads headers and a tokenizer; one that takes longer hangs."""
+RETHINK_SECONDS = 10.0
+"""How often what waits (for a disk, for a GPU that others hold) is thought about again though the ledger has not changed."""
+KILLED_SECONDS = 5.0
+"""How long after its last grace a killed worker may take to be gone."""
+
+
+class Work:
+    """The tasks of one ledger on this machine."""
+
+    def __init__(self, ledger: Ledger, config: Config, executor: LocalExecutor | None = None) -> None:
+        self._ledger = ledger
+        self._executor = executor or LocalExecutor(config.state)
+        self._board = ProgressBoard(config.state)
+        self._cursors: dict[str, int] = {}
+        self._mine: set[str] = set()
+        """Attempts that this daemon has started; the others are those of one before it."""
+        self._thought: tuple[object, ...] = ()
+        self._think_at = 0.0
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        self._config = config
+        self._devices = Devices(config.devices.cuda)
+        self._thought = ()
+
+    def tick(self) -> None:
+        """Stop what nobody wants any more, follow what runs, start what may run."""
+        for task in self._ledger.unwanted():
+            self._executor.cancel(task.handle, self._config.limits.stop_grace)
+        running = self._ledger.tasks("running")
+        for task in running:
+            self._follow(task)
+        self._start()
+        self._board.keep({id for task in running for id in task.targets})
+        self._board.tick()
+
+    def more(self) -> bool:
+        """Whether anything runs, or will run by itself. What waits for something that nobody here holds will not."""
+        now = time.time()
+        return any(t.state == "running" or t.not_before > now for t in self._ledger.tasks("queued", "running"))
+
+    def next_due(self) -> float:
+        """Seconds until `tick` has something to do, if nobody rings before."""
+        now = time.time()
+        waits = [
+            POLL_SECONDS if t.state == "running" else t.not_before - now if t.not_before > now else RETHINK_SECONDS
+            for t in self._ledger.tasks("queued", "running")
+        ]
+        return min(waits, default=3600.0)
+
+    def stop(self, at_once: Callable[[], bool], bell: Bell) -> None:
+        """Interrupt the workers and wait until they are gone: within the grace, or killed as soon as `at_once` says so.
+
+        What they have done is in their journals; the ledger queues them again.
+        """
+        grace = self._config.limits.stop_grace
+        end = time.monotonic() + grace + KILLED_SECONDS
+        hurried = False
+        for task in self._ledger.tasks("running"):
+            self._executor.cancel(task.handle, grace)
+        while (running := self._ledger.tasks("running")) and time.monotonic() < end:
+            if at_once() and not hurried:
+                hurried = True
+                for task in running:
+                    self._executor.cancel(task.handle, 0)
+            for task in running:
+                self._follow(task)
+            bell.wait(POLL_SECONDS / 5)
+        for task in running:
+            log.error("task %d does not stop; the next daemon will find it", task.id, extra={"action": "task.left"})
+
+    def _follow(self, task: Task) -> None:
+        """Hear what a running task says, and take note if it has ended."""
+        status = self._executor.poll(task.handle)
+        events, self._cursors[task.handle] = self._executor.events(task.handle, self._cursors.get(task.handle, 0))
+        self._board.hear(events)
+        try:
+            if status.ended:
+                self._end(task, status)
+            elif task.lease_until - time.time() < LEASE_SECONDS / 2:
+                self._ledger.renew(task.id, task.fence, LEASE_SECONDS)
+        except StaleFence as error:
+            log.warning("%s", error, extra={"action": "task.stale"})
+
+    def _end(self, task: Task, status: Status) -> None:
+        folder = self._executor.folder(task.handle)
+        if status.state == "lost" and not (folder / "start.json").exists():
+            self._ledger.release(task.id, task.fence, "the daemon was stopped before the worker was started")
+        elif status.state == "lost" and task.handle not in self._mine:
+            # It went down with the daemon before this one. That counts, or what kills the machine would do so for ever;
+            # but there is nothing to wait for.
+            reason = "the worker was killed together with the daemon"
+            self._ledger.fail(task.id, task.fence, reason, retry=True, at=time.time())
+        else:
+            settle(self._ledger, task, status, read_result(folder), time.time())
+            source = self._ledger.source(task.source)
+            if source.state == "present" and source.changed_at >= task.changed_at:
+                # Somebody touched it while it was read, and it came to rest before the task gave up.
+                second_chance(self._ledger, source.id)
+        log.info("task %d (%s) %s%s", task.id, task.kind, status.state, f": {status.reason}" if status.reason else "",
+                 extra={"action": "task.ended"})  # fmt: skip
+        self._mine.discard(task.handle)
+        self._cursors.pop(task.handle, None)
+        self._executor.forget(task.handle)
+        sweep(self._ledger, self._config.output)
+
+    def _start(self) -> None:
+        """Think about what may run now, if the ledger has changed since, or often enough to notice a freed disk."""
+        now = time.monotonic()
+        due = any(0 < t.not_before <= time.time() for t in self._ledger.tasks("queued"))
+        if self._thought == self._ledger.mark() and now < self._think_at and not due:
+            return
+        config = self._config
+        for start in next_tasks(self._ledger, self._devices, config.limits, config.devices, config.output):
+            self._submit(start)
+        self._thought, self._think_at = self._ledger.mark(), now + RETHINK_SECONDS
+
+    def _submit(self, start: Start) -> None:
+        """Claim, write the spec, start the worker: in this order a crash in between leaves nothing that is not found again."""
+        config = self._config
+        task = self._ledger.claim(start.task.id, start.placed)
+        try:
+            spec = spec_of(
+                task,
+                self._ledger.source(task.source),
+                [self._ledger.target(id) for id in task.targets],
+                output=config.output,
+                state=config.state,
+                limits=LimitsSpec(memory=start.memory, threads=start.threads),
+                device=DeviceSpec(kind=start.kind, id=start.device),
+            )
+            env = environment(start.kind, start.device, start.threads)
+            timeout = PLAN_SECONDS if task.kind == "plan" else None
+            self._mine.add(self._executor.submit(write_spec(spec), task.attempt, env, timeout=timeout))
+        except QconvdError as error:
+            self._ledger.fail(task.id, task.fence, str(error), retry=True, error=error.as_dict())
+            log.error("task %d cannot be started: %s", task.id, error, extra={"action": "task.not_started"})
+        else:
+            log.info("task %d (%s) started", task.id, task.kind, extra={"action": "task.started"})

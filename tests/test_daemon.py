@@ -1,0 +1,346 @@
+"""The running daemon: its signals, its answers, and what it does with sources and artifacts over their life."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon_kit import Home, copy_in, move_in, tiny_model
+
+pytestmark = pytest.mark.xdist_group("daemon")
+FP16_AND_GGUF = "[fp16, gguf: q8_0]"
+NEEDS_GPU = "[fp16: {device: cuda}]"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    home = Home(tmp_path)
+    yield home
+    home.kill()
+
+
+def end(home: Home) -> None:
+    assert home.stop() == 0, home.log()
+    assert "Traceback" not in home.log(), home.log()
+    assert home.workers() == []
+
+
+def test_once_empties_the_queue_and_ends(home: Home) -> None:
+    home.configure(targets="[fp16, f32, bf16]")
+    for name in ("one", "two"):
+        tiny_model(home.inbox / name)
+    assert home.once() == 0, home.log()
+    expected = {f"{m}-{f}/{n}" for m in ("one", "two") for f in ("fp16", "f32", "bf16")
+                for n in ("config.json", "model.safetensors", "qconvd.json")}  # fmt: skip
+    assert set(home.files()) == expected
+    before = home.files()
+    assert home.once() == 0
+    assert home.files() == before
+    with home.ledger() as ledger:
+        assert len([t for t in ledger.tasks() if t.kind == "convert"]) == 2, "the targets of one source share a pass"
+    assert not list((home.state / "tasks").iterdir())
+    assert home.work_left() == []
+
+
+def test_once_says_that_something_failed(home: Home) -> None:
+    home.configure(targets=FP16_AND_GGUF)
+    tiny_model(home.inbox / "odd", architecture="OddForCausalLM")
+    assert home.once() == 1
+    text = home.status("odd")
+    assert text.startswith("odd: failed\n\n  Artifacts made: 1 of 2.\n")
+    assert "OddForCausalLM" in text
+    assert [t.state for t in home.targets()] == ["done", "failed"]
+
+
+def test_once_does_not_wait_for_a_gpu_that_is_not_there(home: Home) -> None:
+    home.configure(targets=NEEDS_GPU)
+    tiny_model(home.inbox / "m")
+    assert home.once() == 1
+    reason = "recipe everyday asks for a GPU (device: cuda); none is visible"
+    assert reason in home.log()
+    assert reason in home.status("m")
+    assert [t.state for t in home.targets()] == ["planned"]
+
+
+def test_a_second_daemon_is_refused(home: Home) -> None:
+    home.start()
+    home.said("qconvd runs")
+    first = home.process
+    assert first is not None
+    home.process = None
+    assert home.start().join() not in (0, 1)
+    words = f"{home.state}: another qconvd daemon (process {first.pid}) works on this state folder"
+    assert words in home.log().replace("\n", "")
+    home.process = first
+    end(home)
+
+
+def test_stopping_interrupts_and_the_next_start_goes_on(home: Home) -> None:
+    home.configure(settle="0s")
+    tiny_model(home.inbox / "m")
+    home.start()
+    frozen = home.freeze("convert")
+    home.signal(signal.SIGTERM)
+    home.said("stopping")
+    os.kill(frozen[0], signal.SIGCONT)
+    assert home.join() == 0, home.log()
+    assert home.workers() == []
+    assert [t.state for t in home.targets()] in (["planned"], ["verifying"])
+    assert home.once() == 0
+    assert [t.state for t in home.targets()] == ["done"]
+    assert sorted(home.files()) == ["m-fp16/config.json", "m-fp16/model.safetensors", "m-fp16/qconvd.json"]
+    with home.ledger() as ledger:
+        assert ledger.targets()[0].failures == 0, "an interruption is no failure"
+
+
+def test_a_second_sigterm_does_not_wait(home: Home) -> None:
+    home.configure(settle="0s")
+    home.config.write_text(home.config.read_text().replace("stop_grace: 10s", "stop_grace: 1h"))
+    tiny_model(home.inbox / "m")
+    home.start()
+    home.freeze("convert")
+    home.signal(signal.SIGTERM)
+    home.said("stopping")
+    assert home.process is not None and home.process.poll() is None
+    home.signal(signal.SIGTERM)
+    assert home.join() == 0, home.log()
+    assert home.workers() == []
+
+
+def test_restart_keeps_the_queue(home: Home) -> None:
+    home.configure(settle="0s", targets="[fp16, f32]")
+    for name in ("one", "two", "three"):
+        tiny_model(home.inbox / name, seed=len(name))
+    home.start()
+    home.freeze("convert")
+    home.kill()
+    assert [s.state for s in home.sources()] == ["present"] * 3
+    assert home.once() == 0, home.log()
+    assert [t.state for t in home.targets()] == ["done"] * 6
+    with home.ledger() as ledger:
+        done = [e.target for e in ledger.history() if e.to_state == "done" and e.target]
+    assert len(done) == len(set(done)) == 6
+
+
+def test_a_daemon_that_comes_back_finds_its_worker(home: Home) -> None:
+    home.configure(settle="0s")
+    tiny_model(home.inbox / "m")
+    home.start()
+    frozen = home.freeze("convert")
+    assert home.process is not None
+    home.process.kill()
+    home.process.wait()
+    home.start("--once")
+    home.said("qconvd runs", times=2)
+    os.kill(frozen[0], signal.SIGCONT)
+    assert home.join() == 0, home.log()
+    with home.ledger() as ledger:
+        assert [(t.kind, t.attempt) for t in ledger.tasks()] == [("plan", 1), ("convert", 1), ("verify", 1)]
+
+
+def test_sighup_reads_the_configuration_and_refuses_a_bad_one(home: Home) -> None:
+    move_in(home, tiny_model(home.root / "drafts" / "first"))
+    home.start()
+    home.done(1)
+    good = home.config.read_text()
+    home.config.write_text(good.replace("targets:", "tragets:").replace("everyday]", "yesterday]"))
+    home.signal(signal.SIGHUP)
+    home.said("the new configuration is refused, the old one stays")
+    assert "config.yaml:12:5: recipes.everyday.tragets: there is no key 'tragets' here" in home.log()
+    assert "there is no recipe 'yesterday'" in home.log()
+    move_in(home, tiny_model(home.root / "drafts" / "second"))
+    home.done(2)
+    home.config.write_text(good.replace("output: ./models", "output: ./elsewhere"))
+    home.signal(signal.SIGHUP)
+    home.said("`state` and `output` cannot change while the daemon runs")
+    end(home)
+
+
+def test_new_target(home: Home) -> None:
+    move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    home.done(1)
+    before = home.files()
+    home.configure(targets="[fp16, f32]")
+    assert home.ask("reload").answer == "the configuration was read again"
+    home.done(2)
+    assert {k: v for k, v in home.files().items() if k.startswith("m-fp16/")} == before
+    with home.ledger() as ledger:
+        assert [t.targets for t in ledger.tasks() if t.kind == "convert"] == [(t.id,) for t in ledger.targets()]
+    end(home)
+
+
+def test_a_target_that_a_recipe_drops_is_not_begun(home: Home) -> None:
+    home.configure(targets=NEEDS_GPU)
+    move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    home.says("m", "asks for a GPU")
+    home.configure(targets="[f32]")
+    home.signal(signal.SIGHUP)
+    home.done(1)
+    assert [(t.label, t.state) for t in home.targets() if t.state != "done"] == [("fp16", "superseded")]
+    end(home)
+
+
+def test_artifact_deleted(home: Home) -> None:
+    move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    home.done(1)
+    before = home.files()
+    shutil.rmtree(home.output / "m-fp16")
+    (home.inbox / "poke").mkdir()
+    home.signal(signal.SIGHUP)
+    home.said("the configuration was read again")
+    assert [t.state for t in home.targets()] == ["done"]
+    assert home.files() == {}
+    assert home.ask("reconvert", ids=["1"]).answer == "1 artifact will be made again"
+    home.wait(lambda: home.files() == before, "the artifact to be made again")
+    home.done(1)
+    end(home)
+
+
+def test_requests_are_answered(home: Home, tmp_path: Path) -> None:
+    home.configure(targets=NEEDS_GPU)
+    model = tiny_model(tmp_path / "elsewhere" / "m")
+    home.start()
+    home.said("qconvd runs")
+    assert home.ask("add", path=str(model), recipe="everyday").answer == "1 artifact will be made"
+    assert home.ask("add", path=str(model), recipe="everyday").answer == "all that the recipe wants is there or on its way"
+    home.says("m", "asks for a GPU")
+    assert home.ask("cancel", ids=["1"]).answer == "1 artifact cancelled"
+    assert home.ask("cancel", ids=["1"]).answer == "nothing to cancel"
+    assert home.says("m", "m: cancelled")
+    assert home.ask("retry", ids=["1"]).answer == "1 artifact will be tried again"
+    for kind, arguments, answer in [
+        ("retry", {"ids": ["7"]}, "there is no job 7\n  `qconvd jobs` lists them"),
+        ("add", {"path": str(model), "recipe": "nothing"}, "there is no recipe 'nothing'\n  known are everyday"),
+        ("add", {"path": str(tmp_path / "away"), "recipe": "everyday"}, f"{tmp_path}/away: there is nothing at this path"),
+        ("dance", {}, "this daemon does not know the request 'dance'\n  restart it: it may be older than the command"),
+    ]:
+        request = home.ask(kind, **arguments)
+        assert (request.state, request.answer) == ("refused", answer)
+    (model / "model.safetensors").rename(model / "kept")
+    request = home.ask("add", path=str(model), recipe="everyday")
+    assert request.state == "refused"
+    assert request.answer.startswith(f"{model}: has a config.json but no weights yet")
+    end(home)
+
+
+def test_a_cancelled_conversion_stops_and_leaves_nothing(home: Home) -> None:
+    home.configure(settle="0s")
+    move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    frozen = home.freeze("convert")
+    assert home.ask("cancel", ids=["1"]).answer == "1 artifact cancelled"
+    os.kill(frozen[0], signal.SIGCONT)
+    home.wait(lambda: not home.workers(), "the worker to stop")
+    home.wait(lambda: not home.work_left(), "the work folder to go")
+    assert [t.state for t in home.targets()] == ["cancelled"]
+    assert home.files() == {}
+    home.ask("retry", ids=["1"])
+    home.done(1)
+    end(home)
+
+
+def test_removed_while_queued(home: Home) -> None:
+    home.configure(targets=NEEDS_GPU)
+    place = move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    home.says("m", "asks for a GPU")
+    shutil.rmtree(place)
+    home.said(f"{place} is no longer there")
+    home.wait(lambda: not home.status("m"), "the status to go")
+    assert [(t.state, t.reason) for t in home.targets()] == [("superseded", "the model was removed from the watched folder")]
+    end(home)
+
+
+def test_changed_while_read(home: Home) -> None:
+    model = tiny_model(home.root / "drafts" / "m", width=1024)
+    place = move_in(home, model)
+    home.start()
+    frozen = home.freeze("convert", reading="model.safetensors")
+    new = tiny_model(home.root / "drafts" / "new", width=1024, seed=2)
+    data = (new / "model.safetensors").read_bytes()
+    with (place / "model.safetensors").open("r+b") as file:
+        file.write(data)
+    os.kill(frozen[0], signal.SIGCONT)
+    home.said(f"{place} (version 2) is taken")
+    home.done(1)
+    with home.ledger() as ledger:
+        old, fresh = ledger.targets()
+        assert (old.state, fresh.state) == ("superseded", "done")
+        said = [e.reason for e in ledger.history(target=old.id)]
+    assert any("changed" in reason for reason in said), said
+    other = Home(home.root / "other")
+    shutil.copytree(new, other.inbox / "m")
+    assert other.once() == 0
+    assert other.files() == home.files(), "as if the first version had never been"
+    end(home)
+
+
+def test_touched_while_read(home: Home) -> None:
+    place = move_in(home, tiny_model(home.root / "drafts" / "m", width=1024))
+    home.start()
+    frozen = home.freeze("convert", reading="model.safetensors")
+    os.utime(place / "model.safetensors")
+    os.kill(frozen[0], signal.SIGCONT)
+    home.done(1)
+    with home.ledger() as ledger:
+        assert [s.version for s in ledger.sources()] == [1]
+        assert len(ledger.targets()) == 1
+    end(home)
+
+
+def test_after_move(home: Home) -> None:
+    home.configure(watch="after: move")
+    place = move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    home.wait(lambda: not place.exists(), "the source to be moved")
+    assert sorted(p.name for p in (home.inbox / ".qconvd-done" / "m").iterdir()) == ["config.json", "model.safetensors"]
+    text = home.says("m", f"The source: moved to {home.inbox}/.qconvd-done/m.")
+    assert text.startswith("m: done")
+    again = copy_in(home, home.inbox / ".qconvd-done" / "m")
+    home.wait(lambda: not again.exists(), "the second one to be moved")
+    assert sorted(p.name for p in (home.inbox / ".qconvd-done").iterdir()) == ["m", "m.2"]
+    with home.ledger() as ledger:
+        assert len(ledger.targets()) == 1, "what is made is not made again"
+    end(home)
+
+
+def test_after_delete(home: Home) -> None:
+    home.configure(watch="after: delete", targets="[fp16, f32]")
+    elsewhere = tiny_model(home.root / "elsewhere" / "linked", seed=5)
+    (home.inbox / "linked").symlink_to(elsewhere)
+    place = move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    home.done(4)
+    home.wait(lambda: not place.exists() and not (home.inbox / "linked").is_symlink(), "the sources to be deleted")
+    assert (elsewhere / "model.safetensors").exists(), "only the link was ours to remove"
+    assert [p.name for p in home.inbox.iterdir()] == []
+    assert len([f for f in home.files() if f.endswith("qconvd.json")]) == 4
+    end(home)
+
+
+def test_after_failure(home: Home) -> None:
+    home.configure(watch="after: delete", targets=FP16_AND_GGUF)
+    place = move_in(home, tiny_model(home.root / "drafts" / "odd", architecture="OddForCausalLM"))
+    home.start()
+    home.says("odd", "odd: failed")
+    home.signal(signal.SIGHUP)
+    home.said("the configuration was read again")
+    end(home)
+    assert (place / "model.safetensors").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told(home: Home) -> None:
+    home.output.write_text("a file where the output should be")
+    move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    home.said("no status can be written to")
+    home.wait(lambda: home.targets("failed") or [t for t in home.targets() if t.failures], "the conversion to say so")
+    end(home)
