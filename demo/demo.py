@@ -56,9 +56,8 @@ def main() -> int:
         return 1
     say("The artifacts", tree(HERE / "models"))
     run_with_llama_cpp()
-    print(
-        f"\nDone in {time.monotonic() - started:.0f} s. The artifacts are in .demo/models/. Next: make run, and drop a model into ./inbox"
-    )
+    print(f"\nDone in {time.monotonic() - started:.0f} s; the artifacts are in .demo/models/.")
+    print("Next: make run, and drop a model of yours into ./inbox")
     return 0
 
 
@@ -118,7 +117,7 @@ def run_with_llama_cpp() -> None:
 def say(title: str, text: str = "") -> None:
     print(f"\n== {title}")
     if text:
-        print("   " + text.strip().replace("\n", "\n   "), flush=True)
+        print("   " + text.rstrip().replace("\n", "\n   "), flush=True)
 
 
 if __name__ == "__main__":

@@ -79,13 +79,14 @@ def _section(status: ModelStatus) -> str:
     if status.remedy:
         lines += ["", "What to do:", *(f"  {line.strip()}" for line in status.remedy.splitlines())]
     if status.artifacts:
-        lines += ["", "Artifacts:", *map(_line, status.artifacts)]
+        width = max(len(a.label) for a in status.artifacts)
+        lines += ["", "Artifacts:", *(_line(a, width) for a in status.artifacts)]
     return "\n".join([*lines, "", f"Source: {status.place}", ""])
 
 
-def _line(artifact: ArtifactStatus) -> str:
+def _line(artifact: ArtifactStatus, width: int) -> str:
     size = show_size(artifact.nbytes) if artifact.nbytes else ""
-    line = f"  {artifact.label:<8} {artifact.state:<11} {size:>10}  {artifact.place}".rstrip()
+    line = f"  {artifact.label:<{width}} {artifact.state:<11} {size:>10}  {artifact.place}".rstrip()
     return f"{line}\n    {artifact.reason}" if artifact.reason else line
 
 

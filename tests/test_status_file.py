@@ -15,7 +15,7 @@ STATUS = ModelStatus(
     "rename one of the two models",
     (
         ArtifactStatus("fp16", "done", nbytes=1 << 20, place="Llama-fp16/"),
-        ArtifactStatus("Q8_0", "failed", "the disk is full"),
+        ArtifactStatus("gguf Q8_0", "failed", "the disk is full"),
     ),
 )
 TEXT = """\
@@ -27,8 +27,8 @@ What to do:
   rename one of the two models
 
 Artifacts:
-  fp16     done           1.0 MiB  Llama-fp16/
-  Q8_0     failed
+  fp16      done           1.0 MiB  Llama-fp16/
+  gguf Q8_0 failed
     the disk is full
 
 Source: /inbox/Llama
