@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qconvd.checkpoints.base import CheckpointReader
     from qconvd.containers.base import Container
     from qconvd.engine.operations import Operation
+    from qconvd.examination import Finding
     from qconvd.formats import Format
 
 hookspec = pluggy.HookspecMarker("qconvd")
@@ -50,3 +51,8 @@ def qconvd_gguf_families() -> Iterable[Any]:  # type: ignore[empty-body]
 @hookspec
 def qconvd_task_event(event: Mapping[str, Any]) -> None:
     """Called in the daemon for every change of a job's, target's or task's state. An error here is logged, not raised."""
+
+
+@hookspec
+def qconvd_findings(warm: bool) -> Iterable[Finding]:  # type: ignore[empty-body]
+    """What `qconvd doctor` shall say of this plugin. With `warm`, make ready now what else the first conversion would."""

@@ -146,7 +146,7 @@ class _Builder:
 
     def scalar(self, node: yaml.Node, path: Path) -> Any:
         try:
-            value = self.loader.construct_object(node)  # type: ignore[no-untyped-call]
+            value = self.loader.construct_object(node)
         except (yaml.constructor.ConstructorError, ValueError):
             self.problem(
                 node,

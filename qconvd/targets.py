@@ -9,7 +9,7 @@ gguf: {types: [q8_0], device: cpu}
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -48,6 +48,10 @@ class Target:
         """For people: `gguf Q4_0`, `fp16`."""
         return self.format if self.parts.variant == self.format else f"{self.format} {self.parts.variant}"
 
+    def on(self, device: str) -> Target:
+        """The same artifact, made on another device."""
+        return replace(self, options=self.options.model_copy(update={"device": device}))
+
     def names(self, model_name: str, profile: str = "default") -> Names:
         """What this target's artifact of that model is called."""
         return names(model_name, self.parts, profile, self.options.name)
@@ -65,9 +69,9 @@ def resolve_target(raw: Any) -> list[Target]:
     """The targets that one entry of `targets:` (or of `--to`) stands for. Raises `ConfigError` with all its mistakes."""
     found, wrong = resolve(raw)
     if wrong:
-        place = raw if isinstance(raw, str) else "target"
         lines = tuple("".join((f"{dotted_below(w.path)}: " if w.path else "", w.message)) for w in wrong)
-        raise ConfigError("; ".join(lines), where=place, fix=f"known targets: {', '.join(short_names())}", problems=lines)
+        known = "" if "known are" in lines[0] else f"known targets: {', '.join(short_names())}"
+        raise ConfigError("; ".join(lines), fix=known, problems=lines)
     return found
 
 

@@ -9,3 +9,22 @@ The bytes are llama.cpp's own; docs/reference/kernels.md says how far that goes.
 from, measure.py sums up the error, legacy.py, q6_k.py and cast.py are the types, kernels.py is the way in. Importing this
 package is cheap: numba and numpy are imported with kernels and decode, so import those where weights are at hand.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qconvd.api import Finding, hookimpl
+from qconvd_ggml import cache
+
+
+@hookimpl
+def qconvd_findings(warm: bool) -> Iterable[Finding]:
+    """Whether the kernels are compiled already, for `qconvd doctor`."""
+    if warm:
+        seconds = cache.warm()
+        return [Finding("kernels", "good", f"compiled in {seconds:.0f} s of processor time, kept in {cache.folder()}")]
+    if cache.is_warm():
+        return [Finding("kernels", "good", f"compiled already, in {cache.folder()}")]
+    later = "the first conversion compiles them, once; `qconvd doctor --warm` does it now"
+    return [Finding("kernels", "note", "not all compiled yet", later)]

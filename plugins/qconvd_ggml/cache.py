@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent
 KERNELS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K", "F32", "F16", "BF16")
 """The kernels that `warm` compiles, by the type they write."""
+NO_MATTER = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS")
+"""Settings that do not change the machine code. Workers differ in the second: no kernel here starts numba's own threads."""
 
 
 @cache
@@ -58,7 +60,7 @@ def fingerprint() -> str:
     """A name for all that decides the machine code: sources, compiler, its settings, CPU."""
     parts = [platform.machine(), platform.python_version(), _cpu()]
     parts += [f"{name} {metadata.version(name)}" for name in ("numba", "llvmlite")]
-    parts += [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("NUMBA_") and k != "NUMBA_CACHE_DIR"]
+    parts += [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("NUMBA_") and k not in NO_MATTER]
     digest = hashlib.sha256("\n".join(parts).encode())
     for path in sorted(SOURCES.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

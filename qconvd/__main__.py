@@ -1,0 +1,7 @@
+"""`python -m qconvd`."""
+
+from __future__ import annotations
+
+from qconvd.cli import main
+
+main()

@@ -1,0 +1,94 @@
+"""The command line: each command parses, calls and prints. Start-up imports neither pydantic nor plugins nor numpy."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from qconvd.cli import (
+    add,
+    check,
+    convert,
+    doctor,
+    formats,
+    init,
+    inspect,
+    jobs,
+    logs,
+    plan,
+    requests,
+    run,
+    schema,
+    status,
+    verify,
+)
+from qconvd.cli.exits import Exit
+from qconvd.errors import ConfigError, QconvdError
+
+app = typer.Typer(
+    name="qconvd",
+    help="Turns models into the formats people run: fp16, GGUF, and what plugins add.",
+    no_args_is_help=True,
+    # Rich help doubles the time that `--help` takes; so does shell completion's set-up for everybody.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+# In the order in which a newcomer meets them.
+app.command("convert")(convert.convert)
+app.command("plan")(plan.plan)
+app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
+app.command("formats")(formats.formats)
+app.command("init")(init.init)
+app.command("check")(check.check)
+app.command("run")(run.run)
+app.command("add")(add.add)
+app.command("status")(status.status)
+app.command("jobs")(jobs.jobs)
+app.command("job")(jobs.job)
+app.command("logs")(logs.logs)
+app.command("retry")(requests.retry)
+app.command("cancel")(requests.cancel)
+app.command("reconvert")(requests.reconvert)
+app.command("reload")(requests.reload)
+app.command("doctor")(doctor.doctor)
+app.command("schema")(schema.schema)
+
+
+@app.command()
+def version() -> None:
+    """Print the version of qconvd."""
+    from qconvd import __version__
+
+    print(f"qconvd {__version__}")
+
+
+def main() -> None:
+    """Run the command line; what a person can mend is told in sentences, everything else keeps its traceback."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        app()
+    except ConfigError as error:
+        sys.exit(_tell(error, Exit.BAD_CONFIG))
+    except QconvdError as error:
+        sys.exit(_tell(error, Exit.REFUSED))
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        # `qconvd jobs | head`: who reads has seen enough. Python would complain once more when it flushes at exit.
+        sys.stderr.close()
+        sys.exit(Exit.OK)
+
+
+def _tell(error: QconvdError, code: Exit) -> Exit:
+    problems = getattr(error, "problems", ())
+    if len(problems) > 1:
+        print(f"qconvd: {len(problems)} mistakes\n{error}", file=sys.stderr)
+    else:
+        print(f"qconvd: {error}", file=sys.stderr)
+    return code

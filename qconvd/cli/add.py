@@ -1,0 +1,37 @@
+"""`qconvd add`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qconvd.cli.options import ConfigFile, Model
+
+
+def add(
+    model: Model,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="What to make of it: a recipe of the config file.")],
+    config: ConfigFile = None,
+) -> None:
+    """Hand a model to the running daemon.
+
+    The model may lie anywhere; it must be complete. Without a daemon it is taken when one is started.
+    """
+    from qconvd import checkpoints
+    from qconvd.cli.options import load_config
+    from qconvd.cli.requests import ask, ledger_path
+    from qconvd.errors import QconvdError
+    from qconvd.ledger import Ledger
+    from qconvd.suggest import did_you_mean
+
+    loaded = load_config(config)
+    if recipe not in loaded.recipes:
+        fix = f"its recipes: {', '.join(loaded.recipes)}"
+        raise QconvdError(
+            f"there is no recipe {recipe!r}{did_you_mean(recipe, loaded.recipes)}", where=str(loaded.path), fix=fix
+        )
+    # The reason why it cannot be converted is told now, whether a daemon runs or not.
+    checkpoints.inspect(model)
+    Ledger(ledger_path(loaded)).close()
+    ask(loaded.path, "add", path=str(model.absolute()), recipe=recipe)

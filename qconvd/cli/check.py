@@ -1,0 +1,59 @@
+"""`qconvd check`."""
+
+from __future__ import annotations
+
+from qconvd.cli.options import AsJson, ConfigFile
+
+
+def check(config: ConfigFile = None, json: AsJson = False) -> None:
+    """Check the config file and say what it would do."""
+    from qconvd.cli import output
+    from qconvd.cli.options import load_config
+    from qconvd.quantities import show_size
+
+    found = load_config(config)
+    if json:
+        recipes = {name: [t.spec for t in recipe.targets] for name, recipe in found.recipes.items()}
+        output.as_json({"config": found.path, "recipes": recipes, **found.model_dump(mode="json", exclude={"recipes"})})
+        return
+    print(f"{found.path} is right.\n")
+    for watch in found.watch:
+        print(f"A model dropped into {watch.folder}{'' if watch.folder.is_dir() else ' (not there yet)'} becomes:")
+        rows = []
+        for name in watch.recipes:
+            recipe = found.recipes[name]
+            for target in recipe.targets:
+                names = target.names("MODEL", found.names)
+                place = f"{names.folder}/{names.stem}.*" if names.shared else f"{names.folder}/"
+                device = "" if target.options.device == "auto" else target.options.device
+                rows.append((name, target.label, place, device))
+        output.table(("RECIPE", "TARGET", f"IN {found.output}", "DEVICE"), rows, whole=(0, 1))
+        print(f"Then the model is {_after(watch.after)}.\n")
+    if not found.watch:
+        print("No folder is watched: models come with `qconvd add` only.\n")
+    for name, recipe in found.recipes.items():
+        if limits := _match(recipe.match):
+            print(f"The recipe {name} is only for models with {limits}.")
+    free = found.limits.disk_reserve
+    output.pairs([("output", found.output), ("state", found.state), ("left free", show_size(free)), ("names", found.names)])
+
+
+def _after(after: str) -> str:
+    return {"keep": "left where it is", "move": "moved to .qconvd-done/ there", "delete": "deleted"}[after]
+
+
+def _match(match: object) -> str:
+    from qconvd.config import Match
+    from qconvd.quantities import show_count
+
+    assert isinstance(match, Match)
+    parts = []
+    if match.architectures:
+        parts.append(f"the architecture {' or '.join(match.architectures)}")
+    if match.names:
+        parts.append(f"a name like {' or '.join(match.names)}")
+    if match.min_parameters is not None:
+        parts.append(f"at least {show_count(match.min_parameters)} parameters")
+    if match.max_parameters is not None:
+        parts.append(f"at most {show_count(match.max_parameters)} parameters")
+    return ", ".join(parts)

@@ -1,0 +1,65 @@
+"""`qconvd inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+from typing import Annotated
+
+import typer
+
+from qconvd.cli.options import AsJson, Model
+
+CONFIG_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
+
+
+def inspect(
+    model: Model,
+    json: AsJson = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor, too.")] = False,
+) -> None:
+    """Show what a model is, from its headers alone.
+
+    Architecture, parameters, types of the weights, files. No weight is read.
+    """
+    from qconvd import checkpoints
+    from qconvd.cli import output
+    from qconvd.quantities import show_count, show_size
+
+    found = checkpoints.inspect(model)
+    weights: Counter[str] = Counter()
+    for tensor in found.tensors.values():
+        weights[tensor.dtype] += prod(tensor.shape)
+    if json:
+        output.as_json({
+            "name": found.name, "path": found.path, "kind": found.kind, "architecture": found.architecture,
+            "parameters": found.parameters, "weight_bytes": found.weight_bytes, "weights_by_type": weights,
+            "files": [{"path": f.path, "bytes": f.size, "role": f.role} for f in found.files],
+            "tensors": [
+                {"name": t.name, "dtype": t.dtype, "shape": t.shape, "file": t.file, "bytes": t.nbytes}
+                for t in found.tensors.values()
+            ] if tensors else len(found.tensors),
+        })  # fmt: skip
+        return
+    output.pairs([
+        ("model", found.name),
+        ("path", found.path),
+        ("kind", found.kind),
+        ("architecture", found.architecture or "none is named"),
+        ("parameters", f"{show_count(found.parameters)} in {len(found.tensors)} tensors"),
+        ("weights", f"{show_size(found.weight_bytes)} ({_shares(weights)})"),
+        *((key.replace("_", " "), found.config.get(key, "")) for key in CONFIG_KEYS),
+    ])  # fmt: skip
+    print()
+    output.table(("FILE", "SIZE", "ROLE"), [(f.path, show_size(f.size), f.role) for f in found.files], right=(1,))
+    if tensors:
+        print()
+        rows = [(t.name, t.dtype, "×".join(map(str, t.shape)), show_size(t.nbytes)) for t in found.tensors.values()]
+        output.table(("TENSOR", "TYPE", "SHAPE", "SIZE"), rows, right=(3,), whole=(1, 2))
+
+
+def _shares(weights: Counter[str]) -> str:
+    whole = sum(weights.values()) or 1
+    return ", ".join(
+        dtype if count == whole else f"{dtype} {100 * count / whole:.3g} %" for dtype, count in weights.most_common()
+    )

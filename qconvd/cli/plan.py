@@ -1,0 +1,115 @@
+"""`qconvd plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qconvd.cli.exits import Exit
+from qconvd.cli.options import AsJson, ConfigFile, Model
+
+if TYPE_CHECKING:
+    from qconvd.preview import Preview
+    from qconvd.targets import Target
+
+To = Annotated[str | None, typer.Option("--to", metavar="TARGETS", help="What to make, e.g. fp16,q8_0,q4_0 or gguf:q8_0.")]
+Recipe = Annotated[str | None, typer.Option("--recipe", "-r", help="What to make: a recipe of the config file.")]
+Name = Annotated[str | None, typer.Option("--name", help="The model's name in the outputs; without it, the folder's.")]
+
+
+def plan(
+    model: Model,
+    to: To = None,
+    recipe: Recipe = None,
+    name: Name = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Say what a conversion would make, to the byte, and what it needs.
+
+    No weight is read.
+    Without --to and --recipe, every recipe of the config file is looked at.
+    """
+    from qconvd import checkpoints
+    from qconvd.cli import output
+    from qconvd.preview import preview
+    from qconvd.quantities import show_count, show_size
+
+    found = checkpoints.inspect(model)
+    targets, profile, unmatched = wanted(to, recipe, config, found)
+    previews = [preview(found, target, profile, name) for target in targets]
+    refused = [p for p in previews if p.error]
+    if json:
+        output.as_json({
+            "model": found.name, "path": found.path, "parameters": found.parameters, "source_bytes": found.weight_bytes,
+            "artifacts": [p.as_dict() for p in previews], "not_matched": unmatched,
+        })  # fmt: skip
+    else:
+        parameters = f"{show_count(found.parameters)} parameters, {show_size(found.weight_bytes)}"
+        print(f"{output.safe(name or found.name)}: {found.architecture or found.kind}, {parameters}\n")
+        for recipe_name, reason in unmatched.items():
+            print(f"The recipe {recipe_name} does not take this model: {reason}.")
+        _print(previews)
+        if previews:
+            total = sum(p.nbytes for p in previews)
+            count = f"{len(previews) - len(refused)} of {len(previews)}"
+            print(f"\n{count} can be made: {show_size(total)} ({total:,} bytes) on disk.")
+    if refused:
+        raise typer.Exit(Exit.REFUSED)
+
+
+def wanted(to: str | None, recipe: str | None, config: Path | None, model: Any) -> tuple[list[Target], str, dict[str, str]]:
+    """The targets that the options mean, the profile of names, and recipes that do not take the model with the reason."""
+    from qconvd.cli.options import load_config
+    from qconvd.errors import ConfigError, QconvdError
+    from qconvd.suggest import did_you_mean
+    from qconvd.targets import resolve_list
+
+    if to is not None:
+        if recipe is not None:
+            raise typer.BadParameter("give --to or --recipe, not both")
+        profile = load_config(config).names if config else "default"
+        try:
+            return resolve_list(to), profile, {}
+        except ConfigError as error:
+            raise typer.BadParameter(f"--to: {str(error).removeprefix('--to: ')}") from None
+    found = load_config(config)
+    if recipe is not None and recipe not in found.recipes:
+        raise QconvdError(
+            f"there is no recipe {recipe!r}{did_you_mean(recipe, found.recipes)}",
+            where=str(found.path), fix=f"its recipes: {', '.join(found.recipes)}",
+        )  # fmt: skip
+    targets: dict[str, Target] = {}
+    unmatched = {}
+    for name, one in found.recipes.items():
+        if recipe not in (None, name):
+            continue
+        # A recipe that is asked for by name is made whatever its `match` says.
+        if recipe is None and (reason := one.match.why_not(model)):
+            unmatched[name] = reason
+            continue
+        targets |= {t.digest: t for t in one.targets}
+    return list(targets.values()), found.names, unmatched
+
+
+def _print(previews: list[Preview]) -> None:
+    from qconvd.cli import output
+    from qconvd.quantities import show_size
+
+    good = [p for p in previews if not p.error]
+    if good:
+        rows = [(p.target.label, show_size(p.nbytes), f"{p.nbytes:,}", f"{p.bits:.2f}", show_size(p.memory)) for p in good]
+        headings = ("TARGET", "SIZE", "BYTES", "BITS/WEIGHT", "MEMORY")
+        output.table(headings, rows, right=(1, 2, 3, 4), whole=(0,), under=[p.place for p in good])
+    for p in previews:
+        if p.error:
+            print(f"\n{p.target.label} cannot be made: {output.safe(str(p.error))}")
+            continue
+        # A note tells of most exceptions already, in its own words.
+        exceptions = [s for reason, s in p.left_out if not any(reason in note for note in p.notes)]
+        if p.notes or exceptions:
+            print(f"\n{p.target.label}:")
+        for sentence in (*p.notes, *exceptions):
+            print(output.filled(sentence, "  - "))

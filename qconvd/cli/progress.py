@@ -1,0 +1,136 @@
+"""What `qconvd convert` shows while it works: bars on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from qconvd.once import Made, Stage
+from qconvd.progress import Progress
+from qconvd.quantities import show_duration, show_size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    from qconvd.errors import QconvdError
+
+WORDS: Mapping[Stage, str] = {"plan": "planning", "convert": "converting", "verify": "verifying"}
+LINE_EVERY = 5.0
+"""Seconds between two plain lines about one target."""
+WEIGHTS = (".gguf", ".safetensors", ".bin")
+LARGE = 1 << 20
+
+
+class Shown:
+    """A `Listener` that prints. Use as a context manager; `seconds` is how long it took so far."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.began = False
+        self._start = time.monotonic()
+        self._quiet = quiet
+        self._bars: Bars | None = None
+        self._rows: dict[str, TaskID] = {}
+        self._said: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty() and not self._quiet:
+            self._bars = _bars()
+            self._bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def stage(self, stage: Stage, labels: Sequence[str]) -> None:
+        self.began = True
+        for label in labels:
+            if self._bars is None:
+                continue
+            if label not in self._rows:
+                self._rows[label] = self._bars.add_task(label, total=None, stage="", rate="", left="", amount="")
+            total = 1 if stage == "verify" else None
+            self._bars.update(
+                self._rows[label], stage=WORDS[stage], total=total, completed=total or 0, rate="", left="", refresh=True
+            )
+        self._line(f"{WORDS[stage]} {', '.join(labels)}")
+
+    def planned(self, label: str, plan: Mapping[str, Any]) -> None:
+        if self._bars is not None:
+            self._bars.update(self._rows[label], amount=show_size(plan["nbytes"]), stage="planned")
+        self._line(f"{label}: {show_size(plan['nbytes'])} ({plan['nbytes']:,} bytes)")
+        for sentence in plan.get("notes", ()):
+            self._aloud(f"{label}: {sentence}")
+
+    def progress(self, label: str, progress: Progress) -> None:
+        done, total, rate, left = progress.done, progress.total, f"{show_size(progress.rate)}/s", progress.left
+        shown_left = f"{show_duration(max(1, round(left)))} left" if left and done < total else ""
+        if self._bars is not None:
+            self._bars.update(self._rows[label], completed=done, total=total, rate=rate, left=shown_left)
+        # Small models are over before anybody could read this.
+        elif time.monotonic() - self._said.get(label, self._start) >= LINE_EVERY:
+            self._said[label] = time.monotonic()
+            percent = 100 * done // max(1, total)
+            pace = f", {rate}, {shown_left}" if shown_left else ""
+            self._line(f"{label}: {percent} %, {show_size(done)} of {show_size(total)}{pace}")
+
+    def waiting(self, reason: str) -> None:
+        self._aloud(f"waiting: {reason}")
+
+    def done(self, label: str) -> None:
+        if self._bars is not None:
+            self._bars.update(self._rows[label], stage="done")
+        self._line(f"{label} is done")
+
+    def failed(self, label: str, error: QconvdError) -> None:
+        if self._bars is not None and label in self._rows:
+            self._bars.update(self._rows[label], stage="failed", rate="", left="")
+        self._line(f"{label} failed: {error.what}")
+
+    def _line(self, text: str) -> None:
+        if self._bars is None and not self._quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def _aloud(self, text: str) -> None:
+        """What is worth a line on a terminal, too."""
+        if self._bars is not None:
+            self._bars.console.print(text)
+        self._line(text)
+
+
+def bits_of(made: Made) -> str:
+    """Bits per weight of an artifact's weight files; empty where they are not known."""
+    if made.manifest is None or not made.manifest.errors.get("weights"):
+        return ""
+    stored = sum(f.bytes for f in made.manifest.files if f.path.endswith(WEIGHTS))
+    return f"{8 * stored / made.manifest.errors['weights']:.2f}"
+
+
+def relative(made: Made) -> float | None:
+    """Root mean square of the error over that of the weights; None where it was not measured."""
+    value = made.manifest.errors.get("relative_rms") if made.manifest else None
+    return None if value is None else float(value)
+
+
+def _bars() -> Bars:
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    from qconvd.cli.output import console
+
+    return Bars(
+        TextColumn("{task.description}"),
+        TextColumn("{task.fields[stage]}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[amount]}", justify="right"),
+        TextColumn("{task.fields[rate]}", justify="right"),
+        TextColumn("{task.fields[left]}", justify="right"),
+        console=console(stderr=True),
+    )

@@ -1,0 +1,103 @@
+"""`qconvd retry`, `cancel`, `reconvert`, `reload`: what is asked of the running daemon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qconvd.cli.exits import Exit
+from qconvd.cli.options import ConfigFile
+
+if TYPE_CHECKING:
+    from qconvd.config import Config
+
+Jobs = Annotated[
+    list[str], typer.Argument(metavar="JOB...", help="Numbers of jobs, or ids of single targets (`qconvd job N`).")
+]
+WAIT = 10.0
+"""Seconds to wait for the daemon's answer; it looks twice a second."""
+
+
+def retry(jobs: Jobs, config: ConfigFile = None) -> None:
+    """Try again what failed or was cancelled.
+
+    What waits for its next attempt is tried at once.
+    """
+    ask(config, "retry", ids=jobs)
+
+
+def cancel(jobs: Jobs, config: ConfigFile = None) -> None:
+    """Stop jobs.
+
+    What runs is stopped, what waits is not begun. `qconvd retry` takes them up where they were.
+    """
+    ask(config, "cancel", ids=jobs)
+
+
+def reconvert(jobs: Jobs, config: ConfigFile = None) -> None:
+    """Make artifacts again that were done.
+
+    With the plugins as they are now; also what was deleted by hand.
+    """
+    ask(config, "reconvert", ids=jobs)
+
+
+def reload(config: ConfigFile = None) -> None:
+    """Let the daemon read its config file again, as SIGHUP does.
+
+    A bad one is refused with its mistakes, and the old one stays.
+    """
+    ask(config, "reload")
+
+
+def ask(file: Any, kind: str, **arguments: Any) -> None:
+    """Put a request into the ledger, wake the daemon, wait for the answer and print it. A refusal exits with 3."""
+    import time
+
+    from qconvd.cli import output
+    from qconvd.cli.options import load_config
+    from qconvd.ledger import Ledger
+
+    config = load_config(file)
+    check_ledger(config)
+    ledger = Ledger(ledger_path(config))
+    try:
+        for id in arguments.get("ids", ()):
+            ledger.find(id)
+        number = ledger.request(kind, **arguments)
+        (config.state / "wake").touch()
+        if not running(config):
+            print(f"No daemon runs on {config.state}; it will be done when one is started (`qconvd run`).")
+            return
+        end = time.monotonic() + WAIT
+        while (answer := ledger.asked(number)).state == "open":
+            if time.monotonic() > end:
+                print("The daemon has not answered yet; `qconvd status` shows what it does.")
+                return
+            time.sleep(0.05)
+    finally:
+        ledger.close()
+    if answer.state == "refused":
+        output.note(f"qconvd: {answer.answer}")
+        raise typer.Exit(Exit.REFUSED)
+    print(answer.answer)
+
+
+def ledger_path(config: Config) -> Any:
+    return config.state / "ledger.sqlite"
+
+
+def check_ledger(config: Config) -> None:
+    """Raise `QconvdError` if no daemon ever ran with this config: there is nothing to ask."""
+    from qconvd.errors import QconvdError
+
+    if not ledger_path(config).exists():
+        raise QconvdError("no daemon has run with this config yet", where=str(config.state), fix="start one with `qconvd run`")
+
+
+def running(config: Config) -> int | None:
+    """The daemon's process id, if one runs."""
+    from qconvd.state_lock import holder
+
+    return holder(config.state)

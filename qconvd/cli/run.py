@@ -1,0 +1,51 @@
+"""`qconvd run`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from qconvd.cli.options import ConfigFile
+
+
+def run(
+    config: ConfigFile = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Do all there is to do, then end; exit code 1 if something failed.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Run the daemon: watch the folders, convert what appears.
+
+    Ctrl-C or SIGTERM stops it within `limits.stop_grace`, a second one at once; SIGHUP reads the config again.
+    """
+    from qconvd import config as configuration
+    from qconvd.daemon import Daemon
+
+    path = config or configuration.find()
+    loaded = configuration.load(path)
+    # With systemd the journal has the time already.
+    stamp = "" if sys.stderr.isatty() is False and _under_systemd() else "%(asctime)s "
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format=f"{stamp}%(levelname)-7s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        force=True,
+    )
+    for watch in loaded.watch:
+        if not watch.folder.exists():
+            logging.getLogger(__name__).warning(
+                "the watched folder %s does not exist yet; it is taken up when it does", watch.folder
+            )
+    code = Daemon(loaded, lambda: configuration.load(path)).run(once)
+    if code:
+        raise typer.Exit(code)
+
+
+def _under_systemd() -> bool:
+    import os
+
+    return "JOURNAL_STREAM" in os.environ

@@ -1,0 +1,312 @@
+"""One conversion without the daemon: the same ledger, scheduler, executor and workers, driven by one loop until all is done.
+
+The ledger lives in a temporary folder and is forgotten; what makes a second run of the same command resume is the work folder,
+whose name follows from the model's identity and the target. It lies in `<output>/.qconvd/convert`, where no daemon tidies up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from qconvd import checkpoints, intake
+from qconvd.config import Devices as DeviceSettings
+from qconvd.config import Limits
+from qconvd.devices import Devices
+from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, read_manifest
+from qconvd.errors import QconvdError, from_dict
+from qconvd.executors.base import environment
+from qconvd.executors.local import LocalExecutor
+from qconvd.ledger import Ledger, Task
+from qconvd.ledger import Target as LedgerTarget
+from qconvd.ledger.records import options_of
+from qconvd.progress import Progress
+from qconvd.scheduler import Start, next_tasks
+from qconvd.targets import Target
+from qconvd.tasks import DeviceSpec, LimitsSpec, read_result, settle, spec_of, write_spec
+
+RECIPE = "convert"
+PAUSE = 0.1
+Stage = Literal["plan", "convert", "verify"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of one target. `error` is empty where it is there now; `new` is False where it was there before."""
+
+    target: Target
+    folder: Path
+    manifest: Manifest | None = None
+    error: QconvdError | None = None
+    new: bool = True
+    log: Path | None = None
+    """Where the worker's words are, if it crashed."""
+
+
+class Listener(Protocol):
+    """Who is told while it goes on. Every call comes from the one thread that runs the conversion."""
+
+    def stage(self, stage: Stage, labels: Sequence[str]) -> None:
+        """A worker was started for these targets."""
+        ...
+
+    def planned(self, label: str, plan: Mapping[str, Any]) -> None:
+        """What the plan of a target says: `nbytes`, `notes`, `left_out`, …"""
+        ...
+
+    def progress(self, label: str, progress: Progress) -> None: ...
+
+    def waiting(self, reason: str) -> None:
+        """Nothing can be done at the moment, and why."""
+        ...
+
+    def done(self, label: str) -> None:
+        """A target is verified and in its place."""
+        ...
+
+    def failed(self, label: str, error: QconvdError) -> None: ...
+
+
+@dataclass
+class Conversion:
+    """A model, what to make of it, and where. `profile` and `name` say how the artifacts are called."""
+
+    path: Path
+    targets: Sequence[Target]
+    output: Path
+    name: str | None = None
+    profile: str = "default"
+    limits: Limits = field(default_factory=lambda: Limits.model_validate({"disk_reserve": 0}))
+    devices: DeviceSettings = field(default_factory=lambda: DeviceSettings.model_validate({}))
+    force: bool = False
+    identity: str = field(default="", init=False)
+    called: str = field(default="", init=False)
+    """The name that the artifacts get."""
+
+    def run(self, listener: Listener) -> list[Made]:
+        """Plan, convert, verify and commit everything; one result per target, in their order.
+
+        Raises `QconvdError` if the model cannot be read at all. On KeyboardInterrupt the worker is stopped first; what it has
+        done is in its journal.
+        """
+        model = self._look()
+        self._prepare()
+        self.identity = checkpoints.identity(model)
+        self.called = self.name or model.name
+        # Not with the artifacts: SQLite wants a local disk, and nobody needs this ledger afterwards.
+        state = Path(tempfile.mkdtemp(prefix="qconvd-"))
+        made = {t.digest: found for t in self.targets if (found := self._there(t)) is not None}
+        todo = [t for t in self.targets if t.digest not in made]
+        keep = False
+        try:
+            if todo:
+                made |= _Run(self, state, todo, listener).run()
+            keep = any(m.log for m in made.values())
+            return [made[t.digest] for t in self.targets]
+        finally:
+            if not keep:
+                shutil.rmtree(state, ignore_errors=True)
+            self._tidy()
+
+    def work(self, target: Target) -> Path:
+        """Where a target is worked on: the same place each time the same thing is asked for."""
+        words = "\n".join((self.identity, target.digest, self.called, self.profile))
+        return self._own() / "work" / hashlib.sha256(words.encode()).hexdigest()[:16]
+
+    def _look(self) -> Any:
+        try:
+            look = intake.look(self.path.absolute())
+        except OSError as error:
+            raise QconvdError(f"cannot be read: {error.strerror}", where=str(self.path)) from error
+        if look.state != "complete" or look.model is None:
+            checkpoints.inspect(self.path)
+            raise QconvdError(look.reason or "there is no model here", where=str(self.path), fix=look.fix)
+        return look.model
+
+    def _prepare(self) -> None:
+        """Raise `QconvdError` now if the output cannot be written, and not from the middle of a worker."""
+        folder = self._own() / "work"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise QconvdError(
+                f"cannot be written: {os.strerror(error.errno or 0)}",
+                where=str(self.output),
+                fix="choose another --out, or mend its permissions",
+            ) from error
+
+    def _there(self, target: Target) -> Made | None:
+        """What lies where the artifact would go: the same artifact, something that must not be lost, or nothing."""
+        names = target.names(self.called, self.profile)
+        folder = self.output / names.folder
+        path = folder / names.manifest
+        if not path.exists():
+            ours = (folder / SHARED_FOLDER).is_dir() if names.shared else (folder / OWN_NAME).exists()
+            if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+                error = QconvdError(
+                    "is there already and was not made by qconvd; it is left as it is",
+                    where=str(folder), fix="move it away, or choose another --out or --name",
+                )  # fmt: skip
+                return Made(target, folder, error=error)
+            return None
+        if self.force:
+            return None
+        manifest = read_manifest(path)
+        same = manifest.format == target.format and _wanted(manifest.options) == _wanted(options_of(target))
+        if same and manifest.source.get("identity", self.identity) == self.identity:
+            return Made(target, folder, manifest, new=False)
+        other = "with other options" if not same else "from another model, or from another version of this one"
+        error = QconvdError(
+            f"is there already, made {other}", where=str(folder), fix="give --force to replace it, or another --name"
+        )
+        return Made(target, folder, error=error)
+
+    def _own(self) -> Path:
+        return self.output / ".qconvd" / "convert"
+
+    def _tidy(self) -> None:
+        """Remove the folders that are empty again; a journal that is worth something keeps them."""
+        for folder in (self._own() / "work", self._own(), self._own().parent):
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+
+class _Run:
+    def __init__(self, wanted: Conversion, state: Path, todo: Sequence[Target], listener: Listener) -> None:
+        self.wanted, self.state, self.listener = wanted, state, listener
+        self.ledger = Ledger(state / "ledger.sqlite")
+        self.executor = LocalExecutor(state)
+        found = self.ledger.source_seen(str(wanted.path.absolute()), wanted.identity, wanted.called, "")
+        self.ledger.want(found.id, RECIPE, todo, wanted.profile)
+        # The ledger keeps the order in which they were wanted.
+        self.targets = {row.id: target for row, target in zip(self.ledger.targets(source=found.id), todo, strict=True)}
+        self.devices = Devices(wanted.devices.cuda)
+        self.running: dict[int, tuple[Task, int]] = {}
+        self.errors: dict[str, QconvdError] = {}
+        """Targets that are given up, and why."""
+        self.waited = ""
+
+    def run(self) -> dict[str, Made]:
+        try:
+            while any(t.pending for t in self._rows()):
+                starts = next_tasks(self.ledger, self.devices, self.wanted.limits, self.wanted.devices, self.wanted.output)
+                for start in starts:
+                    self._start(start)
+                if not self.running:
+                    self._give_up()
+                self._watch()
+                time.sleep(PAUSE)
+            return {self.targets[row.id].digest: self._made(row) for row in self._rows()}
+        finally:
+            self._stop()
+            self.ledger.close()
+
+    def _rows(self) -> list[LedgerTarget]:
+        return [row for row in self.ledger.targets() if row.id in self.targets]
+
+    def _start(self, start: Start) -> None:
+        task = self.ledger.claim(start.task.id, start.placed)
+        rows = [self.ledger.target(id) for id in task.targets]
+        spec = spec_of(
+            task,
+            self.ledger.source(task.source),
+            rows,
+            output=self.wanted.output,
+            state=self.state,
+            limits=LimitsSpec(memory=start.memory, threads=start.threads),
+            device=DeviceSpec(kind=start.kind, id=start.device),
+        )
+        placed = tuple(t.model_copy(update={"work": self.wanted.work(self.targets[t.id]), "recipe": ""}) for t in spec.targets)
+        path = write_spec(spec.model_copy(update={"targets": placed}))
+        self.executor.submit(path, task.attempt, environment(start.kind, start.device, start.threads))
+        self.running[task.id] = (task, 0)
+        self.listener.stage(task.kind, [self.targets[id].label for id in task.targets])
+
+    def _watch(self) -> None:
+        """Pass on what the workers say, and take what those that ended leave."""
+        for id, (task, cursor) in list(self.running.items()):
+            # Asked before the events are read, so that the last words are not missed.
+            status = self.executor.poll(task.handle)
+            events, cursor = self.executor.events(task.handle, cursor)
+            self.running[id] = (task, cursor)
+            for event in events:
+                self._hear(event)
+            if not status.ended:
+                continue
+            del self.running[id]
+            settle(self.ledger, task, status, read_result(self.state / "tasks" / task.handle), time.time())
+            for row in map(self.ledger.target, task.targets):
+                self._note(row, task)
+
+    def _note(self, row: LedgerTarget, task: Task) -> None:
+        """Tell what a task did to a target. A crash is not tried again here: somebody is waiting for the answer."""
+        label = self.targets[row.id].label
+        if row.state == "failed" or (row.pending and row.failures):
+            self.errors[row.id] = from_dict(dict(row.error)) if row.error.get("what") else QconvdError(row.reason)
+            self.listener.failed(label, self.errors[row.id])
+            self.ledger.cancel([row.id], row.reason)
+        elif task.kind == "plan" and row.state == "planned":
+            self.listener.planned(label, row.plan)
+        elif row.state == "done":
+            self.listener.done(label)
+
+    def _hear(self, event: Mapping[str, Any]) -> None:
+        if event.get("event") == "progress" and event.get("target") in self.targets:
+            progress = Progress(
+                int(event["done"]), int(event["total"]), float(event.get("seconds", 0)), str(event.get("unit", ""))
+            )
+            self.listener.progress(self.targets[event["target"]].label, progress)
+
+    def _give_up(self) -> None:
+        """Nobody waits for what this machine does not have; only another run at the same target is waited for."""
+        waiting = [row for row in self._rows() if row.pending]
+        queued = self.ledger.tasks("queued")
+        reason = queued[0].reason if queued else "nothing can be done"
+        if any(task.not_before > time.time() for task in queued):
+            if reason != self.waited:
+                self.listener.waiting(reason)
+            self.waited = reason
+            return
+        for row in waiting:
+            self.errors[row.id] = QconvdError(_as_options(row.reason))
+            self.listener.failed(self.targets[row.id].label, self.errors[row.id])
+        self.ledger.cancel([row.id for row in waiting], reason)
+
+    def _made(self, row: LedgerTarget) -> Made:
+        target = self.targets[row.id]
+        folder = self.wanted.output / row.folder
+        if row.state == "done":
+            return Made(target, folder, read_manifest(folder / row.manifest_name))
+        # A refusal is told in full; of a crash the log has the traceback.
+        crashed = row.state == "cancelled" and row.failures
+        log = next((self.executor.log_path(t.handle) for t in reversed(self.ledger.tasks_of(row.id)) if t.handle), None)
+        error = self.errors.get(row.id) or QconvdError(row.reason)
+        return Made(target, folder, error=error, log=log if crashed else None)
+
+    def _stop(self) -> None:
+        """Stop what runs and wait for its end: the next command may need the work folder."""
+        grace = self.wanted.limits.stop_grace
+        for task, _ in self.running.values():
+            self.executor.cancel(task.handle, grace)
+        while any(not self.executor.poll(task.handle).ended for task, _ in self.running.values()):
+            time.sleep(PAUSE / 2)
+
+
+def _as_options(reason: str) -> str:
+    """A reason to wait in the words of a command, which knows neither recipes nor a config."""
+    return reason.replace("limits.memory", "--memory").replace(f"recipe {RECIPE} asks", "this asks")
+
+
+def _wanted(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without where it is made."""
+    return {k: v for k, v in options.items() if k != "device"}

@@ -1,0 +1,112 @@
+"""What one target would become, known from the model's headers alone; behind `qconvd plan`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.plan import LeftOut, Plan
+from qconvd.errors import QconvdError
+from qconvd.ledger.needs import BASE_MEMORY
+from qconvd.plugins import plugins
+from qconvd.targets import Target
+
+SHOWN = 3
+"""Tensors that are named of each kind of exception."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A target, held against a model: its plan and where it would lie, or the error that says why it cannot be made."""
+
+    target: Target
+    place: str
+    plan: Plan | None = None
+    error: QconvdError | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk, without the manifest."""
+        return self.plan.nbytes if self.plan else 0
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight, headers and scales included."""
+        return bits_per_weight(self.plan) if self.plan else 0.0
+
+    @property
+    def memory(self) -> int:
+        """Bytes that converting takes at the most: the worker and its largest unit."""
+        return BASE_MEMORY + max((u.memory.get("cpu", 0) for u in self.plan.units), default=0) if self.plan else 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.plan.notes if self.plan else ()
+
+    @property
+    def left_out(self) -> list[tuple[str, str]]:
+        """What is treated otherwise than the rest: (reason, sentence), tensors of one reason together."""
+        groups: dict[tuple[str, str], list[LeftOut]] = defaultdict(list)
+        for one in self.plan.left_out if self.plan else ():
+            groups[one.became, one.reason].append(one)
+        return [
+            (reason, f"{_names(members)} {_became(became, len(members))}: {reason}")
+            for (became, reason), members in groups.items()
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON data: exact bytes, every file."""
+        about: dict[str, Any] = {"target": self.target.label, **self.target.spec, "artifact": self.place}
+        if self.plan is None:
+            return {**about, "error": self.error.as_dict() if self.error else {}}
+        files = {f.path: f.nbytes for f in self.plan.files} | {f.path: f.nbytes for f in self.plan.side_files}
+        return {
+            **about,
+            "bytes": self.nbytes,
+            "bits_per_weight": round(self.bits, 4),
+            "memory": self.memory,
+            "files": [{"path": path, "bytes": nbytes} for path, nbytes in files.items()],
+            "left_out": [{"tensor": o.tensor, "became": o.became, "reason": o.reason} for o in self.plan.left_out],
+            "loads_with": [{"name": r.name, "note": r.note} for r in self.plan.loads_with],
+            "notes": list(self.plan.notes),
+        }
+
+
+def preview(model: ModelInfo, target: Target, profile: str = "default", name: str | None = None) -> Preview:
+    """Plan one target. A refusal is part of the result; what is wrong with the model itself raises `QconvdError`."""
+    names = target.names(name or model.name, profile)
+    place = f"{names.folder}/"
+    format = plugins().formats[target.format]
+    try:
+        plan = format.plan(model, target.options)
+    except QconvdError as error:
+        return Preview(target, place, error=error)
+    files = [f.path.replace("{stem}", names.stem) for f in plan.files]
+    return Preview(target, f"{place}{files[0]}" if names.shared and len(files) == 1 else place, named(plan, names.stem))
+
+
+def named(plan: Plan, stem: str) -> Plan:
+    """The plan with the stem in its files' paths."""
+    from dataclasses import replace
+
+    files = tuple(replace(f, path=f.path.replace("{stem}", stem)) for f in plan.files)
+    return replace(plan, files=files)
+
+
+def bits_per_weight(plan: Plan) -> float:
+    """Bits of the weight files over the weights in them."""
+    weights = sum(prod(t.shape) for t in plan.tensors)
+    return 8 * sum(f.nbytes for f in plan.files) / weights if weights else 0.0
+
+
+def _names(members: list[LeftOut]) -> str:
+    shown = ", ".join(m.tensor for m in members[:SHOWN])
+    return f"{shown} and {len(members) - SHOWN} more" if len(members) > SHOWN else shown
+
+
+def _became(became: str, count: int) -> str:
+    verb = "is" if count == 1 else "are"
+    return f"{verb} dropped" if became == "dropped" else f"{verb} stored as {became}"
