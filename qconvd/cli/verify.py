@@ -17,7 +17,7 @@ def verify(
 ) -> None:
     """Check that an artifact is whole and readable.
 
-    Sizes and SHA-256 against its manifest, a parse by other people's code, NaN and infinities. Exit code 1 if it fails.
+    Sizes and SHA-256 against its manifest, a parse by code that did not write it, NaN and infinities. Exit code 1 if it fails.
     """
     from qconvd.cli import output
     from qconvd.errors import QconvdError
@@ -37,7 +37,7 @@ def verify(
     for report in reports:
         print(f"{report.artifact}: right ({report.files} files, {report.tensors} tensors, {show_size(report.bytes)})")
         if report.sha256:
-            print("  every size and SHA-256 is the manifest's; other people's code parses it")
+            print("  every size and SHA-256 is the manifest's; code that did not write it parses it")
         for tensor, counts in report.non_finite.items():
             found = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
             print(f"  {output.safe(tensor)}: {found}; the model has them, too, or the overflow was accepted")
