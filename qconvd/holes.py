@@ -28,7 +28,7 @@ def unwritten(path: Path, tensors: Sequence[TensorInfo]) -> tuple[int, int] | No
     `tensors` are those of this file. A filesystem that knows no holes has none. Raises `Incomplete` if the file vanished.
     """
     with opened(path) as (descriptor, size):
-        if not size or os.lseek(descriptor, 0, os.SEEK_HOLE) >= size:
+        if not size or not _knows_holes(descriptor) or os.lseek(descriptor, 0, os.SEEK_HOLE) >= size:
             return None
         spare = READ_LIMIT
         for tensor in sorted(tensors, key=lambda t: t.offset):
@@ -41,6 +41,17 @@ def unwritten(path: Path, tensors: Sequence[TensorInfo]) -> tuple[int, int] | No
                 return hole, _data(descriptor, hole, size)
             spare -= read
     return None
+
+
+def _knows_holes(descriptor: int) -> bool:
+    """Whether the filesystem answers. Most that know no holes say that all is data; some FUSE and 9p servers refuse."""
+    try:
+        os.lseek(descriptor, 0, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        return False
+    return True
 
 
 def _data(descriptor: int, at: int, size: int) -> int:

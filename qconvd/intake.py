@@ -32,6 +32,7 @@ from qconvd.checkpoints.files import (
     is_temporary,
     is_there,
     opened,
+    unreadable,
 )
 from qconvd.checkpoints.refusals import OTHER_WEIGHTS
 from qconvd.engine.manifest import manifest_paths
@@ -100,10 +101,9 @@ def look(path: Path, *, ignore: Collection[Path] = (), now: float | None = None)
         return Look("not-a-model", _reason(error, path), error.fix, fingerprint=before)
     except QconvdError as error:
         return Look("refused", _reason(error, path), error.fix, fingerprint=before)
-    except OSError as error:  # a race that no reader foresaw; the next look tells
-        return Look(
-            "incomplete", f"cannot be read: {error.strerror}", "check the disk or the network mount", fingerprint=before
-        )
+    except OSError as error:  # from a plugin's reader, or a race that none foresaw; the next look tells
+        found = unreadable(path, error)
+        return Look("incomplete", found.what, found.fix, fingerprint=before)
     if fingerprint(path) != before:
         return Look("incomplete", "changed while it was looked at", "wait for the copy to finish", fingerprint=before)
     return Look("complete", model=model, fingerprint=before)
@@ -208,8 +208,16 @@ def _check_name(path: Path, ignore: Collection[Path]) -> None:
     for folder in ignore:
         if real.is_relative_to(os.path.realpath(folder)):
             raise NotAModel(f"lies in {folder}, which holds no sources", where=where)
-    if is_folder(path) and manifest_paths(path):
+    if _is_ours(path):
         raise NotAModel("was made by qconvd: it carries a manifest", where=where)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder has a manifest by name: one that is damaged, or of another version, still says who made the folder."""
+    try:
+        return is_folder(path) and bool(manifest_paths(path))
+    except OSError:
+        return False
 
 
 def _check_temporary(path: Path, now: float) -> None:

@@ -88,7 +88,11 @@ def row(name: str | bytes, sizes: Sequence[int], kind: int, offset: int) -> byte
 
 
 def gguf(
-    keys: Sequence[bytes] = (), rows: Sequence[bytes] = (), body: int = 0, version: int = 3, counts: tuple[int, int] | None = None
+    keys: Sequence[bytes] = (),
+    rows: Sequence[bytes] = (),
+    body: int = 0,
+    version: int = 3,
+    counts: tuple[int, int] | None = None,
 ) -> bytes:
     """A GGUF file with an alignment of 32 and `body` bytes of data; `counts` are what it claims, tensors first."""
     tensors, pairs = counts or (len(rows), len(keys))

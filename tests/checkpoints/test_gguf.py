@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
+
 from checkpoint_files import (
     ARCHITECTURE,
     ARRAY,
@@ -17,7 +18,6 @@ from checkpoint_files import (
     text,
     whole_gguf,
 )
-
 from qconvd.checkpoints import inspect
 from qconvd.checkpoints.gguf import LongArray, read_header
 from qconvd.checkpoints.gguf_types import REMOVED, TYPES
@@ -97,8 +97,8 @@ def test_arrays_are_kept_if_they_are_short(tmp_path: Path) -> None:
 
 
 def test_all_scalar_types(tmp_path: Path) -> None:
-    values = {0: ("<B", 200), 1: ("<b", -3), 2: ("<H", 60000), 3: ("<h", -300), 4: ("<I", 1 << 31), 5: ("<i", -5), 6: ("<f", 0.5),
-              7: ("<?", True), 10: ("<Q", 1 << 63), 11: ("<q", -(1 << 62)), 12: ("<d", 0.1)}  # fmt: skip
+    values = {0: ("<B", 200), 1: ("<b", -3), 2: ("<H", 60000), 3: ("<h", -300), 4: ("<I", 1 << 31), 5: ("<i", -5),
+              6: ("<f", 0.5), 7: ("<?", True), 10: ("<Q", 1 << 63), 11: ("<q", -(1 << 62)), 12: ("<d", 0.1)}  # fmt: skip
     keys = [key(f"k{kind}", kind, struct.pack(layout, value)) for kind, (layout, value) in values.items()]
     (tmp_path / "x.gguf").write_bytes(gguf(keys))
     assert read_header(tmp_path, "x.gguf").metadata == {f"k{kind}": value for kind, (_, value) in values.items()}
@@ -111,7 +111,9 @@ def test_every_truncation_is_incomplete(tmp_path: Path) -> None:
         assert "bytes are there" in what
     exact = len(whole)
     assert bad(tmp_path, whole[: exact - 20], Incomplete) == f"{exact - 20} of {exact} bytes are there"
-    assert bad(tmp_path, whole[:30], Incomplete) == "ends inside its header, in the length of a metadata key (30 bytes are there)"
+    assert (
+        bad(tmp_path, whole[:30], Incomplete) == "ends inside its header, in the length of a metadata key (30 bytes are there)"
+    )
 
 
 def test_padding_after_the_last_tensor_may_be_there_or_not(tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_split_sets(tmp_path: Path) -> None:
         assert model.path == tmp_path
     assert inspect(first).name == "X-Q4_0"
     second.write_bytes(gguf(count, [row("a", [8], 0, 0)], 32))
-    with pytest.raises(BadCheckpoint, match="the same tensor 'a' is in X-Q4_0-00001-of-00002.gguf and in X-Q4_0-00002-of"):
+    with pytest.raises(BadCheckpoint, match=r"the same tensor 'a' is in X-Q4_0-00001-of-00002.gguf and in X-Q4_0-00002-of"):
         inspect(first)
     second.write_bytes(gguf(count, [row("b", [8], 0, 0), row("c", [8], 0, 32)], 64))
     with pytest.raises(BadCheckpoint, match=r"3 tensors in all parts, but split.tensors.count says 2"):

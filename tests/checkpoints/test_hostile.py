@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoint_files import ARRAY, STRING, TENSORS, gguf, header_of, key, safetensors, text, whole_gguf
 
+from checkpoint_files import ARRAY, STRING, TENSORS, gguf, header_of, key, safetensors, text, whole_gguf
 from qconvd.checkpoints import gguf as gguf_reader
 from qconvd.checkpoints import safetensors as safetensors_reader
 from qconvd.errors import QconvdError
@@ -50,7 +50,26 @@ def mutations(whole: bytes, head: int, count: int, seed: int) -> list[bytes]:
 def json_mutations(count: int, seed: int) -> list[bytes]:
     """Safetensors whose header is good JSON with bad values, which flipped bytes seldom make."""
     dice = random.Random(seed)
-    values = [None, True, -1, 0.5, 1e308, "F32", "", [], [[]], {}, {"a": 1}, [0, 1], [-1, 5], [1, 0], "\ud800", *LARGE, 2**70, 10**400]
+    values = [
+        None,
+        True,
+        -1,
+        0.5,
+        1e308,
+        "F32",
+        "",
+        [],
+        [[]],
+        {},
+        {"a": 1},
+        [0, 1],
+        [-1, 5],
+        [1, 0],
+        "\ud800",
+        *LARGE,
+        2**70,
+        10**400,
+    ]
     made = []
     for _ in range(count):
         header, size = header_of(TENSORS)
@@ -136,6 +155,8 @@ except QconvdError:
 
 
 def test_the_control_side_stays_light() -> None:
-    script = "import sys, qconvd.intake; print([m for m in ('numpy', 'torch', 'safetensors', 'gguf', 'numba') if m in sys.modules])"
+    script = (
+        "import sys, qconvd.intake; print([m for m in ('numpy', 'torch', 'safetensors', 'gguf', 'numba') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoint_files import CONFIG, header_of, safetensors, whole_gguf, write_model, write_safetensors, write_sharded
 
+from checkpoint_files import CONFIG, header_of, safetensors, whole_gguf, write_model, write_safetensors, write_sharded
 from qconvd.checkpoints import identity, inspect
 from qconvd.checkpoints.identity import BLOCK, BLOCKS, SMALL
 from qconvd.errors import BadCheckpoint, Incomplete
@@ -55,7 +55,9 @@ def test_every_byte_of_a_small_model_matters(tmp_path: Path) -> None:
     seen.add(digest(model))
     (model / "chat_template.jinja").write_text("x")
     seen.add(digest(model))
-    write_safetensors(model / "model.safetensors", {"a.weight": ("F32", [8, 4]), "b.weight": ("BF16", [3, 16]), "norm": ("F16", [8])})
+    write_safetensors(
+        model / "model.safetensors", {"a.weight": ("F32", [8, 4]), "b.weight": ("BF16", [3, 16]), "norm": ("F16", [8])}
+    )
     seen.add(digest(model))
     assert len(seen) == 9
 
@@ -116,10 +118,10 @@ def test_files_that_change_meanwhile(tmp_path: Path) -> None:
     with pytest.raises(Incomplete, match=f"{whole - 1} of {whole} bytes are there"):
         identity(model)
     os.truncate(weights, whole + 1)
-    with pytest.raises(BadCheckpoint, match="has grown"):
+    with pytest.raises(BadCheckpoint, match=r"has grown"):
         identity(model)
     weights.unlink()
-    with pytest.raises(Incomplete, match="is not there"):
+    with pytest.raises(Incomplete, match=r"is not there"):
         identity(model)
 
 

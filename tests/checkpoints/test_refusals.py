@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_files import CONFIG, data, gguf, header_of, safetensors, write_model
 
+from checkpoint_files import CONFIG, data, gguf, header_of, safetensors, write_model
 from qconvd.checkpoints import NotAModel, inspect
 from qconvd.checkpoints.torch import check_complete
 from qconvd.errors import BadCheckpoint, Incomplete, QconvdError, Unsupported
@@ -75,7 +75,10 @@ def test_quantized_by_a_file_beside_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("model.layers.0.q_proj.qweight", "is already quantized (GPTQ or AWQ, as its tensor 'model.layers.0.q_proj.qweight' shows)"),
+        (
+            "model.layers.0.q_proj.qweight",
+            "is already quantized (GPTQ or AWQ, as its tensor 'model.layers.0.q_proj.qweight' shows)",
+        ),
         ("x.weight_packed", "is already quantized (compressed-tensors, as its tensor 'x.weight_packed' shows)"),
         ("x.SCB", "is already quantized (bitsandbytes, 8 bits, as its tensor 'x.SCB' shows)"),
         ("x.weight_scale_inv", "is already quantized (FP8, as its tensor 'x.weight_scale_inv' shows)"),
@@ -117,7 +120,9 @@ def test_diffusion(tmp_path: Path) -> None:
     assert refused(unet).what == "is a diffusion model"
 
 
-@pytest.mark.parametrize(("file", "form"), [("model.onnx", "ONNX"), ("tf_model.h5", "Keras (.h5)"), ("x.msgpack", "Flax (.msgpack)")])
+@pytest.mark.parametrize(
+    ("file", "form"), [("model.onnx", "ONNX"), ("tf_model.h5", "Keras (.h5)"), ("x.msgpack", "Flax (.msgpack)")]
+)
 def test_other_formats(tmp_path: Path, file: str, form: str) -> None:
     (tmp_path / file).write_bytes(b"x")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))

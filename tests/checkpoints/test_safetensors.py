@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from checkpoint_files import (
-    CONFIG,
     TENSORS,
-    data,
     header_of,
     safetensors,
     write_index,
@@ -19,7 +18,6 @@ from checkpoint_files import (
     write_safetensors,
     write_sharded,
 )
-
 from qconvd.checkpoints import inspect
 from qconvd.checkpoints.safetensors import HEADER_LIMIT, SafetensorsReader, read_header
 from qconvd.errors import BadCheckpoint, Incomplete, QconvdError, Unsupported
@@ -143,7 +141,9 @@ def test_metadata_that_is_not_text(tmp_path: Path, metadata: Any) -> None:
     assert bad(tmp_path, safetensors({"__metadata__": metadata, **header}, size)) == "has __metadata__ that is not text by text"
 
 
-@pytest.mark.parametrize("entry", [None, [], "F32", {"dtype": "F32", "shape": [2]}, {"shape": [], "data_offsets": [0, 1], "type": "U8"}])
+@pytest.mark.parametrize(
+    "entry", [None, [], "F32", {"dtype": "F32", "shape": [2]}, {"shape": [], "data_offsets": [0, 1], "type": "U8"}]
+)
 def test_entries_that_describe_no_tensor(tmp_path: Path, entry: Any) -> None:
     assert bad(tmp_path, safetensors({"a": entry}, 8)) == "tensor 'a' is not described by dtype, shape and data_offsets"
 
@@ -185,7 +185,7 @@ def test_a_folder_in_place_of_the_weights(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
     (model / "model.safetensors").unlink()
     (model / "model.safetensors").mkdir()
-    with pytest.raises(BadCheckpoint, match="model.safetensors: is a folder where a file should be"):
+    with pytest.raises(BadCheckpoint, match=r"model.safetensors: is a folder where a file should be"):
         inspect(model)
 
 
@@ -193,7 +193,7 @@ def test_a_fifo_in_place_of_the_weights_does_not_block(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
     (model / "model.safetensors").unlink()
     os.mkfifo(model / "model.safetensors")
-    with pytest.raises(BadCheckpoint, match="is not a regular file where a file should be"):
+    with pytest.raises(BadCheckpoint, match=r"is not a regular file where a file should be"):
         inspect(model)
 
 
@@ -278,13 +278,15 @@ def test_index_and_shards_that_disagree(tmp_path: Path) -> None:
     model = write_sharded(tmp_path / "m")
     right = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
     write_index(model, right | {"lm_head": "model-00001-of-00003.safetensors"})
-    with pytest.raises(BadCheckpoint, match="model-00001-of-00003.safetensors: has no tensor 'lm_head', though the index says so"):
+    with pytest.raises(
+        BadCheckpoint, match=r"model-00001-of-00003.safetensors: has no tensor 'lm_head', though the index says so"
+    ):
         inspect(model)
     write_index(model, right | {"layers.1.a": "model-00002-of-00003.safetensors"})
-    with pytest.raises(BadCheckpoint, match="model-00002-of-00003.safetensors: has no tensor 'layers.1.a'"):
+    with pytest.raises(BadCheckpoint, match=r"model-00002-of-00003.safetensors: has no tensor 'layers.1.a'"):
         inspect(model)
     write_index(model, {k: v for k, v in right.items() if k != "layers.3.b"})
-    with pytest.raises(BadCheckpoint, match="has the tensor 'layers.3.b', which the index does not name"):
+    with pytest.raises(BadCheckpoint, match=r"has the tensor 'layers.3.b', which the index does not name"):
         inspect(model)
 
 
@@ -306,7 +308,7 @@ def test_two_models_in_one_folder(tmp_path: Path) -> None:
     (model / "model.safetensors").unlink()
     (model / "model.safetensors.index.json").unlink()
     write_safetensors(model / "other-00001-of-00001.safetensors")
-    with pytest.raises(Unsupported, match="holds more than one model"):
+    with pytest.raises(Unsupported, match=r"holds more than one model"):
         inspect(model)
 
 
@@ -372,7 +374,7 @@ def test_a_lone_file_has_no_config(tmp_path: Path) -> None:
 def test_a_folder_without_config(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
     (model / "config.json").unlink()
-    with pytest.raises(Unsupported, match="no config.json in the folder"):
+    with pytest.raises(Unsupported, match=r"no config.json in the folder"):
         inspect(model)
     (model / "params.json").write_text("{}")
     with pytest.raises(Unsupported, match=r"layout of its makers \(params.json\)"):
@@ -394,7 +396,7 @@ def test_configs_that_are_none(tmp_path: Path) -> None:
             inspect(model)
     with (model / "config.json").open("wb") as file:
         file.truncate(17 << 20)
-    with pytest.raises(BadCheckpoint, match="17825792 bytes are too many for a config.json"):
+    with pytest.raises(BadCheckpoint, match=r"17825792 bytes are too many for a config.json"):
         inspect(model)
 
 
@@ -407,7 +409,7 @@ def test_infinity_in_a_config_is_read(tmp_path: Path) -> None:
 def test_no_tensors_at_all(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
     (model / "model.safetensors").write_bytes(safetensors({}, 0))
-    with pytest.raises(BadCheckpoint, match="the model holds no tensors"):
+    with pytest.raises(BadCheckpoint, match=r"the model holds no tensors"):
         inspect(model)
 
 
@@ -426,7 +428,7 @@ def test_symlinks_are_followed_as_the_hub_cache_needs(tmp_path: Path) -> None:
     (blobs / "hash1").unlink()
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors").symlink_to("../../blobs/gone")
-    with pytest.raises(Incomplete, match="model.safetensors: is a symlink to a file that is not there"):
+    with pytest.raises(Incomplete, match=r"model.safetensors: is a symlink to a file that is not there"):
         inspect(snapshot)
 
 

@@ -1,0 +1,77 @@
+"""Readers of plugins come before ours, and the path says which of ours reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from checkpoint_files import whole_gguf, write_model, write_sharded
+from qconvd.api import CheckpointReader, ModelInfo, hookimpl
+from qconvd.checkpoints import inspect
+from qconvd.checkpoints.gguf import GgufReader
+from qconvd.checkpoints.safetensors import SafetensorsReader
+from qconvd.checkpoints.torch import TorchReader
+from qconvd.plugins import Plugins
+
+
+class Theirs:
+    name = "theirs"
+
+    def claims(self, path: Path) -> bool:
+        return path.name == "special"
+
+    def inspect(self, path: Path) -> ModelInfo:
+        return ModelInfo(path, path.name, self.name, {}, ())
+
+
+class Plugin:
+    @staticmethod
+    @hookimpl
+    def qconvd_checkpoint_readers() -> Iterable[CheckpointReader]:
+        return (Theirs(),)
+
+
+def test_a_plugins_reader_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Plugins(extra=[("theirs", Plugin)])
+    assert [r.name for r in found.readers] == ["theirs", "safetensors", "gguf", "torch"]
+    monkeypatch.setattr("qconvd.plugins.plugins", lambda: found)
+    assert inspect(write_model(tmp_path / "special")).kind == "theirs"
+    assert inspect(write_model(tmp_path / "plain")).kind == "safetensors"
+
+
+def test_what_the_readers_claim(tmp_path: Path) -> None:
+    whole = write_model(tmp_path / "whole")
+    (whole / "model.gguf").write_bytes(whole_gguf())
+    (whole / "pytorch_model.bin").write_bytes(b"x")
+    only_index = write_sharded(tmp_path / "index", count=1)
+    (only_index / "model-00001-of-00001.safetensors").unlink()
+    torch = tmp_path / "torch"
+    torch.mkdir()
+    (torch / "pytorch_model.bin.index.json").write_text("{}")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    readers = (SafetensorsReader(), GgufReader(), TorchReader())
+    paths = (
+        whole,
+        only_index,
+        torch,
+        empty,
+        Path("x.safetensors"),
+        Path("x.GGUF"),
+        Path("x.bin"),
+        Path("x.txt"),
+        tmp_path / "no",
+    )
+    assert {str(p.name): [r.name for r in readers if r.claims(p)] for p in paths} == {
+        "whole": ["safetensors", "gguf", "torch"],
+        "index": ["safetensors"],
+        "torch": ["torch"],
+        "empty": [],
+        "x.safetensors": ["safetensors"],
+        "x.GGUF": ["gguf"],
+        "x.bin": ["torch"],
+        "x.txt": [],
+        "no": [],
+    }
