@@ -337,7 +337,7 @@ def test_reading_to_explain_a_hole_is_bounded(inbox: Path, monkeypatch: pytest.M
 def test_a_filesystem_that_refuses_to_speak_of_holes(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_model(inbox / "m")
 
-    def refusing(descriptor: int, offset: int, whence: int) -> int:
+    def refusing(*_: int) -> int:
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(os, "lseek", refusing)
@@ -389,13 +389,13 @@ def test_what_may_not_be_read(public: Path, what: str) -> None:
 def test_a_disk_that_fails(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_model(inbox / "m")
 
-    def failing(descriptor: int, count: int, offset: int) -> bytes:
+    def failing(*_: object) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pread", failing)
         assert said(look(model)) == ("incomplete", "config.json: cannot be read: Input/output error")
-    monkeypatch.setattr("qconvd.checkpoints.inspect", lambda _: failing(0, 0, 0))  # as the reader of a plugin may
+    monkeypatch.setattr("qconvd.checkpoints.inspect", failing)  # as the reader of a plugin may
     assert said(look(model)) == ("incomplete", "cannot be read: Input/output error")
     assert look(model).fix == "check the disk or the network mount"
 
