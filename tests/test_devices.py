@@ -113,7 +113,7 @@ class Driver:
             raise NVMLError("Not Supported")
         return bool(gpu[4]), 0
 
-    def nvmlDeviceGetMaxMigDeviceCount(self, gpu: tuple[object, ...]) -> int:  # noqa: ARG002
+    def nvmlDeviceGetMaxMigDeviceCount(self, gpu: tuple[object, ...]) -> int:
         return 7
 
     def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu: tuple[list[object], ...], number: int) -> object:
