@@ -54,6 +54,7 @@ def small_tokenizer(folder: Path) -> None:
 def pattern(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home before its first run; the kernels are compiled and loaded, so that forked workers do not do it again."""
     import numpy as np
+
     from qconvd_ggml.kernels import encode
 
     encode("Q8_0", np.zeros((1, 32), np.uint16), "BF16")

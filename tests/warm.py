@@ -1,9 +1,9 @@
 """Daemons and workers in forked processes: the same code in processes of its own, without importing everything again.
 
 A run of the daemon with three workers takes a tenth of a second so, which makes it possible to kill one at every single call
-that changes the disk. What is replaced is only how a process comes into being: `os.posix_spawn` in the daemon asks a process
-that was forked before the ledger was opened (SQLite must not be carried through a fork) to fork the runner, and the runner forks the
-worker. Locks, signals, process groups, files and exit codes are the real ones.
+that changes the disk. What is replaced is only how a process comes into being: `os.posix_spawn` in the daemon asks a
+process that was forked before the ledger was opened (SQLite must not be carried through a fork) to fork the runner, and the
+runner forks the worker. Locks, signals, process groups, files and exit codes are the real ones.
 """
 
 from __future__ import annotations
