@@ -148,8 +148,10 @@ class Devices(_Section):
     @classmethod
     def _cuda(cls, value: Any) -> Any:
         if isinstance(value, list):
-            if wrong := next((v for v in value if not isinstance(v, str)), None):
-                raise ValueError(f"{wrong!r} is not a GPU's UUID; `nvidia-smi -L` shows them (numbers change when a GPU fails)")
+            if wrong := [v for v in value if not isinstance(v, str)]:
+                raise ValueError(
+                    f"{wrong[0]!r} is not a GPU's UUID; `nvidia-smi -L` shows them (numbers change when a GPU fails)"
+                )
             return tuple(value)
         if value not in ("auto", "none"):
             raise ValueError(

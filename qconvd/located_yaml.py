@@ -119,8 +119,8 @@ class _Builder:
                 continue
             key = self.scalar(key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "this"
-                self.problem(key_node, path, f"the key {shown!r} is not text; put it in quotes")
+                shown = f"the key {key_node.value!r}" if isinstance(key_node, yaml.ScalarNode) else "this key"
+                self.problem(key_node, path, f"{shown} is not text; put it in quotes")
                 continue
             here = (*path, key)
             if key in made:

@@ -1,0 +1,397 @@
+"""config.yaml: what is right becomes typed data, what is wrong is told at once, each with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qconvd import config as configuration
+from qconvd.checkpoints.base import ModelInfo, TensorInfo
+from qconvd.config import Config, load, resolve_target
+from qconvd.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+MINIMAL = "output: ./models\nrecipes: {r: {targets: [fp16]}}\n"
+
+Load = Callable[[str], Config]
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Write a config.yaml and load it from its folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str) -> Config:
+        Path("config.yaml").write_text(text)
+        return load(Path("config.yaml"))
+
+    return write
+
+
+@pytest.fixture
+def mistakes(loaded: Load) -> Callable[[str], list[str]]:
+    def of(text: str) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            loaded(text)
+        assert str(caught.value) == "\n".join(caught.value.problems)
+        return list(caught.value.problems)
+
+    return of
+
+
+def test_the_example_in_the_root_is_right() -> None:
+    found = load(ROOT / "config.yaml")
+    assert [t.label for t in found.recipes["everyday"].targets] == ["fp16", "gguf Q8_0", "gguf Q4_0"]
+    assert found.watch[0].folder == ROOT / "inbox"
+    assert (found.output, found.state) == (ROOT / "models", ROOT / "state")
+    assert found.path == ROOT / "config.yaml"
+
+
+def test_every_commented_line_of_the_example_is_right(tmp_path: Path) -> None:
+    """Uncommented, the example must still load: nobody tests comments otherwise."""
+    lines = []
+    for line in (ROOT / "config.yaml").read_text().splitlines():
+        body = line.lstrip().removeprefix("# ")
+        # What looks like a key or an item is one; the rest is prose.
+        is_code = line.lstrip().startswith("# ") and (
+            body.split(":")[0].strip().replace("_", "").isalnum() or body.startswith("- ")
+        )
+        prose = ":" in body and body.split(":", 1)[1].strip().endswith(".")
+        lines.append(line.replace("# ", "", 1) if is_code and not prose else line)
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    found = load(tmp_path / "config.yaml")
+    assert found.limits.memory == 16 * 2**30
+    assert found.limits.jobs == 2
+    assert found.watch[0].settle == 2.0
+    assert found.recipes["everyday"].match.max_parameters == 70 * 10**9
+    assert len(found.recipes["everyday"].targets) == 5
+
+
+def test_what_is_left_out_has_its_default(loaded: Load) -> None:
+    found = loaded(MINIMAL)
+    assert found.watch == ()
+    assert found.state == Path.cwd() / "state"
+    assert found.limits.stop_grace == 10.0
+    assert found.limits.disk_reserve == 2**30
+    assert found.devices.cuda == "auto"
+    assert found.names == "default"
+
+
+def test_a_full_one(loaded: Load) -> None:
+    found = loaded("""
+watch:
+  - {folder: ~/in, recipes: r, after: move, settle: 500ms, poll: always, interval: 1h}
+output: /srv/models
+state: ../elsewhere
+recipes:
+  r:
+    match: {architectures: LlamaForCausalLM, names: ["*-Instruct"], min_parameters: 1M, max_parameters: 1.5B}
+    targets: [q4_0]
+limits: {memory: 20GiB, threads: 4, jobs: 2, stop_grace: 1m, disk_reserve: 5 GB}
+devices: {cpu: false, cuda: [GPU-1], cuda_reserve: 0}
+names: thebloke
+""")
+    watch = found.watch[0]
+    assert (watch.folder, watch.recipes) == (Path("~/in").expanduser(), ("r",))
+    assert (watch.after, watch.settle, watch.poll, watch.interval) == ("move", 0.5, "always", 3600.0)
+    assert found.output == Path("/srv/models")
+    assert found.state == Path.cwd().parent / "elsewhere"
+    assert (found.limits.memory, found.limits.stop_grace, found.limits.disk_reserve) == (20 * 2**30, 60.0, 5 * 10**9)
+    assert (found.devices.cpu, found.devices.cuda, found.devices.cuda_reserve) == (False, ("GPU-1",), 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("outptu: x\n", ["1:1: outptu: there is no key 'outptu' here (did you mean output?)"]),
+        (
+            "zzz: x\n",
+            ["1:1: zzz: there is no key 'zzz' here; known are watch, output, state, recipes, limits, devices, names"],
+        ),
+        ("limits: {thread: 3}\n", ["1:10: limits.thread: there is no key 'thread' here (did you mean threads?)"]),
+        (
+            "limits: {memory: lots, jobs: 0, threads: many}\n",
+            [
+                "1:18: limits.memory: 'lots' is not a size; write for example 20GiB, 5 GB or 512MiB",
+                "1:30: limits.jobs: 0 is too little; it must be at least 1",
+                "1:42: limits.threads: 'many' is not a whole number",
+            ],
+        ),
+        ("limits: 5\n", ["1:9: limits: this must be a mapping of keys, not 5"]),
+        ("limits:\n", ["1:8: limits: this must be a mapping of keys, not nothing"]),
+        ("names: theblok\n", ["1:8: names: there is no name profile 'theblok' (did you mean thebloke?)"]),
+        (
+            "devices: {cuda: atuo}\n",
+            ["1:17: devices.cuda: 'atuo' is neither auto nor none nor a list of GPU UUIDs (did you mean auto?)"],
+        ),
+        (
+            "devices: {cuda: [0]}\n",
+            ["1:17: devices.cuda: 0 is not a GPU's UUID; `nvidia-smi -L` shows them (numbers change when a GPU fails)"],
+        ),
+        ("devices: {cpu: perhaps}\n", ["1:16: devices.cpu: 'perhaps' is neither true nor false"]),
+        (
+            "watch: [{folder: ./in, recipes: [r], after: kep, settle: soon}]\n",
+            [
+                "1:45: watch[0].after: 'kep' is none of keep, move, delete (did you mean keep?)",
+                "1:58: watch[0].settle: 'soon' is not a duration; write for example 30s, 5m or 2h",
+            ],
+        ),
+        ("watch: [{folder: ./in}]\n", ["1:9: watch[0].recipes: this key is missing"]),
+        ("watch: [{folder: ./in, recipes: []}]\n", ["1:33: watch[0].recipes: this is empty; name at least one"]),
+        ("watch: ./in\n", ["1:8: watch: this must be a list, not './in'"]),
+        (
+            "watch: [{folder: 5, recipes: r}]\n",
+            ["1:18: watch[0].folder: 5 is not a path; write for example ./inbox or /srv/models"],
+        ),
+        (
+            "watch: [{folder: ./in, recipes: [rr, x]}]\n",
+            [
+                "1:34: watch[0].recipes[0]: there is no recipe 'rr' (did you mean r?)",
+                "1:38: watch[0].recipes[1]: there is no recipe 'x'; known are r",
+            ],
+        ),
+    ],
+)
+def test_mistakes(mistakes: Callable[[str], list[str]], text: str, expected: list[str]) -> None:
+    assert mistakes(text + MINIMAL) == [f"config.yaml:{line}" for line in expected]
+
+
+TARGETS = [
+    ("fp61", "", "there is no format 'fp61' (did you mean fp16?)"),
+    ("{ggufs: q8_0}", ".ggufs", "there is no format 'ggufs' (did you mean gguf?)"),
+    ("12", "", "a target is a name (fp16) or a format with its options (gguf: q8_0), not a number"),
+    ("{}", "", "a target is a name (fp16) or a format with its options (gguf: q8_0), not a mapping"),
+    (
+        "{fp16: {}, gguf: q8_0}", "",
+        "a target has one format, but here are 2 keys: fp16, gguf; options belong below the format's name",
+    ),
+    ("{fp16: {dtyp: bf16}}", ".fp16.dtyp", "there is no key 'dtyp' here (did you mean dtype?)"),
+    ("{fp16: {on_overflow: clmp}}", ".fp16.on_overflow", "'clmp' is none of report, refuse, clamp (did you mean clamp?)"),
+    ("{fp16: {device: gpu}}", ".fp16.device", "'gpu' is none of auto, cpu, cuda (did you mean cuda?)"),
+    ("{fp16: 3}", ".fp16", "the options of fp16 are text or a mapping, not a number"),
+    ("{fp16: fp8}", ".fp16", "fp16 knows no type 'fp8', only fp16, bf16, f32"),
+    ("{q4_0: {types: [q8_0]}}", ".q4_0.types", "'q4_0' already says types; write 'gguf' with its options instead"),
+    ("{gguf: []}", ".gguf", "the list is empty; name at least one"),
+    ("gguf", ".types", "this key is missing"),
+    (
+        "{fp16: {name: '{modl}'}}", ".fp16.name",
+        "the name template '{modl}' has an unknown field {modl} (did you mean model?). fields: {model}, {variant}, {format}",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "path", "message"), TARGETS)
+def test_mistakes_in_targets(mistakes: Callable[[str], list[str]], target: str, path: str, message: str) -> None:
+    (line,) = mistakes(f"output: ./models\nrecipes: {{r: {{targets: [bf16, {target}]}}}}\n")
+    place, _, rest = line.partition(": ")
+    assert rest == f"recipes.r.targets[1]{path}: {message}"
+    assert place.startswith("config.yaml:2:")
+
+
+def test_an_unknown_gguf_type_is_told_with_those_there_are(mistakes: Callable[[str], list[str]]) -> None:
+    (line,) = mistakes("output: ./models\nrecipes: {r: {targets: [{gguf: {types: [q8_0, q9]}}]}}\n")
+    assert line.startswith("config.yaml:2:40: recipes.r.targets[0].gguf.types: gguf has no type 'q9'")
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(mistakes: Callable[[str], list[str]]) -> None:
+    found = mistakes("""\
+watch:
+  - folder: ./in
+    recipe: [r]
+output: ./in/out
+recipes:
+  r: {targets: [fp16, fp16, fp61]}
+  r: {targets: []}
+  s: {}
+limits: {memory: x}
+""")
+    assert found == [
+        "config.yaml:2:5: watch[0].recipes: this key is missing",
+        "config.yaml:3:5: watch[0].recipe: there is no key 'recipe' here (did you mean recipes?)",
+        "config.yaml:4:9: output: ./in/out lies inside the watched folder ./in (line 2); what qconvd writes there would be taken "
+        "for models, so choose a folder outside of it",
+        "config.yaml:6:23: recipes.r.targets[1]: fp16 stands in this recipe twice; first on line 6",
+        "config.yaml:6:29: recipes.r.targets[2]: there is no format 'fp61' (did you mean fp16?)",
+        "config.yaml:7:3: recipes.r: this key stands here twice; it was first set on line 6",
+        "config.yaml:8:6: recipes.s.targets: this key is missing",
+        "config.yaml:9:18: limits.memory: 'x' is not a size; write for example 20GiB, 5 GB or 512MiB",
+    ]
+
+
+def test_one_target_in_two_spellings_is_there_twice(mistakes: Callable[[str], list[str]]) -> None:
+    text = "output: ./models\nrecipes:\n  r:\n    targets:\n      - q8_0\n      - gguf: {types: [q4_0, Q8_0]}\n"
+    assert mistakes(text) == ["config.yaml:6:9: recipes.r.targets[1]: gguf Q8_0 stands in this recipe twice; first on line 5"]
+
+
+def test_the_device_makes_no_other_target(mistakes: Callable[[str], list[str]]) -> None:
+    found = mistakes("output: ./models\nrecipes: {r: {targets: [q8_0, {q8_0: {device: cuda}}]}}\n")
+    assert found == ["config.yaml:2:31: recipes.r.targets[1]: gguf Q8_0 stands in this recipe twice; first on line 2"]
+
+
+def test_names_that_clash(mistakes: Callable[[str], list[str]]) -> None:
+    found = mistakes("output: ./models\nrecipes: {r: {targets: [fp16, {fp16: {on_overflow: clamp}}]}}\n")
+    assert found == [
+        "config.yaml:2:24: recipes.r.targets: fp16 and fp16 would both be called <model>-fp16/; "
+        "give one of them a `name:`, e.g. name: '{model}-{variant}-2'"
+    ]
+
+
+def test_names_that_clash_between_recipes_of_one_folder(mistakes: Callable[[str], list[str]]) -> None:
+    found = mistakes("""\
+watch: [{folder: ./in, recipes: [a, b]}]
+output: ./models
+recipes:
+  a: {targets: [q4_0]}
+  b: {targets: [q4_0, {q4_0: {pure: true}}]}
+""")
+    assert [line.partition(": ")[2] for line in found] == [
+        "recipes.b.targets: gguf Q4_0 and gguf Q4_0 would both be called <model>-GGUF/<model>-Q4_0; "
+        "give one of them a `name:`, e.g. name: '{model}-{variant}-2'",
+        "recipes.b.targets: gguf Q4_0 and gguf Q4_0 of the recipe a would both be called <model>-GGUF/<model>-Q4_0; "
+        "give one of them a `name:`, e.g. name: '{model}-{variant}-2'",
+    ]
+
+
+def test_a_name_of_its_own_ends_the_clash(loaded: Load) -> None:
+    found = loaded("output: ./m\nrecipes: {r: {targets: [fp16, {fp16: {on_overflow: clamp, name: '{model}-clamped'}}]}}\n")
+    assert [t.names("X").folder for t in found.recipes["r"].targets] == ["X-fp16", "X-clamped"]
+
+
+def test_recipes_that_no_folder_uses_together_may_share_names(loaded: Load) -> None:
+    loaded("output: ./m\nrecipes: {a: {targets: [fp16]}, b: {targets: [{fp16: {on_overflow: clamp}}]}}\n")
+
+
+@pytest.mark.parametrize(
+    ("watch", "output", "state", "message"),
+    [
+        ("./in", "./in", "./s", "output: ./in is the watched folder ./in (line 1)"),
+        ("./in", "./in/sub/out", "./s", "output: ./in/sub/out lies inside the watched folder ./in (line 1)"),
+        ("./link", "./in/out", "./s", "output: ./in/out lies inside the watched folder ./link (line 1)"),
+        ("./in", "./link/out", "./s", "output: ./link/out lies inside the watched folder ./in (line 1)"),
+        ("./in", "./out", "./in/s", "state: ./in/s lies inside the watched folder ./in (line 1)"),
+        ("./out/in", "./out", "./s", "watch[0].folder: ./out/in lies inside the output folder ./out (line 2)"),
+        ("./s/in", "./out", "./s", "watch[0].folder: ./s/in lies inside the state folder ./s (line 3)"),
+    ],
+)
+def test_outputs_and_watched_folders_stay_apart(
+    mistakes: Callable[[str], list[str]], watch: str, output: str, state: str, message: str
+) -> None:
+    Path("in").mkdir()
+    Path("link").symlink_to("in")
+    recipes = "recipes: {r: {targets: [fp16]}}"
+    (line,) = mistakes(f"watch: [{{folder: {watch}, recipes: r}}]\noutput: {output}\nstate: {state}\n{recipes}\n")
+    assert line.partition(": ")[2].startswith(f"{message}; ")
+
+
+def test_a_folder_is_watched_once(mistakes: Callable[[str], list[str]]) -> None:
+    found = mistakes(
+        "watch:\n  - {folder: ./in, recipes: r}\n  - {folder: in/, recipes: r}\n  - {folder: ./in/more, recipes: r}\n" + MINIMAL
+    )
+    assert found == [
+        "config.yaml:3:14: watch[1].folder: in/ is the same folder as ./in (line 2); list each folder once",
+        "config.yaml:4:14: watch[2].folder: ./in/more and ./in (line 2) lie inside one another; list each folder once",
+        "config.yaml:4:14: watch[2].folder: ./in/more and in/ (line 3) lie inside one another; list each folder once",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "config.yaml:1:1: is empty; `qconvd init` writes one for this machine"),
+        (b"- a\n", "config.yaml:1:1: is no mapping of keys like `watch:` and `recipes:`"),
+        (b"a: [1\nb: 2", "config.yaml:2:2: is not valid YAML: while parsing a flow sequence, expected ',' or ']', but got ':'"),
+        (b"output: x\nb: \xff\n", "config.yaml:2: is not UTF-8 text\n  save it as UTF-8"),
+        (b"#" * (1 << 20) + b"\n", "config.yaml: is too large for a config (over 1 MiB)"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load(Path("config.yaml"))
+    assert str(caught.value) == message
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
+    assert load(tmp_path / "c.yaml").output == tmp_path / "models"
+
+
+def test_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load(Path("config.yaml"))
+    assert str(caught.value) == "config.yaml: cannot be read: No such file or directory\n  `qconvd init` writes a config"
+
+
+def test_where_the_config_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("QCONVD_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    with pytest.raises(
+        ConfigError, match=r"^there is no config file\n  looked for config\.yaml, .*xdg/qconvd/config\.yaml, /etc/"
+    ):
+        configuration.find()
+    (tmp_path / "xdg" / "qconvd").mkdir(parents=True)
+    (tmp_path / "xdg" / "qconvd" / "config.yaml").touch()
+    assert configuration.find() == tmp_path / "xdg" / "qconvd" / "config.yaml"
+    Path("config.yaml").touch()
+    assert configuration.find() == Path("config.yaml")
+    Path("other.yaml").touch()
+    monkeypatch.setenv("QCONVD_CONFIG", "other.yaml")
+    assert configuration.find() == Path("other.yaml")
+    monkeypatch.setenv("QCONVD_CONFIG", "gone.yaml")
+    with pytest.raises(ConfigError, match=r"^\$QCONVD_CONFIG=gone\.yaml: there is no such file"):
+        configuration.find()
+
+
+@pytest.mark.parametrize(
+    ("raw", "labels"),
+    [
+        ("fp16", ["fp16"]),
+        ("bf16", ["fp16 bf16"]),
+        ("Q4_0", ["gguf Q4_0"]),
+        ("q4", ["gguf Q4_0"]),
+        ("q5", ["gguf Q5_0"]),
+        ({"gguf": "q8_0"}, ["gguf Q8_0"]),
+        ({"gguf": ["q8_0", "q4"]}, ["gguf Q8_0", "gguf Q4_0"]),
+        ({"gguf": {"types": ["q8_0", "q5_1"]}}, ["gguf Q8_0", "gguf Q5_1"]),
+        ({"q4_0": {"device": "cpu"}}, ["gguf Q4_0"]),
+        ({"fp16": None}, ["fp16"]),
+    ],
+)
+def test_short_and_long_targets(raw: object, labels: list[str]) -> None:
+    assert [t.label for t in resolve_target(raw)] == labels
+
+
+def test_spellings_of_one_target_have_one_digest() -> None:
+    spellings = ["q4_0", "q4", {"gguf": "Q4_0"}, {"gguf": {"types": ["q4_0"]}}, {"gguf": {"types": ["Q4_0"], "device": "cpu"}}]
+    assert len({resolve_target(raw)[0].digest for raw in spellings}) == 1
+
+
+def test_a_target_alone_tells_its_mistakes() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_target({"fp16": {"dtyp": 1, "device": "x"}})
+    assert set(caught.value.problems) == {
+        "fp16.dtyp: there is no key 'dtyp' here (did you mean dtype?)", "fp16.device: 'x' is none of auto, cpu, cuda"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("match", "reason"),
+    [
+        ("{}", ""),
+        ("{architectures: [Llama*], names: [TINY*], min_parameters: 10, max_parameters: 10}", ""),
+        ("{architectures: [GPT2LMHeadModel]}", "its architecture LlamaForCausalLM is none of GPT2LMHeadModel"),
+        ("{names: ['*-Instruct', 'x']}", "its name tiny-model fits none of *-Instruct, x"),
+        ("{min_parameters: 1K}", "its 10 parameters are fewer than 1.0K"),
+        ("{max_parameters: 9}", "its 10 parameters are more than 9"),
+    ],
+)
+def test_which_models_a_recipe_takes(loaded: Load, match: str, reason: str) -> None:
+    tensors = {"w": TensorInfo("w", "F16", (2, 5), "model.safetensors", 0, 20)}
+    model = ModelInfo(Path("/x"), "tiny-model", "safetensors", tensors, [], {"architectures": ["LlamaForCausalLM"]})
+    recipe = loaded(f"output: ./m\nrecipes: {{r: {{match: {match}, targets: [fp16]}}}}\n").recipes["r"]
+    assert recipe.match.why_not(model) == reason
