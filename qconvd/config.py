@@ -260,7 +260,7 @@ def _read(path: Path) -> str:
 def _error(path: Path, problems: list[Problem]) -> ConfigError:
     shown = _relative(path)
     lines = []
-    for p in sorted(set(problems), key=lambda p: (p.position, p.path != (), str(p.path))):
+    for p in sorted(set(problems), key=lambda p: (p.position, str(p.path), p.message)):
         place = f"{shown}:{p.position.line}:{p.position.column}"
         lines.append(f"{place}: {dotted(p.path)}: {p.message}" if p.path else f"{place}: {p.message}")
     return ConfigError("\n".join(lines), problems=tuple(lines))

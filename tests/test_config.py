@@ -210,8 +210,8 @@ limits: {memory: x}
     assert found == [
         "config.yaml:2:5: watch[0].recipes: this key is missing",
         "config.yaml:3:5: watch[0].recipe: there is no key 'recipe' here (did you mean recipes?)",
-        "config.yaml:4:9: output: ./in/out lies inside the watched folder ./in (line 2); what qconvd writes there would be taken "
-        "for models, so choose a folder outside of it",
+        "config.yaml:4:9: output: ./in/out lies inside the watched folder ./in (line 2); what qconvd writes there would be "
+        "taken for models, so choose a folder outside of it",
         "config.yaml:6:23: recipes.r.targets[1]: fp16 stands in this recipe twice; first on line 6",
         "config.yaml:6:29: recipes.r.targets[2]: there is no format 'fp61' (did you mean fp16?)",
         "config.yaml:7:3: recipes.r: this key stands here twice; it was first set on line 6",
@@ -246,11 +246,10 @@ recipes:
   a: {targets: [q4_0]}
   b: {targets: [q4_0, {q4_0: {pure: true}}]}
 """)
-    assert [line.partition(": ")[2] for line in found] == [
-        "recipes.b.targets: gguf Q4_0 and gguf Q4_0 would both be called <model>-GGUF/<model>-Q4_0; "
-        "give one of them a `name:`, e.g. name: '{model}-{variant}-2'",
-        "recipes.b.targets: gguf Q4_0 and gguf Q4_0 of the recipe a would both be called <model>-GGUF/<model>-Q4_0; "
-        "give one of them a `name:`, e.g. name: '{model}-{variant}-2'",
+    remedy = "; give one of them a `name:`, e.g. name: '{model}-{variant}-2'"
+    assert [line.partition(": ")[2].removesuffix(remedy) for line in found] == [
+        "recipes.b.targets: gguf Q4_0 and gguf Q4_0 of the recipe a would both be called <model>-GGUF/<model>-Q4_0",
+        "recipes.b.targets: gguf Q4_0 and gguf Q4_0 would both be called <model>-GGUF/<model>-Q4_0",
     ]
 
 
