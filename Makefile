@@ -14,7 +14,10 @@ demo: $(VENV)/.demo    ## Set up, start the daemon, drop a real model into the w
 	@$(BIN)/python demo/demo.py
 
 test: $(VENV)/.test    ## All tests, with real models and other people's readers
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	@echo "A daemon killed at every call that changes the disk (these fork, so they come first, in small processes)"
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m crash
+	@echo "Everything else"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not crash"
 
 check: $(VENV)/.test   ## ruff and strict types
 	@$(BIN)/ruff check .

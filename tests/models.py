@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -22,18 +23,16 @@ CACHE = Path(os.environ.get("QCONVD_TEST_CACHE", ROOT / ".cache"))
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name` of the cache; `make` fills it if it is not there. Safe with several test processes at once."""
+    """The folder `name` of the cache; `make` fills it if it is not there. Several test processes wait for the first."""
     folder = CACHE / "models" / name
-    if not folder.exists():
-        draft = folder.with_name(f"{name}.{os.getpid()}")
-        shutil.rmtree(draft, ignore_errors=True)
-        make(draft)
-        try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            draft = folder.with_name(f"{name}.draft")
+            shutil.rmtree(draft, ignore_errors=True)
+            make(draft)
             draft.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            shutil.rmtree(draft)
     return folder
 
 

@@ -21,6 +21,7 @@ import crash
 from daemon_kit import Home, tiny_model
 from warm import Warm, fresh
 
+pytestmark = pytest.mark.crash
 SHARES = 8
 """The calls are shared out among this many tests, so that they run side by side."""
 POINTS = 50
