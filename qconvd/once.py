@@ -24,7 +24,7 @@ from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, read_manif
 from qconvd.errors import QconvdError, from_dict
 from qconvd.executors.base import environment
 from qconvd.executors.local import LocalExecutor
-from qconvd.ledger import Ledger, Task
+from qconvd.ledger import RETRIES, Ledger, Task
 from qconvd.ledger import Target as LedgerTarget
 from qconvd.ledger.records import options_of
 from qconvd.progress import Progress
@@ -194,6 +194,8 @@ class _Run:
         self.running: dict[int, tuple[Task, int]] = {}
         self.errors: dict[str, QconvdError] = {}
         """Targets that are given up, and why."""
+        self.logs: dict[str, Path] = {}
+        """Of a crash the log has the traceback; a refusal is told in full."""
         self.waited = ""
 
     def run(self) -> dict[str, Made]:
@@ -252,7 +254,10 @@ class _Run:
         """Tell what a task did to a target. A crash is not tried again here: somebody is waiting for the answer."""
         label = self.targets[row.id].label
         if row.state == "failed" or (row.pending and row.failures):
-            self.errors[row.id] = from_dict(dict(row.error)) if row.error.get("what") else QconvdError(row.reason)
+            if row.pending:
+                self.logs[row.id] = self.executor.log_path(task.handle)
+            reason = row.reason.removeprefix(f"attempt {row.failures} of {RETRIES} failed: ")
+            self.errors[row.id] = from_dict(dict(row.error)) if row.error.get("what") else QconvdError(reason)
             self.listener.failed(label, self.errors[row.id])
             self.ledger.cancel([row.id], row.reason)
         elif task.kind == "plan" and row.state == "planned":
@@ -287,11 +292,7 @@ class _Run:
         folder = self.wanted.output / row.folder
         if row.state == "done":
             return Made(target, folder, read_manifest(folder / row.manifest_name))
-        # A refusal is told in full; of a crash the log has the traceback.
-        crashed = row.state == "cancelled" and row.failures
-        log = next((self.executor.log_path(t.handle) for t in reversed(self.ledger.tasks_of(row.id)) if t.handle), None)
-        error = self.errors.get(row.id) or QconvdError(row.reason)
-        return Made(target, folder, error=error, log=log if crashed else None)
+        return Made(target, folder, error=self.errors.get(row.id) or QconvdError(row.reason), log=self.logs.get(row.id))
 
     def _stop(self) -> None:
         """Stop what runs and wait for its end: the next command may need the work folder."""

@@ -1,0 +1,329 @@
+"""`qconvd convert`: a real model through the real workers."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command_line import Qconvd
+from qconvd.engine.manifest import manifests_in
+from qconvd.plugins import plugins
+from qconvd.targets import resolve_list
+
+TO = "fp16,q8_0,q4_0"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def converted(glass: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """glass in three targets, made by the command as a script would call it. Read only: copy it before you change it."""
+    out = tmp_path_factory.mktemp("converted")
+    command = [sys.executable, "-m", "qconvd", "convert", str(glass), "--to", TO, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (out.parent / "out.txt").write_text(done.stdout)
+    (out.parent / "err.txt").write_text(done.stderr)
+    return out
+
+
+def test_the_artifacts_are_there_and_nothing_else(converted: Path) -> None:
+    assert sorted(files(converted)) == [
+        "glass_en-GGUF/.qconvd/glass_en-Q4_0.json",
+        "glass_en-GGUF/.qconvd/glass_en-Q8_0.json",
+        "glass_en-GGUF/glass_en-Q4_0.gguf",
+        "glass_en-GGUF/glass_en-Q8_0.gguf",
+        "glass_en-fp16/config.json",
+        "glass_en-fp16/model.safetensors",
+        "glass_en-fp16/qconvd.json",
+        "glass_en-fp16/tokenizer.json",
+        "glass_en-fp16/tokenizer_config.json",
+    ]
+    assert not list(converted.glob(".*"))
+
+
+def test_what_was_planned_was_made_to_the_byte(qconvd: Qconvd, glass: Path, converted: Path) -> None:
+    for artifact in qconvd("plan", glass, "--to", TO, "--json").json["artifacts"]:
+        folder = converted / Path(artifact["artifact"]).parts[0]
+        for file in artifact["files"]:
+            assert (folder / file["path"]).stat().st_size == file["bytes"], file
+
+
+def test_it_says_what_it_made(converted: Path) -> None:
+    lines = (converted.parent / "out.txt").read_text().splitlines()
+    assert lines[0].split() == ["TARGET", "SIZE", "BYTES", "BITS/WEIGHT", "ERROR"]
+    assert lines[1].split()[:5] == ["fp16", "1.7", "MiB", f"{_bytes(converted / 'glass_en-fp16'):,}", "16.04"]
+    assert lines[1].split()[-1] == "exact"
+    assert re.search(r"^gguf Q8_0 .* 0\.\d+ %$", lines[3])
+    assert lines[4] == f"  {converted}/glass_en-GGUF/glass_en-Q8_0.gguf"
+    assert lines[-1].startswith("Made and verified 3 of 3 in ")
+    told = (converted.parent / "err.txt").read_text().splitlines()
+    assert told[0] == "planning fp16, gguf Q8_0, gguf Q4_0"
+    assert "gguf Q8_0: 1.0 MiB (1,097,696 bytes)" in told
+    assert any(line.startswith("gguf Q8_0: 4 of 38 tensors of the Q8_0 file are F16") for line in told)
+    assert "converting fp16, gguf Q8_0, gguf Q4_0" in told
+    assert [line for line in told if line.endswith("is done")] == ["fp16 is done", "gguf Q8_0 is done", "gguf Q4_0 is done"]
+
+
+def test_the_artifacts_verify(qconvd: Qconvd, converted: Path) -> None:
+    said = qconvd("verify", converted / "glass_en-GGUF")
+    assert said.code == 0
+    assert "glass_en-Q8_0: right (1 files, 38 tensors, 1.0 MiB)" in said.out
+    data = qconvd("verify", converted / "glass_en-fp16", "--json").json
+    assert (data["ok"], data["artifacts"][0]["sha256"]) == (True, True)
+
+
+def test_a_damaged_artifact_does_not_verify(qconvd: Qconvd, converted: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(converted / "glass_en-GGUF", tmp_path / "x")
+    with (folder / "glass_en-Q8_0.gguf").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    said = qconvd("verify", folder)
+    assert said.code == 1
+    assert "qconvd: verification failed: " in said.err
+    assert "glass_en-Q8_0.gguf" in said.err
+    assert qconvd("verify", folder, "--json").json["ok"] is False
+
+
+def test_what_is_there_is_not_made_again(qconvd: Qconvd, glass: Path, converted: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(converted, tmp_path / "out")
+    before = {p: p.stat().st_ino for p in out.rglob("*")}
+    said = qconvd("convert", glass, "--to", TO, "--out", out)
+    assert said.code == 0
+    assert said.err == ""
+    sentence = "fp16, gguf Q8_0, gguf Q4_0 were there already, made from this model with these options; --force makes it again."
+    assert sentence in " ".join(said.out.split())
+    assert {p: p.stat().st_ino for p in out.rglob("*")} == before
+
+
+def test_force_makes_the_same_bytes_again(qconvd: Qconvd, glass: Path, converted: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(converted, tmp_path / "out")
+    before = (out / "glass_en-fp16" / "model.safetensors").stat().st_ino
+    said = qconvd("convert", glass, "--to", TO, "--out", out, "--force", "--json")
+    assert said.code == 0
+    assert said.err == ""
+    assert [a["new"] for a in said.json["artifacts"]] == [True, True, True]
+    assert files(out) == files(converted)
+    assert (out / "glass_en-fp16" / "model.safetensors").stat().st_ino != before
+
+
+def test_a_folder_that_is_somebody_s_is_left_alone(qconvd: Qconvd, glass: Path) -> None:
+    Path("out/glass_en-fp16").mkdir(parents=True)
+    Path("out/glass_en-fp16/mine.txt").write_text("mine")
+    for arguments in ((), ("--force",)):
+        said = qconvd("convert", glass, "--to", "fp16", "--out", "out", *arguments)
+        assert said.code == 3
+        assert "glass_en-fp16: is there already and was not made by qconvd; it is left as it is" in said.err
+    assert files(Path("out")) == {"glass_en-fp16/mine.txt": b"mine"}
+
+
+def test_other_options_under_one_name_want_force(qconvd: Qconvd, glass: Path, converted: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(converted, tmp_path / "out")
+    Path("config.yaml").write_text("output: ./m\nrecipes: {r: {targets: [{fp16: {on_overflow: clamp}}]}}\n")
+    said = qconvd("convert", glass, "--recipe", "r", "--out", out)
+    assert said.code == 3
+    assert f"{out}/glass_en-fp16: is there already, made with other options\n  give --force to replace it" in said.err
+    assert files(out) == files(converted)
+    assert qconvd("convert", glass, "--recipe", "r", "--out", out, "--force").code == 0
+    assert manifests_in(out / "glass_en-fp16")[0].options == {"on_overflow": "clamp"}
+
+
+def test_another_model_of_that_name_wants_force(qconvd: Qconvd, converted: Path, tmp_path: Path) -> None:
+    from models import cached, make_glass
+
+    other = shutil.copytree(cached("glass_en", make_glass), tmp_path / "glass_en")
+    text = (other / "tokenizer_config.json").read_text()
+    (other / "tokenizer_config.json").chmod(0o644)
+    (other / "tokenizer_config.json").write_text(text + " ")
+    out = shutil.copytree(converted, tmp_path / "out")
+    said = qconvd("convert", other, "--to", "q8_0", "--out", out)
+    assert said.code == 3
+    assert "is there already, made from another model, or from another version of this one" in said.err
+
+
+def test_names(qconvd: Qconvd, glass: Path) -> None:
+    said = qconvd("convert", glass, "--to", "q8_0,q5_0", "--out", "out", "--name", "Glass 7B", "--names", "gguf-my-repo")
+    assert said.code == 0, said.err
+    assert [p for p in files(Path("out")) if p.endswith(".gguf")] == [
+        "Glass 7B-Q5_0-GGUF/glass 7b-q5_0.gguf", "Glass 7B-Q8_0-GGUF/glass 7b-q8_0.gguf"
+    ]  # fmt: skip
+
+
+def test_one_that_cannot_be_made_does_not_hold_up_the_others(qconvd: Qconvd, glass: Path, tmp_path: Path) -> None:
+    odd = shutil.copytree(glass, tmp_path / "odd")
+    (odd / "config.json").chmod(0o644)
+    (odd / "config.json").write_text('{"architectures": ["OddForCausalLM"], "model_type": "odd"}')
+    said = qconvd("convert", odd, "--to", "fp16,q8_0", "--out", "out")
+    assert said.code == 1
+    assert "gguf Q8_0 was not made: " in said.err
+    assert "OddForCausalLM" in said.err
+    assert "Made and verified 1 of 2" in said.out
+    assert {p.split("/")[0] for p in files(Path("out"))} == {"odd-fp16"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "say what to make, e.g. --to fp16,q8_0,q4_0, or --recipe NAME"),
+        (["--to", "fp61"], 2, "--to: there is no format 'fp61' (did you mean fp16?)"),
+        (["--to", "fp16", "--memory", "much"], 2, "--memory: 'much' is not a size; write for example 20GiB, 5 GB or 512MiB"),
+        (["--to", "fp16", "--names", "x"], 2, "--names: there is no profile 'x'; there are default, thebloke"),
+        (["--to", "fp16", "--device", "gpu"], 2, "gpu"),
+        (["--to", "fp16", "--out", "file"], 3, "file: cannot be written: Not a directory\n  choose another --out"),
+        (["--to", "fp16", "--memory", "10MiB"], 3, "of memory; --memory allows 10.0 MiB"),
+    ],
+)
+def test_refusals(qconvd: Qconvd, glass: Path, arguments: list[str], code: int, message: str) -> None:
+    Path("file").touch()
+    said = qconvd("convert", glass, *arguments)
+    assert said.code == code
+    assert message in said.err
+    assert [p for p in Path().iterdir() if p.name != "file"] == []
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(qconvd: Qconvd, glass: Path) -> None:
+    said = qconvd("convert", glass, "--to", "q8_0", "--device", "cuda")
+    assert said.code == 1
+    assert "gguf Q8_0 was not made: this asks for a GPU (device: cuda); none is visible: the NVIDIA driver" in said.err
+    assert list(Path().iterdir()) == []
+
+
+def test_no_model(qconvd: Qconvd) -> None:
+    Path("empty").mkdir()
+    said = qconvd("convert", "empty", "--to", "fp16", "--out", "out")
+    assert said.code == 3
+    assert "empty: the folder is empty" in said.err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_goes_on_where_it_stopped(
+    qconvd: Qconvd, glass: Path, converted: Path, tmp_path: Path, stop: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "qconvd", "convert", str(glass), "--to", TO, "--out", str(out)]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)})
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("verifying"):
+            break
+    process.send_signal(stop)
+    _, rest = process.communicate(timeout=30)
+    assert process.returncode == 130, rest
+    assert rest.endswith("Stopped. What was done is kept: run the same command again and it goes on from there.\n")
+    assert list(scratch.iterdir()) == [], "the temporary ledger is gone"
+    assert [p for p in Path("/proc").iterdir() if p.name.isdigit() and _mentions(p, str(scratch))] == [], "no worker is left"
+    kept = {p: p.stat().st_ino for p in out.rglob("files/*.gguf")}
+    assert kept, "what was converted is kept"
+    said = qconvd("convert", glass, "--to", TO, "--out", out)
+    assert said.code == 0, said.err
+    assert files(out) == files(converted)
+    assert set(kept.values()) <= {p.stat().st_ino for p in out.rglob("*.gguf")}, "the files are those of the first run"
+
+
+def test_another_run_at_the_same_target_is_waited_for(qconvd: Qconvd, glass: Path, tmp_path: Path) -> None:
+    """The lock of the work folder is held for as long as another worker is at it."""
+    from qconvd import checkpoints
+    from qconvd.once import Conversion
+
+    (target,) = resolve_list("fp16")
+    conversion = Conversion(glass, [target], tmp_path / "out")
+    conversion.identity, conversion.called = checkpoints.identity(checkpoints.inspect(glass)), "glass_en"
+    work = conversion.work(target)
+    work.mkdir(parents=True)
+    command = [sys.executable, "-m", "qconvd", "convert", str(glass), "--to", "fp16", "--out", str(tmp_path / "out")]
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("waiting: another worker still has the work folder"):
+                break
+        assert process.poll() is None
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Made and verified 1 of 1" in out
+
+
+def test_on_a_terminal_there_are_bars(glass: Path, tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "qconvd", "convert", str(glass), "--to", "q8_0", "--out", str(tmp_path)]
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=env)
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(leader, 65536)
+        except OSError as error:
+            # Linux says EIO when the other side of a terminal is closed.
+            assert error.errno == errno.EIO
+            break
+    os.close(leader)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "━" in shown.decode()
+    assert b"verifying" in shown
+    assert b"done" in shown
+
+
+def test_a_plugin_that_breaks_in_the_worker(
+    qconvd: Qconvd, glass: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "qconvd_fp16.py").write_text("raise RuntimeError('boom')\n")
+    # The worker finds this module, and this process has long loaded the real one.
+    assert "fp16" in plugins().formats
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    said = qconvd("convert", glass, "--to", "fp16", "--out", "out")
+    assert said.code == 1
+    assert "fp16 was not made: no plugin provides the format 'fp16'; the plugin fp16 cannot be loaded: Runtime" in said.err
+    assert not Path("out/.qconvd").exists()
+
+
+def test_a_worker_that_is_killed_leaves_its_log(
+    qconvd: Qconvd, glass: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'qconvd.worker' in sys.orig_argv[:5]:\n"
+        "    print('last words', flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    said = qconvd("convert", glass, "--to", "fp16", "--out", "out")
+    assert said.code == 1
+    found = re.search(r"fp16 was not made: was killed \(out of memory\?\)\n  the worker's log is (\S+)", said.err)
+    assert found, said.err
+    assert "last words" in Path(found[1]).read_text()
+
+
+def _bytes(folder: Path) -> int:
+    return sum(f.bytes for f in manifests_in(folder)[0].files)
+
+
+def _mentions(process: Path, word: str) -> bool:
+    try:
+        return word.encode() in (process / "cmdline").read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,197 @@
+"""Commands that look and change nothing: plan, inspect, check, formats, schema, doctor; and init."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from command_line import Qconvd
+from qconvd.config import load
+
+CONFIG = """\
+watch: [{folder: ./inbox, recipes: [everyday, small], after: move}]
+output: ./models
+recipes:
+  everyday: {targets: [fp16, {q4_0: {device: cpu}}]}
+  small: {match: {max_parameters: 1K, names: "tiny*", architectures: [GPT2LMHeadModel]}, targets: [q8_0]}
+"""
+
+
+@pytest.fixture
+def config(qconvd: Qconvd) -> Path:
+    Path("config.yaml").write_text(CONFIG)
+    return Path("config.yaml")
+
+
+def test_plan(qconvd: Qconvd, glass: Path) -> None:
+    said = qconvd("plan", glass, "--to", "fp16,q8_0")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert lines[0] == "glass_en: LlamaForCausalLM, 852.6K parameters, 1.6 MiB"
+    assert lines[2].split() == ["TARGET", "SIZE", "BYTES", "BITS/WEIGHT", "MEMORY"]
+    assert lines[4] == "  glass_en-fp16/"
+    assert lines[6] == "  glass_en-GGUF/glass_en-Q8_0.gguf"
+    assert "4 of 38 tensors of the Q8_0 file are F16" in said.out
+    assert "2 of 2 can be made" in lines[-1]
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_plan_for_scripts_is_exact(qconvd: Qconvd, glass: Path) -> None:
+    said = qconvd("plan", glass, "--to", "fp16,q8_0", "--name", "other", "--json")
+    half, q8 = said.json["artifacts"]
+    assert said.json["parameters"] == 852608
+    assert half["bytes"] == sum(f["bytes"] for f in half["files"])
+    assert {f["path"] for f in half["files"]} == {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert (q8["artifact"], q8["format"]) == ("other-GGUF/other-Q8_0.gguf", "gguf")
+    first = q8["left_out"][0]
+    assert (first["tensor"], first["became"]) == ("blk.0.ffn_down.weight", "F16")
+
+
+def test_plan_reads_no_weights(qconvd: Qconvd, glass: Path, tmp_path: Path) -> None:
+    """A model whose weights are a hole in the file plans as the real one does."""
+    shutil.copytree(glass, tmp_path / "glass_en")
+    weights = tmp_path / "glass_en" / "model.safetensors"
+    size = weights.stat().st_size
+    head = weights.read_bytes()[: 8 + int.from_bytes(weights.read_bytes()[:8], "little")]
+    weights.chmod(0o644)
+    weights.write_bytes(head)
+    os.truncate(weights, size)
+    assert qconvd("plan", tmp_path / "glass_en", "--to", "q8_0").out == qconvd("plan", glass, "--to", "q8_0").out
+
+
+def test_plan_of_what_cannot_be_made(qconvd: Qconvd, glass: Path, tmp_path: Path) -> None:
+    shutil.copytree(glass, tmp_path / "odd")
+    (tmp_path / "odd" / "config.json").write_text('{"architectures": ["OddForCausalLM"], "model_type": "odd"}')
+    said = qconvd("plan", tmp_path / "odd", "--to", "fp16,q8_0")
+    assert said.code == 3
+    assert "gguf Q8_0 cannot be made: " in said.out
+    assert "OddForCausalLM" in said.out
+    assert "1 of 2 can be made" in said.out
+
+
+def test_plan_by_recipe(qconvd: Qconvd, glass: Path, config: Path) -> None:
+    said = qconvd("plan", glass)
+    assert said.code == 0
+    reason = "its architecture LlamaForCausalLM is none of GPT2LMHeadModel"
+    assert f"The recipe small does not take this model: {reason}." in said.out
+    assert "glass_en-Q4_0.gguf" in said.out
+    assert "glass_en-Q8_0.gguf" not in said.out
+    assert "glass_en-Q8_0.gguf" in qconvd("plan", glass, "--recipe", "small").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--to", "fp61"], 2, "--to: there is no format 'fp61' (did you mean fp16?)"),
+        (["--to", ""], 2, "--to: no target is given"),
+        (["--to", "q4_0,q4"], 2, "--to: the target gguf Q4_0 is given twice"),
+        (["--to", "fp16", "--recipe", "everyday"], 2, "give --to or --recipe, not both"),
+        (["--recipe", "evryday"], 3, "there is no recipe 'evryday' (did you mean everyday?)\n  its recipes: everyday, small"),
+    ],
+)
+def test_plan_refuses(qconvd: Qconvd, glass: Path, config: Path, arguments: list[str], code: int, message: str) -> None:
+    said = qconvd("plan", glass, *arguments)
+    assert said.code == code
+    assert message in said.err
+
+
+def test_inspect(qconvd: Qconvd, glass: Path) -> None:
+    said = qconvd("inspect", glass, "--tensors")
+    assert said.code == 0
+    assert "parameters         852.6K in 38 tensors" in said.out
+    assert "weights            1.6 MiB (F16)" in said.out
+    assert "model.layers.0.mlp.down_proj.weight" in said.out
+    data = qconvd("inspect", glass, "--json").json
+    assert (data["architecture"], data["parameters"], data["weights_by_type"]) == ("LlamaForCausalLM", 852608, {"F16": 852608})
+
+
+def test_what_a_model_says_cannot_steer_the_terminal(qconvd: Qconvd, glass: Path, tmp_path: Path) -> None:
+    shutil.copytree(glass, tmp_path / "bad")
+    (tmp_path / "bad" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "\\u001b[2Jx"}')
+    assert "\x1b" not in qconvd("inspect", tmp_path / "bad").out
+
+
+def test_check(qconvd: Qconvd, config: Path, tmp_path: Path) -> None:
+    said = qconvd("check")
+    assert said.code == 0
+    assert f"{tmp_path}/config.yaml is right." in said.out
+    assert f"A model dropped into {tmp_path}/inbox (not there yet) becomes:" in said.out
+    assert "MODEL-GGUF/MODEL-Q4_0.*" in said.out
+    assert "Then the model is moved to .qconvd-done/ there." in said.out
+    limits = "the architecture GPT2LMHeadModel, a name like tiny*, at most 1.0K parameters"
+    assert f"The recipe small is only for models with {limits}." in said.out
+    assert qconvd("check", "--json").json["recipes"]["small"] == [{"format": "gguf", "options": {"types": ["Q8_0"]}}]
+
+
+def test_check_takes_the_config_from_the_environment(qconvd: Qconvd, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.rename("other.yaml")
+    monkeypatch.setenv("QCONVD_CONFIG", "other.yaml")
+    assert "other.yaml is right." in qconvd("check").out
+
+
+def test_formats(qconvd: Qconvd) -> None:
+    said = qconvd("formats")
+    assert said.code == 0
+    assert "fp16: safetensors in float16, bfloat16 or float32" in said.out
+    assert "on_overflow" in said.out
+    data = qconvd("formats", "--json").json
+    assert {f["name"] for f in data["formats"]} >= {"fp16", "gguf"}
+    assert data["broken"] == []
+
+
+def test_schema(qconvd: Qconvd) -> None:
+    assert qconvd("schema").json["title"] == "qconvd configuration"
+
+
+def test_init_writes_a_config_that_is_right(qconvd: Qconvd, tmp_path: Path) -> None:
+    said = qconvd("init", "new place")
+    assert said.code == 0
+    assert said.out.startswith("Wrote new place/config.yaml. Next: ")
+    found = load(tmp_path / "new place" / "config.yaml")
+    assert found.watch[0].folder.is_dir()
+    assert found.limits.threads is not None
+
+
+def test_init_overwrites_nothing(qconvd: Qconvd) -> None:
+    Path("config.yaml").write_text("mine")
+    said = qconvd("init")
+    assert said.code == 3
+    assert said.err == (
+        "qconvd: config.yaml: is there already and is left as it is\n  `qconvd check` looks at it; move it away to begin anew\n"
+    )
+    assert Path("config.yaml").read_text() == "mine"
+
+
+def test_init_where_nothing_can_be_written(qconvd: Qconvd) -> None:
+    Path("file").touch()
+    said = qconvd("init", "file/x")
+    assert (said.code, said.err) == (3, "qconvd: file/x/config.yaml: cannot be written: Not a directory\n")
+
+
+def test_doctor(qconvd: Qconvd, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    said = qconvd("doctor", "--json")
+    findings = {f["what"]: f for f in said.json}
+    assert said.code == 0
+    assert findings["config"]["found"] == "config.yaml"
+    assert findings["watched"]["state"] == "good"
+    assert findings["watch inbox"]["found"] == f"{tmp_path}/inbox can be watched"
+    assert findings["output"]["found"].endswith("is not there yet; it will be made")
+    assert {"CPU", "memory", "formats", "kernels", "inotify", "disk", "state"} <= findings.keys()
+
+
+def test_doctor_finds_what_is_bad(qconvd: Qconvd) -> None:
+    Path("models").touch()
+    Path("config.yaml").write_text("output: ./models\nrecipes: {r: {targets: [fp16]}}\nlimits: {disk_reserve: 9000TiB}\n")
+    findings = {f["what"]: f for f in qconvd("doctor", "--json").json}
+    assert findings["output"]["found"].endswith("/models is no folder")
+    said = qconvd("doctor")
+    assert said.code == 1
+    assert "disk: make room, set a lower `limits.disk_reserve`, or choose another `output:`" in said.out
+    Path("config.yaml").write_text("outptu: ./models\n")
+    said = qconvd("doctor")
+    assert said.code == 1
+    assert "config: config.yaml:1:1: outptu: there is no key 'outptu' here (did you mean output?)" in said.out

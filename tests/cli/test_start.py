@@ -1,0 +1,99 @@
+"""What starting costs and how it ends: imports, exit codes, messages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command_line import Qconvd
+
+HEAVY = {"numpy", "numba", "torch", "transformers", "tokenizers", "gguf", "safetensors", "sentencepiece"}
+PLUGINS = {"pluggy", "qconvd_fp16", "qconvd_gguf", "qconvd_ggml"}
+
+
+def modules_after(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after some code."""
+    script = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint(*{{m.partition('.')[0] for m in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_help_loads_neither_pydantic_nor_plugins_nor_numpy(arguments: list[str]) -> None:
+    found = modules_after(f"sys.argv = ['qconvd', *{arguments}]; from qconvd.cli import main; main()")
+    assert "typer" in found
+    assert not found & (HEAVY | PLUGINS | {"pydantic", "rich", "yaml"})
+
+
+@pytest.mark.parametrize("arguments", [["convert", "--help"], ["run", "--help"], ["version"]])
+def test_a_command_s_help_loads_no_plugins(arguments: list[str]) -> None:
+    """typer itself may use pydantic for a command's parameters; nothing of ours is loaded."""
+    found = modules_after(f"sys.argv = ['qconvd', *{arguments}]; from qconvd.cli import main; main()")
+    assert not found & (HEAVY | PLUGINS | {"yaml"})
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from qconvd import daemon, once, config, targets, naming, schema, examination",
+        "import pathlib; from qconvd.config import load; load(pathlib.Path('config.yaml'))",
+        "sys.argv = ['qconvd', 'formats']; from qconvd.cli import main; main()",
+        "sys.argv = ['qconvd', 'check', '--config', 'config.yaml']; from qconvd.cli import main; main()",
+        "sys.argv = ['qconvd', 'doctor', '--config', 'config.yaml']; from qconvd.cli import main; main()",
+    ],
+)
+def test_the_control_side_loads_nothing_heavy(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    found = modules_after(code)
+    assert "pydantic" in found
+    assert not found & HEAVY
+
+
+def test_python_dash_m() -> None:
+    done = subprocess.run([sys.executable, "-m", "qconvd", "version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("qconvd ")
+
+
+def test_no_command_shows_the_help(qconvd: Qconvd) -> None:
+    said = qconvd()
+    assert said.code == 2
+    assert "Commands:" in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+        (["convert"], 2, "MODEL"),
+        (["inspect", "nowhere"], 3, "nowhere: there is nothing at this path"),
+        (["check"], 78, "qconvd: there is no config file\n  looked for config.yaml, "),
+        (["check", "--config", "gone.yaml"], 78, "qconvd: gone.yaml: cannot be read: No such file or directory"),
+        (["verify", "nowhere"], 1, "qconvd: verification failed: nowhere: there is no such file or folder"),
+    ],
+)
+def test_exit_codes(qconvd: Qconvd, arguments: list[str], code: int, message: str) -> None:
+    said = qconvd(*arguments)
+    assert said.code == code
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
+
+
+def test_every_mistake_of_a_config_is_printed(qconvd: Qconvd) -> None:
+    Path("config.yaml").write_text("output: ./m\nrecipes: {r: {targets: [fp61]}}\nlimits: {thread: 1}\n")
+    said = qconvd("check")
+    assert said.code == 78
+    assert said.err.splitlines() == [
+        "qconvd: 2 mistakes",
+        "config.yaml:2:25: recipes.r.targets[0]: there is no format 'fp61' (did you mean fp16?)",
+        "config.yaml:3:10: limits.thread: there is no key 'thread' here (did you mean threads?)",
+    ]
+
+
+def test_who_reads_may_stop_reading() -> None:
+    command = f"{sys.executable} -m qconvd schema | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("{\n", "")
