@@ -122,7 +122,8 @@ class Arrivals:
         self._leave(path, set(found))
         # An owner's folder becomes `owner/model` without anything happening in the watched folder itself.
         plain = [p for p in _folders(path) if not any(c.is_relative_to(p) for c in found)]
-        self._watch.follow(path, [*self.settling.arriving(path), *plain])
+        if self._watch.follow(path, [*self.settling.arriving(path), *plain]):
+            self._scan_at[path] = now + HINT_GAP
 
     def _missing(self, path: Path, reason: str) -> None:
         """A watched folder is away, perhaps for a moment: what the ledger knows of its models stays as it is."""

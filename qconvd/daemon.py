@@ -22,7 +22,6 @@ from qconvd.config import Config
 from qconvd.departures import Departures
 from qconvd.errors import ConfigError, QconvdError
 from qconvd.ledger import Ledger
-from qconvd.recovery import sweep
 from qconvd.requests import Requests
 from qconvd.state_lock import state_lock
 from qconvd.statuses import Statuses
@@ -62,7 +61,7 @@ class Daemon:
             self._statuses = Statuses(ledger)
             self._announcements = Announcements(ledger)
             try:
-                sweep(ledger, config.output)
+                self._work.recover()
                 self._configure(config)
                 log.info("qconvd runs: state %s, output %s", config.state, config.output, extra={"action": "daemon.started"})
                 return self._loop(once)
@@ -113,8 +112,8 @@ class Daemon:
         try:
             answer = self._reload()
         except QconvdError as error:
-            log.error("the new configuration is refused, the old one stays: %s", error, extra={"action": "config.refused"})
-            for problem in getattr(error, "problems", ()):
+            log.error("the new configuration is refused, the old one stays", extra={"action": "config.refused"})
+            for problem in getattr(error, "problems", ()) or str(error).splitlines():
                 log.error("%s", problem, extra={"action": "config.refused"})
         else:
             log.info("%s", answer, extra={"action": "config.reloaded"})

@@ -27,6 +27,7 @@ POLL_SECONDS = 0.25
 LEASE_SECONDS = 60.0
 PLAN_SECONDS = 600.0
 """A plan reads headers and a tokenizer; one that takes longer hangs."""
+LONGEST_WAIT = 3600.0
 RETHINK_SECONDS = 10.0
 """How often what waits (for a disk, for a GPU that others hold) is thought about again though the ledger has not changed."""
 KILLED_SECONDS = 5.0
@@ -43,7 +44,10 @@ class Work:
         self._cursors: dict[str, int] = {}
         self._mine: set[str] = set()
         """Attempts that this daemon has started; the others are those of one before it."""
+        self._open: list[Task] = []
+        """Tasks that were queued or running when `tick` last looked."""
         self._thought: tuple[object, ...] = ()
+        self._thought_when = 0.0
         self._think_at = 0.0
         self.configure(config)
 
@@ -52,30 +56,53 @@ class Work:
         self._devices = Devices(config.devices.cuda)
         self._thought = ()
 
+    def recover(self) -> None:
+        """Clear away what a daemon before this one had no time to: attempts that have ended and drafts of files."""
+        live = {task.handle for task in self._ledger.tasks("running")}
+        for folder in (self._config.state / "tasks").glob("*.*"):
+            if folder.name not in live:
+                self._executor.forget(folder.name)
+        for draft in (self._config.state).glob(".*.new"):
+            draft.unlink()
+        sweep(self._ledger, self._config.output)
+
     def tick(self) -> None:
-        """Stop what nobody wants any more, follow what runs, start what may run."""
+        """Stop what nobody wants any more, follow what runs, start what may run. Nothing is asked while nothing happens."""
+        if not self._running and not self._changed() and not self._later():
+            return
         for task in self._ledger.unwanted():
             self._executor.cancel(task.handle, self._config.limits.stop_grace)
-        running = self._ledger.tasks("running")
-        for task in running:
+        for task in self._ledger.tasks("running"):
             self._follow(task)
-        self._start()
-        self._board.keep({id for task in running for id in task.targets})
+        if self._changed() or self._later():
+            self._start()
+        self._open = self._ledger.tasks("queued", "running")
+        self._board.keep({id for task in self._running for id in task.targets})
         self._board.tick()
 
     def more(self) -> bool:
         """Whether anything runs, or will run by itself. What waits for something that nobody here holds will not."""
         now = time.time()
-        return any(t.state == "running" or t.not_before > now for t in self._ledger.tasks("queued", "running"))
+        return any(t.state == "running" or t.not_before > now for t in self._open)
 
     def next_due(self) -> float:
         """Seconds until `tick` has something to do, if nobody rings before."""
+        waits = [self._think_at - time.monotonic()] if self._open else []
+        waits += [t.not_before - time.time() for t in self._open if t.not_before > time.time()]
+        return min([*waits, POLL_SECONDS if self._running else LONGEST_WAIT])
+
+    @property
+    def _running(self) -> list[Task]:
+        return [t for t in self._open if t.state == "running"]
+
+    def _changed(self) -> bool:
+        return self._thought != self._ledger.mark()
+
+    def _later(self) -> bool:
+        """Whether it is time to think again about what waits: its delay is over, or it may have become possible."""
         now = time.time()
-        waits = [
-            POLL_SECONDS if t.state == "running" else t.not_before - now if t.not_before > now else RETHINK_SECONDS
-            for t in self._ledger.tasks("queued", "running")
-        ]
-        return min(waits, default=3600.0)
+        over = any(t.state == "queued" and self._thought_when < t.not_before <= now for t in self._open)
+        return bool(self._open) and (over or time.monotonic() >= self._think_at)
 
     def stop(self, at_once: Callable[[], bool], bell: Bell) -> None:
         """Interrupt the workers and wait until they are gone: within the grace, or killed as soon as `at_once` says so.
@@ -134,15 +161,11 @@ class Work:
         sweep(self._ledger, self._config.output)
 
     def _start(self) -> None:
-        """Think about what may run now, if the ledger has changed since, or often enough to notice a freed disk."""
-        now = time.monotonic()
-        due = any(0 < t.not_before <= time.time() for t in self._ledger.tasks("queued"))
-        if self._thought == self._ledger.mark() and now < self._think_at and not due:
-            return
-        config = self._config
-        for start in next_tasks(self._ledger, self._devices, config.limits, config.devices, config.output):
+        """Start what the scheduler lets start."""
+        config, self._thought_when = self._config, time.time()
+        for start in next_tasks(self._ledger, self._devices, config.limits, config.devices, config.output, self._thought_when):
             self._submit(start)
-        self._thought, self._think_at = self._ledger.mark(), now + RETHINK_SECONDS
+        self._thought, self._think_at = self._ledger.mark(), time.monotonic() + RETHINK_SECONDS
 
     def _submit(self, start: Start) -> None:
         """Claim, write the spec, start the worker: in this order a crash in between leaves nothing that is not found again."""

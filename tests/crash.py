@@ -61,8 +61,14 @@ def arm(crash_at: int | None, log: Path) -> None:
             pass_by("sqlite.commit", ())
             super().commit()
 
+        begun = 0
+
         def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
-            if sql.lstrip().upper().startswith(("COMMIT", "END")):
+            words = sql.lstrip().upper()
+            if words.startswith("BEGIN"):
+                self.begun = self.total_changes
+            # The end of a transaction that only read changes nothing.
+            if words.startswith(("COMMIT", "END")) and self.total_changes != self.begun:
                 pass_by("sqlite.commit", ())
             return super().execute(sql, *arguments)
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from qconvd.ledger import Ledger, Request, Source, Target
 
-PATIENCE = 20.0
+PATIENCE = 90.0
 TESTS = Path(__file__).parent
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """Daemons and workers in forked processes: the same code in processes of its own, without importing everything again.
 
-A run of the daemon with three workers takes a tenth of a second so, which makes it possible to kill one at every single call
+A run of the daemon with three workers takes a quarter of a second so, which makes it possible to kill one at every single call
 that changes the disk. What is replaced is only how a process comes into being: `os.posix_spawn` in the daemon asks a
 process that was forked before the ledger was opened (SQLite must not be carried through a fork) to fork the runner, and the
 runner forks the worker. Locks, signals, process groups, files and exit codes are the real ones.
@@ -15,7 +15,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -59,7 +58,7 @@ class Warm:
 
     def _daemon(self, server: socket.socket, other: socket.socket, crash_at: int | None, power: bool, armed: bool) -> int:
         other.close()
-        work_module.POLL_SECONDS = 0.01
+        work_module.POLL_SECONDS = 0.02
         ledger_module.FIRST_DELAY = 0.01
         logging.basicConfig(filename=self.root / "daemon.log", level=logging.INFO, force=True)
         (self.root / "daemon.pid").write_text(str(os.getpid()))
@@ -186,6 +185,3 @@ def fresh(root: Path, pattern: Path) -> Warm:
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(pattern, root, copy_function=shutil.copy)
     return Warm(root / "config.yaml")
-
-
-__all__ = ["Warm", "fresh", "subprocess"]

@@ -89,22 +89,27 @@ class FolderWatch:
             self._arm(folder)
         return folder
 
-    def follow(self, path: Path, arriving: Collection[Path]) -> None:
-        """Notice changes inside these models, too: those that are still arriving. The others are no longer followed."""
+    def follow(self, path: Path, arriving: Collection[Path]) -> bool:
+        """Notice changes inside these models, too: those that are still arriving. The others are no longer followed.
+
+        Returns whether a watch is new: what happened before it was armed nobody has seen, so another scan is due.
+        """
         folder = self.folders[path]
         wanted = set(list(arriving)[:FOLLOWED]) if folder.how == "events" else set()
         for gone in [m for m, watch in folder.followed.items() if m not in wanted or not self._runs(folder, watch)]:
             self._unschedule(folder.observer, folder.followed.pop(gone))
-        for model in sorted(wanted - set(folder.followed)):
+        new = sorted(wanted - set(folder.followed))
+        for model in new:
             try:
                 # inotify does not follow a link that it is given.
                 watch = self._schedule(folder, model.resolve())
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EMFILE):
                     self._warn_limit(error)
-                    return
+                    break
             else:
                 folder.followed[model] = watch
+        return any(model in folder.followed for model in new)
 
     def forget(self, path: Path) -> None:
         """Stop watching a folder."""

@@ -95,9 +95,9 @@ def test_a_model_that_is_taken_is_followed_no_longer(watch: FolderWatch, inbox: 
     (inbox / "a").mkdir()
     (inbox / "b").mkdir()
     folder = watch.watch(inbox)
-    watch.follow(inbox, [inbox / "a", inbox / "b"])
+    assert watch.follow(inbox, [inbox / "a", inbox / "b"])
     assert set(folder.followed) == {inbox / "a", inbox / "b"}
-    watch.follow(inbox, [inbox / "b"])
+    assert not watch.follow(inbox, [inbox / "b"])
     assert set(folder.followed) == {inbox / "b"}
 
 

@@ -1,0 +1,69 @@
+"""How far conversions are, as another process reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qconvd.bell import Bell
+from qconvd.progress import Progress, ProgressBoard, read_progress
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def event(done: int, **more: object) -> dict[str, object]:
+    return {"event": "progress", "target": "a", "unit": "u", "done": done, "total": 100, "seconds": 2.0, **more}
+
+
+def test_the_file_follows_the_events_but_not_each_one(tmp_path: Path) -> None:
+    clock = Clock()
+    board = ProgressBoard(tmp_path, clock)
+    board.hear([event(10), event(20)])
+    board.tick()
+    assert read_progress(tmp_path) == {"a": Progress(20, 100, 2.0, "u")}
+    board.hear([event(30)])
+    board.tick()
+    assert read_progress(tmp_path)["a"].done == 20
+    clock.now += 0.5
+    board.tick()
+    assert read_progress(tmp_path)["a"].done == 30
+    board.keep([])
+    board.tick()
+    assert read_progress(tmp_path) == {}
+    assert [p.name for p in tmp_path.iterdir()] == ["progress.json"]
+
+
+def test_what_makes_no_sense_is_passed_over(tmp_path: Path) -> None:
+    board = ProgressBoard(tmp_path)
+    board.hear([{"event": "progress", "target": "a"}, event(1, total="many"), {"event": "target-done", "target": "a"}, {}])
+    assert board.targets == {}
+
+
+def test_rate_and_time_left() -> None:
+    progress = Progress(25, 100, 5.0)
+    assert progress.rate == pytest.approx(5.0)
+    assert progress.left == pytest.approx(15.0)
+    assert Progress(0, 100, 0.0).left is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": {"done": 1}}', "no JSON"])
+def test_a_damaged_file_is_no_progress(tmp_path: Path, content: str) -> None:
+    (tmp_path / "progress.json").write_text(content)
+    assert read_progress(tmp_path) == {}
+    assert read_progress(tmp_path / "nothing") == {}
+
+
+def test_a_bell_remembers_that_it_rang() -> None:
+    with Bell() as bell:
+        assert not bell.wait(0)
+        bell.ring()
+        bell.ring()
+        assert bell.wait(60)
+        assert not bell.wait(0)
+    bell.ring()
