@@ -254,7 +254,8 @@ class _Run:
         """Tell what a task did to a target. A crash is not tried again here: somebody is waiting for the answer."""
         label = self.targets[row.id].label
         if row.state == "failed" or (row.pending and row.failures):
-            if row.pending:
+            # What is told with a place or a remedy (a full disk) is no crash, though the daemon would try it again.
+            if row.pending and not (row.error.get("where") or row.error.get("fix")):
                 self.logs[row.id] = self.executor.log_path(task.handle)
             reason = row.reason.removeprefix(f"attempt {row.failures} of {RETRIES} failed: ")
             self.errors[row.id] = from_dict(dict(row.error)) if row.error.get("what") else QconvdError(reason)
