@@ -15,7 +15,7 @@ demo: $(VENV)/.demo    ## Set up, start the daemon, drop a real model into the w
 
 test: $(VENV)/.test    ## All tests, with real models and other people's readers
 	@echo "A daemon killed at every call that changes the disk (these fork, so they come first, in small processes)"
-	@$(BIN)/python -m pytest -q -n $(JOBS) -m crash
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m crash
 	@echo "Everything else"
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not crash"
 

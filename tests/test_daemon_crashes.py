@@ -18,6 +18,7 @@ import crash
 from daemon_kit import Home, tiny_model
 from warm import Warm, fresh
 
+pytestmark = pytest.mark.crash
 SHARES = 4
 RANDOM_POINTS = 50
 
