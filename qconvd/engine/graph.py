@@ -137,7 +137,8 @@ class Graph:
         wanted = min(CHUNK_BYTES, max(SMALLEST_CHUNK, room))
         alike: dict[int, list[Part]] = {}
         for part in group.parts:
-            if isinstance(part.unit.rows, Whole):
+            # Rows without a byte need no cutting; a tensor of 2^40 of them is a line in a hostile header.
+            if isinstance(part.unit.rows, Whole) or not any(t.nbytes for t in part.unit.outputs):
                 self.grids[part.target][part.unit.id] = (part.unit.shape[0], part.unit.shape[0])
             else:
                 alike.setdefault(-(-sizes[id(part)] // part.unit.shape[0]), []).append(part)
