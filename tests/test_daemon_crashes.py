@@ -20,7 +20,7 @@ from warm import Warm, fresh
 
 pytestmark = pytest.mark.crash
 SHARES = 4
-RANDOM_POINTS = 50
+RANDOM_POINTS = {"tiny": 36, "both": 14}
 
 
 class Pattern:
@@ -88,9 +88,11 @@ def test_one_process_is_killed_at_every_point(tiny: Pattern, share: int) -> None
         tiny.crash_and_recover(f"crash-{point}", point, power=False)
 
 
-@pytest.mark.parametrize("share", [pytest.param(s, marks=pytest.mark.xdist_group(f"crashes-{s % 2}")) for s in range(2)])
-def test_all_processes_are_killed_at_random_points(both: Pattern, share: int) -> None:
+@pytest.mark.parametrize(
+    "which", [pytest.param(w, marks=pytest.mark.xdist_group(f"crashes-{i}")) for i, w in enumerate(RANDOM_POINTS)]
+)
+def test_all_processes_are_killed_at_random_points(which: str, request: pytest.FixtureRequest) -> None:
     """As when the power fails."""
-    points = random.Random(20240229).sample(range(both.calls), RANDOM_POINTS)
-    for point in points[share::2]:
-        both.crash_and_recover(f"crash-{point}", point, power=True)
+    pattern: Pattern = request.getfixturevalue(which)
+    for point in random.Random(20240229).sample(range(pattern.calls), RANDOM_POINTS[which]):
+        pattern.crash_and_recover(f"power-{point}", point, power=True)
