@@ -321,7 +321,7 @@ def test_after_delete(home: Home) -> None:
     home.done(4)
     home.wait(lambda: not place.exists() and not (home.inbox / "linked").is_symlink(), "the sources to be deleted")
     assert (elsewhere / "model.safetensors").exists(), "only the link was ours to remove"
-    assert [p.name for p in home.inbox.iterdir()] == []
+    home.wait(lambda: not list(home.inbox.iterdir()), "nothing to be left of them")
     assert len([f for f in home.files() if f.endswith("qconvd.json")]) == 4
     end(home)
 

@@ -489,21 +489,22 @@ def test_files_that_vanish_or_change_while_they_are_looked_at(inbox: Path, monke
     assert look(model).state == "complete"
 
 
-def test_looking_while_a_model_is_made_and_removed_raises_nothing(inbox: Path) -> None:
+def test_looking_while_a_model_is_made_and_removed_raises_nothing(inbox: Path, tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
     script = f"""
 import shutil, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from checkpoint_files import write_sharded
-for i in range(150):
+while not Path({str(stop)!r}).exists():
     write_sharded(Path({str(inbox / "m")!r}))
     shutil.rmtree({str(inbox / "m")!r})
 """
     with subprocess.Popen([sys.executable, "-c", script]) as busy:
-        seen = set()
-        while busy.poll() is None:
-            for path in candidates(inbox):
-                seen.add(look(path).state)
+        states: list[str] = []
+        while len(states) < 150 and busy.poll() is None:
+            states += [look(path).state for path in candidates(inbox)]
+        stop.touch()
     assert busy.returncode == 0
-    assert seen <= {"complete", "incomplete", "refused", "not-a-model"}
-    assert seen
+    assert len(states) >= 150
+    assert set(states) <= {"complete", "incomplete", "refused", "not-a-model"}
