@@ -30,7 +30,7 @@ def retry(jobs: Jobs, config: ConfigFile = None) -> None:
 def cancel(jobs: Jobs, config: ConfigFile = None) -> None:
     """Stop jobs.
 
-    What runs is stopped, what waits is not begun. `qconvd retry` takes them up where they were.
+    What runs is stopped, what waits is not begun. `qconvd retry` begins them again from the start.
     """
     ask(config, "cancel", ids=jobs)
 

@@ -35,6 +35,8 @@ def run(
         datefmt="%Y-%m-%d %H:%M:%S",
         force=True,
     )
+    # Its debug lines are two for every file, in its own terms.
+    logging.getLogger("watchdog").setLevel(logging.INFO)
     for watch in loaded.watch:
         if not watch.folder.exists():
             logging.getLogger(__name__).warning(

@@ -310,7 +310,7 @@ class Ledger(Reading):
         id, now = secrets.token_hex(5), self._clock()
         state, reason, error, artifact = "waiting", "waiting to be planned", "{}", "{}"
         same = self._same_artifact(source, digest, names.folder, names.manifest)
-        clash = None if same else self._clash(source.locator, names.folder, names.manifest)
+        clash = None if same else self._clash(source, digest, names.folder, names.manifest)
         if same is not None:
             state, artifact = "done", same["artifact"]
             reason = f"made already from {same['locator']}, which holds the same model"
@@ -338,19 +338,23 @@ class Ledger(Reading):
         )
         return found[0] if found else None
 
-    def _clash(self, locator: str, folder: str, manifest: str) -> QconvdError | None:
-        """Another model that is still there and whose artifact has, or will have, the same name."""
+    def _clash(self, source: Source, digest: str, folder: str, manifest: str) -> QconvdError | None:
+        """Another model that is still there and whose artifact has, or will have, the same name.
+
+        A copy of this model for which the same artifact is done is in nobody's way: what is made again has the same bytes.
+        """
         found = self.rows(
             "SELECT source.locator FROM target JOIN source ON source.id = target.source WHERE source.locator != ?"
             " AND source.state = 'present' AND target.folder = ? COLLATE NOCASE AND target.manifest_name = ? COLLATE NOCASE"
-            " AND target.state IN ('waiting', 'planned', 'converting', 'verifying', 'ready', 'done') LIMIT 1",
-            (locator, folder, manifest),
+            " AND target.state IN ('waiting', 'planned', 'converting', 'verifying', 'ready', 'done')"
+            " AND NOT (target.state = 'done' AND source.digest = ? AND target.spec_digest = ?) LIMIT 1",
+            (source.locator, folder, manifest, source.digest, digest),
         )
         if not found:
             return None
         return QconvdError(
             f"the artifact would overwrite that of another model, {found[0]['locator']}: both are called {folder}",
-            where=locator,
+            where=source.locator,
             fix="rename one of the two models, or remove the other one",
         )
 
@@ -375,7 +379,7 @@ class Ledger(Reading):
 
     def _restart(self, target: Target, reason: str) -> None:
         source = self.source(target.source)
-        clash = self._clash(source.locator, target.folder, target.manifest_name)
+        clash = self._clash(source, target.spec_digest, target.folder, target.manifest_name)
         if clash is not None:
             raise clash
         with self.transaction() as db:
@@ -422,8 +426,10 @@ class Ledger(Reading):
                 self._move(target.id, "ready", outcome.reason or "verified and in its place")
                 self._move(target.id, "done", "done")
                 for old in db.execute(
-                    "SELECT id FROM target WHERE state = 'done' AND folder = ? AND manifest_name = ? AND source != ?",
-                    (target.folder, target.manifest_name, target.source),
+                    "SELECT id FROM target WHERE state = 'done' AND folder = ? AND manifest_name = ? AND source != ?"
+                    " AND NOT (spec_digest = ? AND source IN (SELECT twin.id FROM source AS twin JOIN source AS mine"
+                    " ON mine.digest = twin.digest WHERE mine.id = ?))",
+                    (target.folder, target.manifest_name, target.source, target.spec_digest, target.source),
                 ).fetchall():
                     self._move(old["id"], "superseded", f"the artifact of target {target.id} took its place")
 

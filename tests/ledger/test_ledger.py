@@ -381,6 +381,16 @@ def test_a_model_that_moved_to_another_folder_is_not_converted_again(bench: Benc
     assert ledger.target(id).artifact == {"nbytes": 10}
 
 
+def test_a_copy_of_a_model_is_not_in_its_way(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
+    (first,) = bench.want(wish("fp16"))
+    bench.to_done()
+    (second,) = bench.want(wish("fp16"), source=bench.model("/other/m"))
+    assert ledger.target(second).state == "done"
+    assert ledger.reconvert([first]) == [first]
+    bench.to_done()
+    assert {ledger.target(id).state for id in (first, second)} == {"done"}
+
+
 def test_the_reason_for_waiting_is_kept_without_filling_the_history(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
     (id,) = bench.want(wish("fp16"))
     (task,) = ledger.make_tasks()
