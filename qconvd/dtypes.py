@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qconvd.errors import Unsupported
+from qconvd.ggml_types import TYPES
 
 
 class Storage(NamedTuple):
@@ -26,10 +27,7 @@ ELEMENT_BYTES = {
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
-BLOCKS = {
-    "Q4_0": Storage(32, 18), "Q4_1": Storage(32, 20), "Q5_0": Storage(32, 22), "Q5_1": Storage(32, 24),
-    "Q8_0": Storage(32, 34), "Q6_K": Storage(256, 210),
-}  # fmt: skip
+BLOCKS = {t.name: Storage(t.block, t.size) for t in TYPES.values() if t.block > 1}
 
 
 def storage(dtype: str) -> Storage:

@@ -28,8 +28,8 @@ from qconvd.checkpoints.files import (
     truncated,
 )
 from qconvd.checkpoints.gguf_stream import ARRAY, STRING, LongArray, Stream
-from qconvd.checkpoints.gguf_types import REMOVED, TYPES
 from qconvd.errors import BadCheckpoint, Incomplete, QconvdError, Unsupported
+from qconvd.ggml_types import REMOVED, TYPES
 
 __all__ = ["GgufReader", "Header", "LongArray", "read_header"]
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from qconvd.checkpoints.base import TensorInfo
 from qconvd.engine.plan import ContainerSpec, FileSpec, OutputTensor, Placed
 from qconvd.errors import QconvdError, Unsupported
+from qconvd.ggml_types import TYPES
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -27,10 +28,7 @@ VALUE_TYPES = {
 """Scalar metadata types: their number in the file and how a value is packed."""
 STRING, ARRAY = 8, 9
 
-TENSOR_TYPES = {
-    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13,
-    "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "I8": 24, "I16": 25, "I32": 26, "I64": 27, "F64": 28, "BF16": 30,
-}  # fmt: skip
+TENSOR_TYPES = {t.name: number for number, t in TYPES.items()}
 """ggml's numbers of the tensor types."""
 
 

@@ -20,8 +20,8 @@ from checkpoint_files import (
 )
 from qconvd.checkpoints import inspect
 from qconvd.checkpoints.gguf import LongArray, read_header
-from qconvd.checkpoints.gguf_types import REMOVED, TYPES
 from qconvd.errors import BadCheckpoint, Incomplete, QconvdError, Unsupported
+from qconvd.ggml_types import REMOVED, TYPES
 
 
 def bad(folder: Path, content: bytes, kind: type[QconvdError] = BadCheckpoint) -> str:

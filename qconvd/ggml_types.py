@@ -1,4 +1,4 @@
-"""How GGUF's tensor types are stored: id, name, weights in a block, bytes of a block.
+"""ggml's tensor types, one table for readers, writers and sizes: id, name, weights in a block, bytes of a block.
 
 Source: `enum ggml_type` and the block structs of ggml (ggml.h, ggml-common.h).
 """
