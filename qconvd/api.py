@@ -41,6 +41,7 @@ from qconvd.engine.plan import (
     Reader,
     RowSplit,
     SideFile,
+    StatisticsFile,
     StatRequest,
     Unit,
     UnitReport,
@@ -50,14 +51,16 @@ from qconvd.errors import BadCheckpoint, ConfigError, Incomplete, QconvdError, U
 from qconvd.examination import Finding
 from qconvd.formats import Format, FormatOptions, Size, check_report
 from qconvd.hookspecs import hookimpl
+from qconvd.input_files import InputFile
 from qconvd.plugins import container, gguf_families
+from qconvd.statistics import Imatrix, open_statistics
 
 __all__ = [
     "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Affine", "Array", "BadCheckpoint", "Buffer", "Cast", "CheckpointReader", "Concat",
     "ConfigError", "Constant", "Container", "ContainerSpec", "Dequantize", "Device", "Encoded", "Encoder", "Expr",
-    "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Incomplete", "LeftOut", "ModelInfo", "NameParts",
-    "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "QconvdError", "Read", "Reader", "Repeat", "Reshape",
-    "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "TensorInfo", "Transpose", "Unit", "UnitReport",
-    "Unsupported", "Whole", "check_report", "container", "gguf_families", "hookimpl", "reads", "row_bytes", "rows_columns",
-    "safetensors_index", "storage",
+    "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Imatrix", "Incomplete", "InputFile", "LeftOut",
+    "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "QconvdError", "Read",
+    "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile",
+    "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "check_report", "container", "gguf_families",
+    "hookimpl", "open_statistics", "reads", "row_bytes", "rows_columns", "safetensors_index", "storage",
 ]  # fmt: skip

@@ -202,7 +202,7 @@ def load(path: Path) -> Config:
         raise _error(path, [Problem(document.value(()), (), "is empty; `qconvd init` writes one for this machine")])
     if not isinstance(data, dict):
         raise _error(path, problems or [Problem(document.value(()), (), "is no mapping of keys like `watch:` and `recipes:`")])
-    data, found = resolve_recipes(document, data)
+    data, found = resolve_recipes(document, data, path.absolute().parent)
     problems += found
     config: Config | None = None
     try:

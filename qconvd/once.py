@@ -24,6 +24,7 @@ from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, read_manif
 from qconvd.errors import QconvdError, from_dict
 from qconvd.executors.base import environment
 from qconvd.executors.local import LocalExecutor
+from qconvd.input_files import published
 from qconvd.ledger import RETRIES, Ledger, Task
 from qconvd.ledger import Target as LedgerTarget
 from qconvd.ledger.records import options_of
@@ -310,5 +311,5 @@ def _as_options(reason: str) -> str:
 
 
 def _wanted(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without where it is made."""
-    return {k: v for k, v in options.items() if k != "device"}
+    """Options as a manifest has them, without where it is made."""
+    return {k: v for k, v in published(options).items() if k != "device"}

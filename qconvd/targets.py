@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -90,15 +91,19 @@ def resolve_list(text: str) -> list[Target]:
     return found
 
 
-def resolve(raw: Any) -> tuple[list[Target], list[Wrong]]:
-    """As `resolve_target`, but what is right is returned beside what is wrong."""
+def resolve(raw: Any, folder: Path | None = None) -> tuple[list[Target], list[Wrong]]:
+    """As `resolve_target`, but what is right is returned beside what is wrong.
+
+    Paths in options are relative to `folder`; without one, to the current folder.
+    """
+    folder = folder or Path.cwd()
     if isinstance(raw, str):
-        return _resolve_one(raw, None, ())
+        return _resolve_one(raw, None, (), folder)
     if isinstance(raw, Mapping) and len(raw) == 1:
         ((name, value),) = raw.items()
         if isinstance(value, list):
-            return _resolve_all(name, value)
-        return _resolve_one(name, value, (name,))
+            return _resolve_all(name, value, folder)
+        return _resolve_one(name, value, (name,), folder)
     if isinstance(raw, Mapping) and raw:
         keys = ", ".join(map(str, raw))
         return [], [
@@ -117,11 +122,11 @@ def dotted_below(path: Sequence[str | int]) -> str:
     return "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in path).lstrip(".")
 
 
-def _resolve_all(name: str, items: list[Any]) -> tuple[list[Target], list[Wrong]]:
+def _resolve_all(name: str, items: list[Any], folder: Path) -> tuple[list[Target], list[Wrong]]:
     found: list[Target] = []
     wrong = [] if items else [Wrong((name,), "the list is empty; name at least one")]
     for index, item in enumerate(items):
-        targets, mistakes = _resolve_one(name, item, (name, index))
+        targets, mistakes = _resolve_one(name, item, (name, index), folder)
         found += targets
         wrong += mistakes
         if mistakes and not _format_of(name):
@@ -129,7 +134,7 @@ def _resolve_all(name: str, items: list[Any]) -> tuple[list[Target], list[Wrong]
     return found, wrong
 
 
-def _resolve_one(name: str, value: Any, path: KeyPath) -> tuple[list[Target], list[Wrong]]:
+def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[list[Target], list[Wrong]]:
     match = _format_of(name)
     if match is None:
         known = short_names()
@@ -153,7 +158,7 @@ def _resolve_one(name: str, value: Any, path: KeyPath) -> tuple[list[Target], li
             )
         ]
     try:
-        options = format.Options.model_validate({**preset, **given})
+        options = format.Options.model_validate({**preset, **given}, context={"folder": folder})
         if options.name is not None:
             check_template(options.name)
         return [Target(format.name, format.version, o, format.name_parts(o)) for o in format.expand(options)], []

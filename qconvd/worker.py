@@ -36,6 +36,7 @@ from qconvd.engine.run import Limits as EngineLimits
 from qconvd.errors import BadCheckpoint, OutOfSpace, QconvdError, Unsupported
 from qconvd.executors.base import MARK
 from qconvd.formats import Format
+from qconvd.input_files import published
 from qconvd.ledger.needs import BASE_MEMORY, MIB
 from qconvd.plugins import plugins
 from qconvd.quality.verify import verify
@@ -328,7 +329,7 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
         "artifact": target.stem,
         "format": target.format,
         "recipe": target.recipe,
-        "options": target.options,
+        "options": published(target.options),
         "source": {"name": model.name, "identity": spec.source.digest},
         "versions": {form.name: form.version},
     }
@@ -394,7 +395,7 @@ def _committed(spec: TaskSpec, target: TargetSpec) -> bool:
     except QconvdError:
         return False
     return (manifest.source.get("identity"), manifest.format, dict(manifest.options)) == (
-        spec.source.digest, target.format, target.options,
+        spec.source.digest, target.format, published(target.options),
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from qconvd.engine.operations import Operation
 from qconvd.engine.pipeline import Lease, Syncer, Write, Writer
 from qconvd.engine.regions import needs
 from qconvd.engine.source import Buffers, Source, Window
+from qconvd.engine.statistics import Statistics
 from qconvd.engine.target import ConvertTarget, TargetRun, buffers
 from qconvd.engine.writer import Hashing
 from qconvd.errors import BadCheckpoint, QconvdError
@@ -100,6 +101,7 @@ class _Run:
         idle = limits.memory // IDLE_SHARE
         self._credits = Credits(limits.memory - idle)
         self._source = Source(model, Buffers(idle))
+        self._statistics = Statistics()
         self._runs: list[TargetRun] = []
         self._results: dict[str, Manifest | Exception] = {}
         self._fatal: Exception | None = None
@@ -138,6 +140,7 @@ class _Run:
         self._writer.close()
         self._syncer.close()
         self._hashing.close()
+        self._statistics.close()
         for run in self._runs:
             if run.error:
                 run.discard()
@@ -163,6 +166,7 @@ class _Run:
             return
         for expr in (x for unit in target.plan.units for x in unit.inputs):
             _check_expression(expr, self._source, self._operations)
+        self._statistics.open(target.plan)
         self._runs.append(run)
 
     def _convert(self) -> None:
@@ -242,7 +246,8 @@ class _Run:
             run.fail(error)
             return
         try:
-            encoded = run.target.encoder.encode(unit, chunk.rows, [held[k] for k in keys], {})
+            stats = self._statistics.of(run.target.plan, unit)
+            encoded = run.target.encoder.encode(unit, chunk.rows, [held[k] for k in keys], stats)
             data = buffers(unit, [n for _, _, n in run.layout.pieces(unit, chunk.rows)], encoded.data)
             report = encoded.report.plain()
         except Exception as error:  # noqa: BLE001 — a plugin's encoder, likewise
@@ -263,6 +268,7 @@ class _Run:
         for run in self._runs:
             if run.error is None:
                 try:
+                    self._statistics.check(run.target.plan)
                     self._results[run.id] = run.finish(self._tick)
                 except (OSError, QconvdError) as error:
                     run.fail(error)

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -226,6 +226,10 @@ class TargetRun:
             left_out=tuple(asdict(x) for x in plan.left_out),
             loads_with=tuple(asdict(x) for x in plan.loads_with),
             notes=plan.notes,
+            statistics=tuple(
+                {"kind": f.kind, "file": PurePosixPath(f.path).name, "sha256": f.sha256, "without": list(f.without)}
+                for f in plan.statistics
+            ),
             extra={k: v for k, v in about.items() if k != "artifact"},
         )
 
@@ -256,8 +260,10 @@ class TargetRun:
 
 
 def _fingerprint(target: ConvertTarget) -> bytes:
+    """What decides over the bytes. Where a file of statistics lies does not."""
     versions = json.dumps(target.about.get("versions", {}), sort_keys=True)
-    return to_json(target.plan) + versions.encode()
+    placeless = tuple(replace(f, path=PurePosixPath(f.path).name) for f in target.plan.statistics)
+    return to_json(replace(target.plan, statistics=placeless)) + versions.encode()
 
 
 def _stem(target: ConvertTarget) -> str:
