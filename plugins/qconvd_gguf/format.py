@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from qconvd.api import Array, Buffer, Device, Encoder, FormatOptions, ModelInfo, NameParts, Plan, Unit, Unsupported
 from qconvd_gguf.encoder import BlockEncoder
+from qconvd_gguf.file_types import ALIASES, FILE_TYPES, PLAIN
 from qconvd_gguf.options import GgufOptions, type_names
 
 
@@ -15,11 +16,12 @@ class Gguf:
 
     name: ClassVar[str] = "gguf"
     version: ClassVar[str] = "1"
-    summary: ClassVar[str] = "GGUF for llama.cpp, Ollama and LM Studio: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1"
+    summary: ClassVar[str] = "GGUF for llama.cpp, Ollama and LM Studio: every type of llama-quantize, from f32 to iq1_s"
     Options: ClassVar[type[FormatOptions]] = GgufOptions
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "q4_0": {"types": ["Q4_0"]}, "q4_1": {"types": ["Q4_1"]}, "q5_0": {"types": ["Q5_0"]}, "q5_1": {"types": ["Q5_1"]},
-        "q8_0": {"types": ["Q8_0"]}, "q4": {"types": ["Q4_0"]}, "q5": {"types": ["Q5_0"]}, "q8": {"types": ["Q8_0"]},
+        **{name.lower(): {"types": [name]} for name in FILE_TYPES if name not in PLAIN},
+        **{alias.lower(): {"types": [name]} for alias, name in ALIASES.items()},
+        "q4": {"types": ["Q4_0"]}, "q5": {"types": ["Q5_0"]}, "q8": {"types": ["Q8_0"]},
     }  # fmt: skip
     """The plain types have no short name of their own: `f16` alone is safetensors, `gguf: f16` is this."""
     devices: ClassVar[Sequence[str]] = ("cpu",)
@@ -30,7 +32,7 @@ class Gguf:
 
     def expand(self, options: GgufOptions) -> Sequence[GgufOptions]:
         """One file per type."""
-        return [options.model_copy(update={"types": (name,)}) for name in options.types]
+        return [options.of(name) for name in options.types]
 
     def name_parts(self, options: GgufOptions) -> NameParts:
         from qconvd_gguf.planning import name_parts
@@ -57,4 +59,4 @@ class Gguf:
     def bound(self, unit: Unit, x: Sequence[Array]) -> Sequence[Array]:
         from qconvd_ggml.decode import error_bound
 
-        return (error_bound(unit.outputs[0].dtype, x[0]),)
+        return (error_bound(unit.outputs[0].dtype, x[0], weighted=bool(unit.statistics)),)

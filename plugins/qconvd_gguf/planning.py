@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 
 from qconvd.api import (
@@ -22,10 +22,13 @@ from qconvd.api import (
 )
 from qconvd_gguf import mapping
 from qconvd_gguf.families import family_of
+from qconvd_gguf.file_types import FILE_TYPES, PLAIN
 from qconvd_gguf.general import general_metadata
+from qconvd_gguf.importance import weigh
 from qconvd_gguf.mapping import Mapped
+from qconvd_gguf.mixes import Choice, Tensor, Wish, check_imatrix, choose, file_order, traits_of
+from qconvd_gguf.mixes.roles import OUTPUT
 from qconvd_gguf.options import GgufOptions
-from qconvd_gguf.tensor_types import FILE_TYPES, PLAIN, Choice, Wish, choose, file_order
 from qconvd_gguf.tokenizer import tokenizer_metadata
 
 READERS = (Reader("llama.cpp"), Reader("Ollama"), Reader("LM Studio"))
@@ -41,22 +44,27 @@ def plan(model: ModelInfo, options: GgufOptions) -> Plan:
         what = "the model is a GGUF file, and gguf starts from safetensors checkpoints"
         raise Unsupported(what, where=str(model.path), fix="take the original Hugging Face folder")
     seen = mapping.apply(family_of(model), model)
-    wish = Wish(wanted, options.output_tensor_type, options.token_embedding_type, options.pure)
-    by_name = {m.name: m for m in seen.tensors}
-    tied = "output.weight" not in by_name
-    names = list(by_name) if wanted in PLAIN else file_order(list(by_name))
-    choices = {name: choose(name, by_name[name].expr.shape, wish, tied) for name in names}
-    units = tuple(_unit(by_name[name], choices[name], options) for name in names)
-
     parameters = sum(prod(m.expr.shape) for m in seen.tensors)
     general, card_notes = general_metadata(model, seen.family.name, parameters)
-    file_type = ("general.file_type", "u32", FILE_TYPES[wanted])
+    file_type = ("general.file_type", "u32", FILE_TYPES[wanted].number)
     architecture = mapping.metadata(seen, model.config, file_type)
     tokenizer, tokenizer_notes = tokenizer_metadata(model, seen.numbers["vocab"], options.pre)
     keys = [*general, *architecture, QUANTIZATION_VERSION, *tokenizer]
     if wanted not in PLAIN:
         # llama-quantize sets these two anew, which puts them at the end.
         keys = [k for k in keys if k not in (file_type, QUANTIZATION_VERSION)] + [QUANTIZATION_VERSION, file_type]
+
+    by_name = {m.name: m for m in seen.tensors}
+    names = list(by_name) if wanted in PLAIN else file_order(list(by_name))
+    tensors = [Tensor(name, by_name[name].expr.shape, by_name[name].expr.dtype) for name in names]
+    wish = wish_of(options)
+    choices = choose(tensors, wish, traits_of(keys))
+    check_imatrix(choices, wish)
+    units = tuple(_unit(by_name[name], choices[name], options) for name in names)
+    importance = weigh(units, options)
+    if importance:
+        units = importance.units
+        keys += importance.metadata
 
     spec = ContainerSpec("gguf", tuple(keys))
     outputs = [output for unit in units for output in unit.outputs]
@@ -67,7 +75,28 @@ def plan(model: ModelInfo, options: GgufOptions) -> Plan:
         name=name_parts(options),
         left_out=(*(LeftOut(n, c.dtype, c.reason) for n, c in choices.items() if c.reason), *seen.dropped),
         loads_with=READERS,
-        notes=(*seen.notes, *_fallbacks(wanted, choices), *card_notes, *tokenizer_notes),
+        notes=(
+            *seen.notes,
+            *_fallbacks(wanted, choices),
+            *_without_effect(options, by_name),
+            *(importance.notes if importance else ()),
+            *card_notes,
+            *tokenizer_notes,
+        ),
+        statistics=(importance.file,) if importance else (),
+    )
+
+
+def wish_of(options: GgufOptions) -> Wish:
+    """What the options of one file ask of its tensors' types."""
+    return Wish(
+        options.types[0],
+        options.output_tensor_type,
+        options.token_embedding_type,
+        options.tensor_types,
+        options.pure,
+        options.leave_output_tensor,
+        options.imatrix is not None,
     )
 
 
@@ -87,6 +116,12 @@ def _unit(tensor: Mapped, choice: Choice, options: GgufOptions) -> Unit:
         memory={"cpu": SCRATCH},
         options={} if options.non_finite == "report" else {"non_finite": options.non_finite},
     )
+
+
+def _without_effect(options: GgufOptions, names: Collection[str]) -> Sequence[str]:
+    if options.leave_output_tensor and OUTPUT not in names:
+        return ["leave_output_tensor changes nothing: the output layer is the embeddings, which are quantized"]
+    return []
 
 
 def _fallbacks(wanted: str, choices: dict[str, Choice]) -> Sequence[str]:
