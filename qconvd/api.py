@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
+from qconvd.checkpoints.gguf import gguf_metadata
 from qconvd.containers.base import Container
 from qconvd.containers.safetensors import safetensors_index
 from qconvd.dtypes import BLOCKS, ELEMENT_BYTES, FLOATS, row_bytes, storage
@@ -58,6 +59,6 @@ __all__ = [
     "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Incomplete", "LeftOut", "ModelInfo", "NameParts",
     "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "QconvdError", "Read", "Reader", "Repeat", "Reshape",
     "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "TensorInfo", "Transpose", "Unit", "UnitReport",
-    "Unsupported", "Whole", "check_report", "container", "gguf_families", "hookimpl", "reads", "row_bytes", "rows_columns",
-    "safetensors_index", "storage",
+    "Unsupported", "Whole", "check_report", "container", "gguf_families", "gguf_metadata", "hookimpl", "reads", "row_bytes",
+    "rows_columns", "safetensors_index", "storage",
 ]  # fmt: skip

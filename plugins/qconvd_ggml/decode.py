@@ -213,3 +213,5 @@ _BOUNDS = {
     "F16": _bound_f16,
     "BF16": _bound_bf16,
 }
+TYPES = frozenset(_DECODERS)
+"""What `decode` knows."""

@@ -327,3 +327,26 @@ def _mentions(process: Path, word: str) -> bool:
         return word.encode() in (process / "cmdline").read_bytes()
     except OSError:
         return False
+
+
+def test_a_lone_gguf_becomes_another_in_parts(qconvd: Qconvd, glass: Path, tmp_path: Path) -> None:
+    assert qconvd("convert", glass, "--to", "gguf:f16", "--out", tmp_path / "first").code == 0
+    source = tmp_path / "Glass-Chat.F16.gguf"
+    (tmp_path / "first" / "glass_en-GGUF" / "glass_en-F16.gguf").rename(source)
+    to = "gguf: {types: [q8_0], split_max_tensors: 20}"
+    said = qconvd("convert", source, "--to", to, "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+    made = tmp_path / "out" / "Glass-Chat-GGUF"
+    assert sorted(p.name for p in made.glob("*.gguf")) == [f"Glass-Chat-Q8_0-0000{i}-of-00002.gguf" for i in (1, 2)]
+    assert (made / ".qconvd" / "Glass-Chat-Q8_0.json").is_file()
+    assert "Glass-Chat-Q8_0: right (2 files, 38 tensors" in qconvd("verify", made).out
+
+
+def test_options_on_the_command_line_are_a_recipes(qconvd: Qconvd, glass: Path) -> None:
+    assert [t.label for t in resolve_list("fp16, gguf:{types: [q8_0, q4_0], pure: true},bf16")] == [
+        "fp16", "gguf Q8_0", "gguf Q4_0", "fp16 bf16",
+    ]  # fmt: skip
+    said = qconvd("plan", glass, "--to", "gguf:{types: [q8_0")
+    assert said.code == 2
+    assert "--to: 'gguf:{types: [q8_0' is not YAML: " in said.err
+    assert "write it as in a recipe, e.g. --to 'gguf: {types: [q4_0], pure: true}'" in said.err
