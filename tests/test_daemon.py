@@ -231,6 +231,46 @@ def test_requests_are_answered(home: Home, tmp_path: Path) -> None:
     end(home)
 
 
+def test_add_tells_of_copies_and_of_what_came_to_nothing(home: Home, tmp_path: Path) -> None:
+    home.configure(targets=FP16_AND_GGUF)
+    odd = tiny_model(tmp_path / "elsewhere" / "odd", architecture="OddForCausalLM")
+    home.start()
+    home.said("qconvd runs")
+    assert home.ask("add", path=str(odd), recipe="everyday").answer == "2 artifacts will be made"
+    home.says("odd", "odd: failed")
+    why = "gguf Q8_0{} failed before (gguf does not know the architecture OddForCausalLM); `qconvd retry 1` tries it again"
+    assert home.ask("add", path=str(odd), recipe="everyday").answer == why.format("")
+    copy = Path(shutil.copytree(odd, tmp_path / "second" / "odd"))
+    assert home.ask("add", path=str(copy), recipe="everyday").answer == "\n".join([
+        "1 artifact will be made",
+        f"fp16: made already from {odd}, which holds the same model",
+        why.format(f" of the same model in {odd}"),
+    ])  # fmt: skip
+    end(home)
+
+
+def test_a_copy_of_a_model_that_is_converted_waits_for_it(home: Home, tmp_path: Path) -> None:
+    home.configure(settle="0s")
+    first = move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    frozen = home.freeze("convert")
+    copy = Path(shutil.copytree(first, tmp_path / "elsewhere" / "m"))
+    answer = home.ask("add", path=str(copy), recipe="everyday").answer
+    assert answer == f"fp16: waits for the artifact that is made from {first}, which holds the same model"
+    assert [(t.state, t.failures) for t in home.targets()] == [("converting", 0), ("waiting", 0)]
+    assert home.ask("cancel", ids=["2"]).answer == "1 artifact cancelled"
+    again = "fp16 was cancelled before; `qconvd retry 2` tries it again"
+    assert home.ask("add", path=str(copy), recipe="everyday").answer == again
+    assert home.ask("retry", ids=["2"]).answer == "1 artifact will be tried again"
+    os.kill(frozen[0], signal.SIGCONT)
+    one, two = home.done(2)
+    assert two.reason == f"made already from {first}, which holds the same model"
+    assert one.artifact == two.artifact
+    with home.ledger() as ledger:
+        assert [t.kind for t in ledger.tasks()] == ["plan", "convert", "verify"]
+    end(home)
+
+
 def test_a_cancelled_conversion_stops_and_leaves_nothing(home: Home) -> None:
     home.configure(settle="0s")
     move_in(home, tiny_model(home.root / "drafts" / "m"))
