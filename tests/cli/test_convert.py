@@ -11,7 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -21,6 +25,7 @@ from qconvd.plugins import plugins
 from qconvd.targets import resolve_list
 
 TO = "fp16,q8_0,q4_0"
+T = TypeVar("T")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -237,6 +242,45 @@ def test_interrupted_it_goes_on_where_it_stopped(
     assert said.code == 0, said.err
     assert files(out) == files(converted)
     assert set(kept.values()) <= {p.stat().st_ino for p in out.rglob("*.gguf")}, "the files are those of the first run"
+
+
+def test_killed_it_leaves_no_worker_and_the_next_one_clears_up(
+    qconvd: Qconvd, glass: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "qconvd", "convert", str(glass), "--to", TO, "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)})
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("converting"):
+            break
+    (worker,) = wait_for(lambda: [p for p in at_work(scratch) if not _mentions(p, "runner.py")])
+    os.kill(int(worker.name), signal.SIGSTOP)
+    process.kill()
+    process.communicate()
+    os.kill(int(worker.name), signal.SIGCONT)
+    wait_for(lambda: not at_work(scratch))
+    (left,) = scratch.iterdir()
+    assert left.name.startswith("qconvd-")
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    assert qconvd("convert", glass, "--to", TO, "--out", out).code == 0
+    assert files(out) == files(converted)
+    assert list(scratch.iterdir()) == [], "its own folder and the one that was left"
+
+
+def wait_for(what: Callable[[], T]) -> T:
+    """Wait for what must happen; the limit only keeps a broken test from hanging."""
+    for _ in range(3000):
+        if found := what():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+def at_work(scratch: Path) -> list[Path]:
+    """The runners and workers whose specs are in a folder."""
+    return [p for p in Path("/proc").iterdir() if p.name.isdigit() and _mentions(p, f"{scratch}/")]
 
 
 def test_another_run_at_the_same_target_is_waited_for(qconvd: Qconvd, glass: Path, tmp_path: Path) -> None:
