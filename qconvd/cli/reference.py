@@ -48,6 +48,8 @@ def cli_page() -> str:
         "",
         "`qconvd COMMAND --help` says the same. Messages go to stderr, results to stdout.",
         "",
+        _JSON,
+        "",
     ]
     for command in app.registered_commands:
         function = command.callback
@@ -147,6 +149,17 @@ def _default(name: str, value: Any) -> str:
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
+
+_JSON = """\
+With `--json` stdout holds one JSON document, whatever the exit code. Where a command could not do what it was asked, that
+document is the error (and stderr has it in words):
+
+    {"error": "BadCheckpoint", "what": "is a web page, not a PyTorch .bin file", "where": "/models/X/pytorch_model.bin",
+     "fix": "download it again, signed in if need be"}
+
+A wrong config has `problems` beside these, one entry per mistake. Where single artifacts fail (`plan`, `convert`, `verify`),
+the document is the usual one and each of them holds its `error`. What prints no JSON is Ctrl-C (exit code 130), and a defect
+of qconvd (exit code 1 and a traceback)."""
 
 _CONFIG_INTRODUCTION = """\
 `qconvd check` validates the file and says what it would do; `qconvd schema` prints its JSON Schema, which
