@@ -30,11 +30,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plugin that could not be imported, or whose hook raised: its entry point, its distribution, and why."""
+    """A plugin that could not be imported, or whose hook raised: its entry point, its distribution, and why.
+
+    `code` is Python that shows the whole traceback; empty for a plugin that did not come from an entry point.
+    """
 
     name: str
     distribution: str
     reason: str
+    code: str = ""
 
 
 class Plugins:
@@ -43,6 +47,7 @@ class Plugins:
     def __init__(self, extra: Iterable[tuple[str, Any]] = ()) -> None:
         self.broken: list[BrokenPlugin] = []
         self._owners: dict[str, str] = {}
+        self._entries: dict[str, metadata.EntryPoint] = {}
         self._manager = pluggy.PluginManager("qconvd")
         self._manager.add_hookspecs(hookspecs)
         for module in BUILT_IN:
@@ -77,6 +82,7 @@ class Plugins:
         return self._owners.get(type(thing).__module__.partition(".")[0], "qconvd")
 
     def _load(self, entry: metadata.EntryPoint) -> None:
+        self._entries[entry.name] = entry
         owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
         try:
             plugin = entry.load()
@@ -85,8 +91,9 @@ class Plugins:
             return
         self._register(plugin, entry.name, owner)
 
-    def _skip(self, name: str, owner: str, error: Exception) -> None:
-        self.broken.append(BrokenPlugin(name, owner, f"{type(error).__name__}: {error}"))
+    def _skip(self, name: str, owner: str, error: Exception, hook: str = "") -> None:
+        code = _code(self._entries[name], hook) if name in self._entries else ""
+        self.broken.append(BrokenPlugin(name, owner, f"{type(error).__name__}: {error}", code))
         log.warning("plugin %s (%s) is skipped: %s: %s", name, owner, type(error).__name__, error)
 
     def _given(self, hook: str) -> list[Any]:
@@ -99,7 +106,7 @@ class Plugins:
                 if implementation.plugin_name in BUILT_IN:
                     raise
                 root = getattr(implementation.plugin, "__name__", implementation.plugin_name).partition(".")[0]
-                self._skip(implementation.plugin_name, self._owners[root], error)
+                self._skip(implementation.plugin_name, self._owners[root], error, hook)
         return given
 
     def _register(self, plugin: Any, name: str, owner: str) -> None:
@@ -133,6 +140,12 @@ class Plugins:
                 raise QconvdError(f"two plugins claim the {what} {name!r}: {both}", fix="uninstall one of them")
             by_name[name] = thing
         return dict(sorted(by_name.items()))
+
+
+def _code(entry: metadata.EntryPoint, hook: str) -> str:
+    """Python that loads the entry point, as a person would write it, and calls the hook if it is that which raised."""
+    load = f"from {entry.module} import {entry.attr}" if entry.attr else f"import {entry.module}"
+    return f"{load}; list({entry.attr or entry.module}.{hook}())" if hook else load
 
 
 @cache
