@@ -267,10 +267,7 @@ class _Run:
 
     def _hear(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "progress" and event.get("target") in self.targets:
-            progress = Progress(
-                int(event["done"]), int(event["total"]), float(event.get("seconds", 0)), str(event.get("unit", ""))
-            )
-            self.listener.progress(self.targets[event["target"]].label, progress)
+            self.listener.progress(self.targets[event["target"]].label, Progress.of(event))
 
     def _give_up(self) -> None:
         """Nobody waits for what this machine does not have; only another run at the same target is waited for."""

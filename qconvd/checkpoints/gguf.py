@@ -29,6 +29,7 @@ from qconvd.checkpoints.files import (
     truncated,
 )
 from qconvd.checkpoints.gguf_stream import ARRAY, STRING, LongArray, Stream
+from qconvd.checkpoints.refusals import TEXT_START, refuse_text
 from qconvd.errors import BadCheckpoint, Incomplete, QconvdError, Unsupported
 from qconvd.ggml_types import REMOVED, TYPES
 
@@ -115,6 +116,9 @@ def read_header(folder: Path, file: str) -> Header:
     """
     path = folder / file
     with opened(path) as (descriptor, size):
+        start = read_at(descriptor, 0, TEXT_START)
+        if not (start.startswith(b"GGUF") or b"GGUF".startswith(start)):
+            refuse_text(path, start, size, "a GGUF file")
         stream = Stream(descriptor, size, str(path))
         version = _version(stream)
         tensor_count = stream.count("tensors", MAX_TENSORS)

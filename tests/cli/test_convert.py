@@ -86,23 +86,56 @@ def test_it_says_what_it_made(converted: Path) -> None:
 def test_the_artifacts_verify(qconvd: Qconvd, converted: Path) -> None:
     said = qconvd("verify", converted / "glass_en-GGUF")
     assert said.code == 0
-    assert "glass_en-Q8_0: right (1 files, 38 tensors, 1.0 MiB)" in said.out
+    assert "glass_en-Q8_0: right (1 file, 38 tensors, 1.0 MiB)" in said.out
     data = qconvd("verify", converted / "glass_en-fp16", "--json").json
     assert (data["ok"], data["artifacts"][0]["sha256"]) == (True, True)
+    assert data["artifacts"][0]["artifact"] == "glass_en-fp16"
+
+
+def test_verify_takes_the_output_folder(qconvd: Qconvd, converted: Path) -> None:
+    said = qconvd("verify", converted)
+    assert (said.code, said.err) == (0, "")
+    rights = [line.split()[0] for line in said.out.splitlines() if ": right (" in line]
+    assert rights == ["glass_en-Q4_0:", "glass_en-Q8_0:", "glass_en-fp16:"]
+    assert said.out.endswith("\n3 of 3 artifacts are right.\n")
 
 
 def test_a_damaged_artifact_does_not_verify(qconvd: Qconvd, converted: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(converted / "glass_en-GGUF", tmp_path / "x")
     with (folder / "glass_en-Q8_0.gguf").open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
+        file.seek(-100, os.SEEK_END)
         last = file.read(1)
-        file.seek(-1, os.SEEK_END)
+        file.seek(-100, os.SEEK_END)
         file.write(bytes([last[0] ^ 1]))
+    (folder / ".qconvd" / "glass_en-Q4_0.json").write_text("{}")
+    (folder / ".qconvd" / "glass_en-Z.json").write_bytes((folder / ".qconvd" / "glass_en-Q8_0.json").read_bytes())
     said = qconvd("verify", folder)
     assert said.code == 1
-    assert "qconvd: verification failed: " in said.err
-    assert "glass_en-Q8_0.gguf" in said.err
-    assert qconvd("verify", folder, "--json").json["ok"] is False
+    first, second, third = said.err.removeprefix("qconvd: ").split("qconvd: ")
+    assert first == (f"glass_en-Q4_0 failed verification: {folder}/.qconvd/glass_en-Q4_0.json: is no manifest of qconvd\n")
+    assert f"glass_en-Q8_0 failed verification: {folder}/glass_en-Q8_0.gguf: has other bytes than were written" in second
+    assert third.startswith("glass_en-Z failed verification: ")
+    assert "glass_en-Q8_0: WRONG\n" in said.out
+    assert said.out.endswith("0 of 3 artifacts are right.\n")
+    said = qconvd("verify", folder, "--json")
+    assert (said.code, said.err, said.json["ok"]) == (1, "", False)
+    assert [a["ok"] for a in said.json["artifacts"]] == [False, False, False]
+    error = said.json["artifacts"][1]["error"]
+    assert (error["error"], error["where"]) == ("BadCheckpoint", f"{folder}/glass_en-Q8_0.gguf")
+    assert error["fix"] == "convert it again"
+
+
+def test_one_damaged_artifact_of_several(qconvd: Qconvd, converted: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(converted / "glass_en-GGUF", tmp_path / "x")
+    (folder / "glass_en-Q4_0.gguf").unlink()
+    said = qconvd("verify", folder)
+    assert said.code == 1
+    assert said.err == (
+        f"qconvd: glass_en-Q4_0 failed verification: {folder}/glass_en-Q4_0.gguf: "
+        "is missing, and the manifest names it\n  convert it again\n"
+    )
+    assert "glass_en-Q8_0: right (1 file, 38 tensors, 1.0 MiB)" in said.out
+    assert said.out.endswith("1 of 2 artifacts are right.\n")
 
 
 def test_what_is_there_is_not_made_again(qconvd: Qconvd, glass: Path, converted: Path, tmp_path: Path) -> None:
