@@ -51,9 +51,9 @@ def plan(model: ModelInfo, options: GgufOptions) -> Plan:
     counts = Counts.of({m.name: m.expr.shape for m in seen.tensors})
     general, card_notes = general_metadata(model, seen.family.name, counts)
     file_type = ("general.file_type", "u32", FILE_TYPES[wanted])
-    architecture = mapping.metadata(seen, file_type)
+    architecture = mapping.metadata(seen, model, file_type)
     tokenizer, tokenizer_notes = tokenizer_metadata(model, seen.numbers["vocab"], options.pre)
-    keys = [*general, *architecture, QUANTIZATION_VERSION, *tokenizer]
+    keys = [*general, *architecture, QUANTIZATION_VERSION, *mapping.vocabulary_metadata(seen), *tokenizer]
     if wanted not in PLAIN:
         # llama-quantize sets these two anew, which puts them at the end.
         keys = [k for k in keys if k not in (file_type, QUANTIZATION_VERSION)] + [QUANTIZATION_VERSION, file_type]

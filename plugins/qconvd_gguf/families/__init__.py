@@ -14,7 +14,8 @@ BUILT_IN: Sequence[Family] = (gpt2.FAMILY, llama.FAMILY, mixtral.FAMILY, qwen3mo
 def family_of(model: ModelInfo) -> Family:
     """The family of a model. Raises `Unsupported` that lists what there is and says how to add one."""
     families: list[Family] = [*gguf_families(), *BUILT_IN]
-    found = next((f for f in families if model.architecture in f.architectures), None)
+    fits = (f for f in families if model.architecture in f.architectures)
+    found = next((f for f in fits if f.applies is None or f.applies(model.config)), None)
     if found is not None:
         return found
     known = ", ".join(sorted({a for f in families for a in f.architectures}))
