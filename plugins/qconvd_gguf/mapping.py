@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from qconvd.api import FLOATS, Cast, Expr, LeftOut, ModelInfo, Read, Unsupported, reads
+from qconvd.api import FLOATS, Cast, Expr, LeftOut, ModelInfo, Read, Stack, Unsupported, reads
 from qconvd_gguf.families.base import FILE_TYPE, Config, Family, Fixed, FromFiles, Key, Metadata, Number, Tensor, product
 
 SHOWN = 5
@@ -36,30 +36,40 @@ class MappedModel:
     tensors: tuple[Mapped, ...]
     """In the order of llama.cpp's converter: what the model does not hold first, then by file and by name."""
     tied: bool
+    config: Config
     dropped: tuple[LeftOut, ...]
     notes: tuple[str, ...]
 
 
 def apply(family: Family, model: ModelInfo) -> MappedModel:
     """Map a model. Raises `Unsupported` with the names and numbers that do not fit."""
-    numbers = _numbers(family, model.config, str(model.path / "config.json"))
+    config = language_config(model.config)
+    model = replace(model, config=config)
+    numbers = _numbers(family, config, str(model.path / "config.json"))
     _check_limits(family, model, numbers)
     if numbers[family.layers] > len(model.tensors):
         what = f"config.json says {numbers[family.layers]} layers, but the model has {len(model.tensors)} tensors"
         raise Unsupported(what, where=str(model.path))
-    tied = bool(model.config.get("tie_word_embeddings", family.ties))
+    tied = bool(config.get("tie_word_embeddings", family.ties))
     sources = _Sources(family, model, numbers)
     mapped = [m for tensor in family.tensors for m in sources.take(tensor, tied)]
     dropped = sources.rest(tied)
     made = []
     for made_tensor in family.made:
-        expr = made_tensor.make(model.config, numbers)
+        expr = made_tensor.make(config, numbers)
         if expr is not None:
             made.append(Mapped(made_tensor.name, expr, None))
     order = {name: (model.tensors[name].file, name) for name in model.tensors}
-    mapped.sort(key=lambda m: min(order[name] for name in reads(m.expr)))
-    notes = [note for make in family.notes if (note := make(model.config, numbers))]
-    return MappedModel(family, numbers, (*made, *mapped), tied, dropped, tuple(notes))
+    # What is made of several tensors stands where the last of them does.
+    mapped.sort(key=lambda m: max(order[name] for name in reads(m.expr)))
+    notes = [note for make in family.notes if (note := make(config, numbers))]
+    return MappedModel(family, numbers, (*made, *mapped), tied, config, dropped, tuple(notes))
+
+
+def language_config(config: Config) -> Config:
+    """The language model's settings: multimodal models keep them in `text_config`, beside their towers'."""
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, Mapping) else config
 
 
 def metadata(mapping: MappedModel, model: ModelInfo, file_type: tuple[str, str, Any]) -> Metadata:
@@ -72,7 +82,7 @@ def metadata(mapping: MappedModel, model: ModelInfo, file_type: tuple[str, str, 
         elif isinstance(entry, Key | Fixed):
             keys += _key(f"{arch}.", entry, mapping.numbers)
         else:
-            found = entry.make(model) if isinstance(entry, FromFiles) else entry(model.config, mapping.numbers)
+            found = entry.make(model) if isinstance(entry, FromFiles) else entry(mapping.config, mapping.numbers)
             keys += [(f"{arch}.{name}", kind, value) for name, kind, value in found]
     return keys
 
@@ -128,6 +138,7 @@ def _check_limits(family: Family, model: ModelInfo, numbers: Mapping[str, Any]) 
     where = str(model.path / "config.json")
     for limit in family.limits:
         value = _find(model.config, limit.key)
+        value = limit.default if value is None else value
         if value is not None and value not in limit.values:
             raise Unsupported(f"{limit.key} is {value!r}: {limit.reason}", where=where)
     for check in family.checks:
@@ -141,10 +152,10 @@ class _Sources:
 
     def __init__(self, family: Family, model: ModelInfo, numbers: Mapping[str, Any]) -> None:
         self.family, self.model, self.numbers = family, model, numbers
-        self.left = dict(model.tensors)
+        self.taken: set[str] = set()
         self.copies: dict[str, str] = {}
         first = next(t.source for t in family.tensors if "{p}" in t.source and "{i}" not in t.source)
-        self.prefix = next((p for p in family.prefixes if first.replace("{p}", p) in self.left), family.prefixes[0])
+        self.prefix = next((p for p in family.prefixes if first.replace("{p}", p) in model.tensors), family.prefixes[0])
 
     def take(self, tensor: Tensor, tied: bool) -> Iterator[Mapped]:
         """The tensor of every layer, or the one tensor; nothing where it is optional and not there."""
@@ -154,13 +165,12 @@ class _Sources:
             return
         missing = []
         for layer in layers:
-            names = [n.replace("{p}", self.prefix).replace("{i}", str(layer)) for n in (tensor.source, *tensor.also)]
-            source = next((name for name in names if name in self.left), None)
-            if source is None:
-                missing.append(names[0])
+            sources = self._names(tensor, layer)
+            absent = [name for name in sources if name not in self.model.tensors]
+            if absent:
+                missing += absent
                 continue
-            self.copies |= {name: f"a copy of {source}" for name in names if name != source and name in self.left}
-            yield Mapped(tensor.name.replace("{i}", str(layer)), self._expr(source, tensor), layer, self._rows(tensor))
+            yield Mapped(tensor.name.replace("{i}", str(layer)), self._expr(sources, tensor), layer, self._rows(tensor))
         if missing and self._required(tensor):
             fix = "it must be there because config.json says tie_word_embeddings: false" if tensor.untied else ""
             raise Unsupported(f"the model lacks {_list(missing)}", where=str(self.model.path), fix=fix)
@@ -170,9 +180,12 @@ class _Sources:
         dropped = []
         unknown = []
         copies = self.copies | {
-            t.source: "config.json ties it to the embeddings" for t in self.family.tensors if t.untied and tied
+            name.replace("{p}", self.prefix): "config.json ties it to the embeddings"
+            for tensor in self.family.tensors
+            if tensor.untied and tied
+            for name in (tensor.source, *tensor.also)
         }
-        for name in self.left:
+        for name in (name for name in self.model.tensors if name not in self.taken):
             reason = copies.get(name) or next((why for p, why in self.family.ignored.items() if re.search(p, name)), None)
             if reason:
                 dropped.append(LeftOut(name, "dropped", reason))
@@ -191,20 +204,39 @@ class _Sources:
     def _rows(self, tensor: Tensor) -> int:
         return max((step.rows(self.numbers) for step in tensor.steps), default=1)
 
-    def _expr(self, source: str, tensor: Tensor) -> Expr:
-        info = self.left.pop(source)
+    def _names(self, tensor: Tensor, layer: int | None) -> list[str]:
+        """The checkpoint's names of what the tensor is made of: one, or one for each that is stacked."""
+        names = [n.replace("{p}", self.prefix).replace("{i}", str(layer)) for n in (tensor.source, *tensor.also)]
+        if not tensor.stack:
+            found = [name for name in names if name in self.model.tensors] or names[:1]
+            self.copies |= dict.fromkeys(found[1:], f"a copy of {found[0]}")
+            return found[:1]
+        count = self.numbers[tensor.stack]
+        if count > len(self.model.tensors):
+            what = f"config.json says {count} {tensor.stack}, but the model has {len(self.model.tensors)} tensors"
+            raise Unsupported(what, where=str(self.model.path))
+        return [names[0].replace("{e}", str(e)) for e in range(count)]
+
+    def _expr(self, sources: list[str], tensor: Tensor) -> Expr:
+        found = [self._read(source, tensor) for source in sources]
+        if tensor.stack and len({x.dtype for x in found}) > 1:
+            found = [x if x.dtype == "F32" else Cast(x, "F32") for x in found]
+        expr = Stack(tuple(found)) if tensor.stack else found[0]
+        for step in tensor.steps:
+            expr = step.apply(expr, self.numbers)
+        return expr
+
+    def _read(self, source: str, tensor: Tensor) -> Expr:
+        info = self.model.tensors[source]
+        self.taken.add(source)
         where = f"{self.model.path}, tensor {source}"
         expected = tuple(product(size, self.numbers) for size in tensor.shape)
         if info.shape != expected:
             raise Unsupported(f"its shape is {list(info.shape)}, config.json says {list(expected)}", where=where)
         if info.dtype not in FLOATS:
             raise Unsupported(f"its type is {info.dtype}, not a float", where=where, fix="start from the unquantized model")
-        expr: Expr = Read.of(info)
-        if info.dtype not in ("F32", "F16", "BF16"):
-            expr = Cast(expr, "F32")
-        for step in tensor.steps:
-            expr = step.apply(expr, self.numbers)
-        return expr
+        expr = Read.of(info)
+        return expr if info.dtype in ("F32", "F16", "BF16") else Cast(expr, "F32")
 
 
 def _list(names: list[str]) -> str:

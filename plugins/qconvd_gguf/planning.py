@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 from qconvd.api import (
     ContainerSpec,
@@ -24,6 +23,7 @@ from qconvd_gguf import mapping
 from qconvd_gguf.families import family_of
 from qconvd_gguf.general import general_metadata
 from qconvd_gguf.mapping import Mapped
+from qconvd_gguf.model_name import Counts
 from qconvd_gguf.options import GgufOptions
 from qconvd_gguf.tensor_types import FILE_TYPES, PLAIN, Choice, Wish, choose, file_order
 from qconvd_gguf.tokenizer import tokenizer_metadata
@@ -48,8 +48,8 @@ def plan(model: ModelInfo, options: GgufOptions) -> Plan:
     choices = {name: choose(name, by_name[name].expr.shape, wish, tied) for name in names}
     units = tuple(_unit(by_name[name], choices[name], options) for name in names)
 
-    parameters = sum(prod(m.expr.shape) for m in seen.tensors)
-    general, card_notes = general_metadata(model, seen.family.name, parameters)
+    counts = Counts.of({m.name: m.expr.shape for m in seen.tensors})
+    general, card_notes = general_metadata(model, seen.family.name, counts)
     file_type = ("general.file_type", "u32", FILE_TYPES[wanted])
     architecture = mapping.metadata(seen, model, file_type)
     tokenizer, tokenizer_notes = tokenizer_metadata(model, seen.numbers["vocab"], options.pre)

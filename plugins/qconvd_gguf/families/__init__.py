@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qconvd.api import ModelInfo, Unsupported, gguf_families
-from qconvd_gguf.families import bert, gpt2, llama
+from qconvd_gguf.families import bert, gpt2, llama, mixtral, qwen3moe
 from qconvd_gguf.families.base import Family
 
-BUILT_IN: Sequence[Family] = (*bert.FAMILIES, gpt2.FAMILY, llama.FAMILY)
+BUILT_IN: Sequence[Family] = (
+    *bert.FAMILIES,
+    gpt2.FAMILY,
+    llama.FAMILY,
+    mixtral.FAMILY,
+    qwen3moe.FAMILY,
+)
 
 
 def family_of(model: ModelInfo) -> Family:

@@ -4,7 +4,8 @@ A `Family` says four things: which numbers of config.json it needs (`numbers`), 
 which tensors the file has and how each is made (`tensors`), and what llama.cpp's graph of this architecture cannot do
 (`limits`). Everything else is the same for all families and lives in `mapping.py`.
 
-Sizes are written as small products: `"heads*head_dim"`, `"4*hidden"`, `"hidden/heads"`; the words are names of `numbers`.
+Sizes are written as sums of small products: `"heads*head_dim"`, `"4*hidden"`, `"hidden/heads"`, `"hidden+2*kv"`; the words
+are names of `numbers`.
 """
 
 from __future__ import annotations
@@ -82,10 +83,12 @@ class Tensor:
     """One tensor of the GGUF file, or one per layer if the names hold `{i}`.
 
     `source` holds `{p}` where checkpoints differ in a prefix (see `Family.prefixes`); `also` are other names that checkpoints
-    have for it, of which the first one found is taken and the others, being copies, are dropped. `over` names the number of
-    layers where it is not the family's. `shape` is the checkpoint's, and is checked. `present` says whether it must be
-    there: always; never (then it is taken if it is there); or the name of a config key that says so (`attention_bias`).
-    `untied` tensors are left out where the config ties the embeddings.
+    have for it, of which the first one found is taken and the others, being copies, are dropped. Where `source` holds
+    `{e}`, the tensors of 0 … `stack` - 1 (a number's name: the experts) become one, stacked along a new first axis. Several
+    tensors may share a source, each with a step that takes its part. `over` names the number of layers where it is not the
+    family's. `shape` is the checkpoint's, and is checked. `present` says whether it must be there: always; never (then it is
+    taken if it is there); or the name of a config key that says so (`attention_bias`). `untied` tensors are left out where
+    the config ties the embeddings.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Tensor:
     untied: bool = False
     also: tuple[str, ...] = ()
     over: str = ""
+    stack: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,15 @@ class Made:
 
 @dataclass(frozen=True)
 class Limit:
-    """What llama.cpp's graph assumes: the config key `key` (dots go into sub-objects) has one of `values`, or is missing."""
+    """What llama.cpp's graph assumes: the config key `key` (dots go into sub-objects) has one of `values`.
+
+    A missing key is `default`, what transformers takes it for; None passes.
+    """
 
     key: str
     values: tuple[Any, ...]
     reason: str
+    default: Any = None
 
 
 @dataclass(frozen=True)
@@ -151,10 +159,15 @@ class Family:
 
 
 def product(text: str, numbers: Numbers) -> Any:
-    """The value of a product such as `"heads*head_dim"`; None if one of its numbers is None.
+    """The value of a size such as `"heads*head_dim"` or `"hidden+2*kv"`; None if one of its numbers is None.
 
     Raises `Unsupported` where a division leaves a rest, which means that config.json contradicts itself.
     """
+    terms = [_term(term, numbers) for term in text.split("+")]
+    return None if None in terms else sum(terms[1:], terms[0])
+
+
+def _term(text: str, numbers: Numbers) -> Any:
     value: Any = 1
     sign = "*"
     for token in text.replace("*", " * ").replace("/", " / ").split():

@@ -54,6 +54,21 @@ class PlusOne:
 
 
 @dataclass(frozen=True)
+class Part:
+    """`start:stop` along an axis: one of several linears that the checkpoint keeps in one tensor."""
+
+    start: str
+    stop: str
+    axis: int = 0
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:
+        return Slice(x, self.axis, product(self.start, numbers), product(self.stop, numbers))
+
+    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
+        return 1
+
+
+@dataclass(frozen=True)
 class RowsFrom:
     """Without the first rows: the places that a position table keeps for padding."""
 
