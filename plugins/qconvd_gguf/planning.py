@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 from qconvd.api import (
     ContainerSpec,
@@ -25,6 +24,7 @@ from qconvd_gguf.families import family_of
 from qconvd_gguf.families.base import Metadata
 from qconvd_gguf.general import general_metadata
 from qconvd_gguf.mapping import Mapped
+from qconvd_gguf.model_name import Counts
 from qconvd_gguf.options import GgufOptions
 from qconvd_gguf.tensor_types import FILE_TYPES, PLAIN, Choice, Wish, choose, file_order
 from qconvd_gguf.tokenizer import tokenizer_metadata
@@ -79,11 +79,12 @@ def _converted(model: ModelInfo, options: GgufOptions) -> Contents:
     """From a Hugging Face checkpoint."""
     wanted = options.types[0]
     seen = mapping.apply(family_of(model), model)
-    general, card_notes = general_metadata(model, seen.family.name, sum(prod(m.expr.shape) for m in seen.tensors))
+    counts = Counts.of({m.name: m.expr.shape for m in seen.tensors})
+    general, card_notes = general_metadata(model, seen.family.name, counts)
     file_type = ("general.file_type", "u32", FILE_TYPES[wanted])
-    architecture = mapping.metadata(seen, model.config, file_type)
+    architecture = mapping.metadata(seen, model, file_type)
     tokenizer, tokenizer_notes = tokenizer_metadata(model, seen.numbers["vocab"], options.pre)
-    keys = [*general, *architecture, QUANTIZATION_VERSION, *tokenizer]
+    keys = [*general, *architecture, QUANTIZATION_VERSION, *mapping.vocabulary_metadata(seen), *tokenizer]
     if wanted not in PLAIN:
         # llama-quantize sets these two anew, which puts them at the end.
         keys = [k for k in keys if k not in (file_type, QUANTIZATION_VERSION)] + [QUANTIZATION_VERSION, file_type]

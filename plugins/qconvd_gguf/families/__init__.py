@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qconvd.api import Detail, ModelInfo, Unsupported, gguf_families, given_by
-from qconvd_gguf.families import gpt2, llama
+from qconvd_gguf.families import bert, gpt2, llama, mixtral, qwen3moe
 from qconvd_gguf.families.base import Family
 
-BUILT_IN: Sequence[Family] = (gpt2.FAMILY, llama.FAMILY)
+BUILT_IN: Sequence[Family] = (
+    *bert.FAMILIES,
+    gpt2.FAMILY,
+    llama.FAMILY,
+    mixtral.FAMILY,
+    qwen3moe.FAMILY,
+)
 
 
 def known() -> list[Family]:
@@ -26,7 +32,8 @@ def details() -> Detail:
 def family_of(model: ModelInfo) -> Family:
     """The family of a model. Raises `Unsupported` that lists what there is and says how to add one."""
     families = known()
-    found = next((f for f in families if model.architecture in f.architectures), None)
+    fits = (f for f in families if model.architecture in f.architectures)
+    found = next((f for f in fits if f.applies is None or f.applies(model.config)), None)
     if found is not None:
         return found
     names = ", ".join(sorted({a for f in families for a in f.architectures}))
