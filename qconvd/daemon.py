@@ -21,7 +21,7 @@ from qconvd.bell import Bell
 from qconvd.config import Config
 from qconvd.departures import Departures
 from qconvd.errors import ConfigError, QconvdError
-from qconvd.ledger import Ledger
+from qconvd.ledger import PENDING, Ledger
 from qconvd.requests import Requests
 from qconvd.state_lock import state_lock
 from qconvd.statuses import Statuses
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 LEDGER = "ledger.sqlite"
 LONGEST_SLEEP = 0.5
 """Seconds within which a request of the command line is noticed; looking costs microseconds."""
+INTERRUPTED = 130
+"""The exit code of `--once` if it was stopped and work remains: that of a shell's command after Ctrl-C."""
 
 
 class Daemon:
@@ -46,8 +48,8 @@ class Daemon:
     def run(self, once: bool = False) -> int:
         """Work until told to stop, or, with `once`, until there is nothing left to do; returns the exit code.
 
-        0: stopped, or everything was made. 1: with `once`, something failed or had to be left. Raises `QconvdError` if the
-        state folder is in use or unusable.
+        0: stopped, or everything was made. 1: with `once`, something failed or had to be left. 130: with `once`, it was
+        stopped before everything was done. Raises `QconvdError` if the state folder is in use or unusable.
         """
         config = self._config
         with state_lock(config.state), Bell() as bell, self._signals(bell):
@@ -70,14 +72,20 @@ class Daemon:
                 ledger.close()
 
     def _loop(self, once: bool) -> int:
-        began = self._announcements.last
+        began, looked = self._announcements.last, False
         while not self._stops:
             self._turn()
+            looked = True
             if once and self._arrivals.quiet() and not self._work.more():
                 return self._result(began)
             self._bell.wait(min(LONGEST_SLEEP, self._arrivals.next_due(), self._work.next_due()))
         self._stop()
-        return 0
+        if not once:
+            return 0
+        if not looked or self._ledger.targets(*PENDING) or not self._arrivals.quiet():
+            log.warning("work remains; running the same again goes on with it", extra={"action": "once.interrupted"})
+            return INTERRUPTED
+        return self._result(began)
 
     def _turn(self) -> None:
         """Everything that is due now, in the order in which a model passes through."""

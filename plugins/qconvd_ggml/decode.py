@@ -17,6 +17,8 @@ from qconvd_ggml.decode_base import Bound, Decoder
 _DECODERS: dict[str, Decoder] = decode_legacy.DECODERS | decode_k.DECODERS | decode_cast.DECODERS
 _BOUNDS: dict[str, Bound] = decode_legacy.BOUNDS | decode_k.BOUNDS | decode_cast.BOUNDS
 _WEIGHTED_BOUNDS: dict[str, Bound] = _BOUNDS | decode_legacy.WEIGHTED_BOUNDS | decode_k.WEIGHTED_BOUNDS
+TYPES = frozenset(_DECODERS)
+"""What `decode` knows."""
 
 
 def decode(dtype: str, data: Any, columns: int) -> NDArray[np.float32]:

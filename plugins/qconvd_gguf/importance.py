@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from qconvd.api import Imatrix, StatisticsFile, StatRequest, Unit, Unsupported, open_statistics
+from qconvd.api import BLOCKS, Imatrix, StatisticsFile, StatRequest, Unit, Unsupported, open_statistics
 from qconvd_gguf.families.base import Metadata
 from qconvd_gguf.file_types import WEIGHTED
 from qconvd_gguf.mixes.choice import needs_imatrix
@@ -48,7 +48,8 @@ def weigh(units: tuple[Unit, ...], options: GgufOptions) -> Importance | None:
 
 def _weighed(units: tuple[Unit, ...], file: Imatrix, wanted: str) -> Importance:
     where = str(file.path)
-    using = {u.id: u for u in units if u.outputs[0].dtype in WEIGHTED}
+    # A tensor of a GGUF file that has its type already is copied.
+    using = {u.id: u for u in units if u.outputs[0].dtype in WEIGHTED and u.inputs[0].dtype not in BLOCKS}
     found = [name for name in using if name in file.entries and _fits(using[name], file)]
     without = tuple(name for name in using if name not in found)
     if using and not found:

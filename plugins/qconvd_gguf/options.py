@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from qconvd.api import FormatOptions, InputFile
+from qconvd.api import FormatOptions, InputFile, Size
 from qconvd_gguf.file_types import ALIASES, FILE_TYPES, PLAIN, WEIGHT_TYPES
 
 SHORT = {
@@ -128,6 +128,18 @@ class GgufOptions(FormatOptions):
     )
     leave_output_tensor: bool = Field(False, description="Leave the output layer in the checkpoint's type in quantized files.")
     pure: bool = Field(False, description="No mix: every quantized tensor gets the file's type.")
+
+    split_max_size: Size = Field(
+        50_000_000_000,
+        gt=0,
+        description="Split the file above this many bytes of tensors, e.g. `20GB`; llama.cpp's names and metadata.",
+    )
+    split_max_tensors: int | None = Field(None, gt=0, description="Split the file after this many tensors.")
+    allow_requantize: bool = Field(
+        False,
+        description="From a GGUF that is quantized already: make the type from its rounded weights, which are worse than "
+        "the original's.",
+    )
 
     def of(self, name: str) -> GgufOptions:
         """The options of one file. What changes nothing in a plain file is left out, so that it is not made again for it."""

@@ -4,7 +4,7 @@
 tables, `choice.py` puts them together. Source: llama.cpp, src/llama-quant.cpp as of llama-cpp-python 0.3.36.
 """
 
-from qconvd_gguf.mixes.choice import Choice, Tensor, Wish, check_imatrix, choose, file_order
+from qconvd_gguf.mixes.choice import Choice, Tensor, Wish, check_imatrix, choose, convert, file_order
 from qconvd_gguf.mixes.traits import Traits, traits_of
 
-__all__ = ["Choice", "Tensor", "Traits", "Wish", "check_imatrix", "choose", "file_order", "traits_of"]
+__all__ = ["Choice", "Tensor", "Traits", "Wish", "check_imatrix", "choose", "convert", "file_order", "traits_of"]

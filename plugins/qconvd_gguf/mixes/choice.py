@@ -20,7 +20,7 @@ from qconvd_gguf.mixes.traits import Traits
 
 
 class Tensor(NamedTuple):
-    """A tensor to choose a type for: row-major `shape`, and the type in which it stays if it is not to be quantized."""
+    """A tensor to choose a type for: row-major `shape`, and the type that llama-quantize would find it in."""
 
     name: str
     shape: tuple[int, ...]
@@ -66,6 +66,16 @@ def choose(tensors: Sequence[Tensor], wish: Wish, traits: Traits) -> dict[str, C
     return choices
 
 
+def convert(tensors: Sequence[Tensor], dtype: str) -> dict[str, Choice]:
+    """The types of a file as the converter writes it, in F32, F16 or BF16."""
+    return {
+        t.name: Choice("F32", _why_kept(t._replace(dtype="F32")) if dtype != "F32" else "")
+        if always_f32(t.name, t.shape)
+        else Choice(dtype)
+        for t in tensors
+    }
+
+
 def check_imatrix(choices: Mapping[str, Choice], wish: Wish) -> None:
     """Raise `Unsupported` where a type needs an importance matrix and there is none."""
     if not wish.imatrix and (lacking := [n for n, c in choices.items() if needs_imatrix(n, c.dtype, wish.file)]):
@@ -105,12 +115,10 @@ class _File:
 
     def choose(self, tensor: Tensor) -> Choice:
         name, shape = tensor.name, tensor.shape
-        if self.wish.file in PLAIN:
-            return _plain(tensor, self.dtype)
-        if always_f32(name, shape):
-            return Choice("F32", "" if _is_norm(name, shape) else "readers expect it as F32")
         if is_kept(name, shape, self.traits.arch):
-            return Choice(tensor.dtype, "llama-quantize leaves such tensors as they are")
+            return Choice(tensor.dtype, _why_kept(tensor))
+        if self.wish.file in PLAIN:
+            return Choice(self.dtype)
         if self.wish.keep_output and name == OUTPUT:
             return Choice(tensor.dtype, "leave_output_tensor asks for it")
         return self._fitting(self._wanted(tensor), shape)
@@ -236,14 +244,10 @@ _SMALLER = {
 """What a type of blocks of 256 falls back to: blocks of 32."""
 
 
-def _plain(tensor: Tensor, dtype: str) -> Choice:
-    if always_f32(tensor.name, tensor.shape):
-        return Choice("F32", "" if _is_norm(tensor.name, tensor.shape) or dtype == "F32" else "readers expect it as F32")
-    return Choice(dtype)
-
-
-def _is_norm(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) < 2 or name.endswith("_norm.weight")
+def _why_kept(tensor: Tensor) -> str:
+    if len(tensor.shape) < 2 or tensor.name.endswith("_norm.weight"):
+        return ""
+    return "readers expect it as F32" if tensor.dtype == "F32" else "llama-quantize leaves such tensors as they are"
 
 
 def _fits(dtype: str, shape: tuple[int, ...]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,8 @@ _SEVENTY = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 """Architectures and layer counts of `LLM_TYPE_70B` (src/models/*.cpp); llama's has more conditions."""
 
 
-def traits_of(metadata: Iterable[tuple[str, str, Any]]) -> Traits:
-    """The traits of a file with these keys (name, type, value). Per-layer numbers count by their first."""
-    found = {key: value for key, _, value in metadata}
+def traits_of(found: Mapping[str, Any]) -> Traits:
+    """The traits of a file with this metadata. Of numbers that differ by layer the first counts, as with llama.cpp."""
     arch = str(found.get("general.architecture", ""))
 
     def number(name: str, default: int) -> int:

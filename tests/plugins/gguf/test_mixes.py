@@ -12,7 +12,8 @@ import pytest
 import gguf_mixes
 from qconvd.errors import Unsupported
 from qconvd_gguf.file_types import ALIASES, FILE_TYPES, NEEDS_IMATRIX, PLAIN, WEIGHT_TYPES, WEIGHTED
-from qconvd_gguf.mixes import Tensor, Traits, Wish, check_imatrix, choose, file_order, traits_of
+from qconvd_gguf.mixes import Tensor, Traits, Wish, check_imatrix, choose, convert, file_order, traits_of
+from qconvd_gguf.mixes.roles import always_f32
 
 OPTIONS: dict[str, Wish] = {
     "pure": Wish("Q4_K_M", pure=True),
@@ -34,7 +35,7 @@ def test_every_tensor_gets_llama_quantizes_type(kind: str, golden: Path) -> None
     theirs = load(golden / "mixes.json.gz")[kind]
     model = gguf_mixes.MODELS[kind]
     shapes = gguf_mixes.tensors(model)
-    traits = traits_of([(key, "", value) for key, value in gguf_mixes.metadata(model).items()])
+    traits = traits_of(gguf_mixes.metadata(model))
     assert list(shapes) == file_order(list(shapes))
     tensors = [Tensor(n, s, gguf_mixes.source_dtype(n, s)) for n, s in shapes.items()]
     for label, types in theirs.items():
@@ -71,7 +72,7 @@ def test_whole_files_have_llama_cpps_types(record: str, golden: Path) -> None:
         if label == "BF16":
             continue
         preset = label.removesuffix(".imatrix")
-        traits = traits_of([(key, "", value) for key, value in file["metadata"].items()])
+        traits = traits_of(file["metadata"])
         tensors = [Tensor(name, tuple(reversed(shape)), held[name][0]) for name, (_, shape, _) in file["tensors"].items()]
         chosen = choose(tensors, Wish(preset, imatrix=label.endswith(".imatrix")), traits)
         assert {n: c.dtype for n, c in chosen.items()} == {n: t[0] for n, t in file["tensors"].items()}, label
@@ -79,14 +80,12 @@ def test_whole_files_have_llama_cpps_types(record: str, golden: Path) -> None:
 
 
 def test_traits_come_from_the_metadata() -> None:
-    keys: list[tuple[str, str, Any]] = [
-        ("general.architecture", "str", "llama"), ("llama.block_count", "u32", 80), ("llama.attention.head_count", "u32", 64),
-    ]  # fmt: skip
+    keys = {"general.architecture": "llama", "llama.block_count": 80, "llama.attention.head_count": 64}
     assert traits_of(keys) == Traits("llama", 80, group=1)
-    assert traits_of([*keys, ("llama.attention.head_count_kv", "u32", 8)]) == Traits("llama", 80, 8, shared_values=True)
-    per_layer = [*keys, ("llama.attention.head_count_kv", "arr[u32]", [16, 8]), ("llama.expert_count", "u32", 8)]
+    assert traits_of(keys | {"llama.attention.head_count_kv": 8}) == Traits("llama", 80, 8, shared_values=True)
+    per_layer = keys | {"llama.attention.head_count_kv": [16, 8], "llama.expert_count": 8}
     assert traits_of(per_layer) == Traits("llama", 80, group=4, experts=8)
-    assert traits_of([("general.architecture", "str", "mamba"), ("mamba.block_count", "u32", 4)]) == Traits("mamba", 4, group=0)
+    assert traits_of({"general.architecture": "mamba", "mamba.block_count": 4}) == Traits("mamba", 4, group=0)
 
 
 LLAMA = Traits("llama", 2)
@@ -94,7 +93,8 @@ SQUARE = (256, 256)
 
 
 def types(wish: Wish, traits: Traits = LLAMA, **shapes: tuple[int, ...]) -> dict[str, tuple[str, str]]:
-    tensors = [Tensor(name.replace("__", "."), shape, "BF16") for name, shape in shapes.items()]
+    named = {name.replace("__", "."): shape for name, shape in shapes.items()}
+    tensors = [Tensor(name, shape, "F32" if always_f32(name, shape) else "BF16") for name, shape in named.items()]
     return {name: (c.dtype, c.reason) for name, c in choose(tensors, wish, traits).items()}
 
 
@@ -121,6 +121,18 @@ def test_tensors_that_are_left_keep_the_models_type() -> None:
         "blk.0.attn_norm.weight": ("F32", ""), "blk.0.attn_q.bias": ("F32", ""), "blk.0.ffn_gate_inp.weight": read,
         "enc.blk.0.attn_rel_b.weight": left, "position_embd.weight": read, "blk.0.altup_proj.weight": left,
         "blk.0.ssm_conv1d.weight": read,
+    }  # fmt: skip
+
+
+def test_plain_files_are_the_converters() -> None:
+    tensors = [
+        Tensor(n, (4, 30), "F16") for n in ("a.weight", "blk.0.attn_rel_b.weight", "blk.0.ffn_gate_inp.weight", "b.bias")
+    ]
+    found = {name: (c.dtype, c.reason) for name, c in convert([*tensors, Tensor("n.weight", (4,), "F16")], "BF16").items()}
+    read = ("F32", "readers expect it as F32")
+    assert found == {
+        "a.weight": ("BF16", ""), "blk.0.attn_rel_b.weight": ("BF16", ""), "blk.0.ffn_gate_inp.weight": read, "b.bias": read,
+        "n.weight": ("F32", ""),
     }  # fmt: skip
 
 
