@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qconvd.api import ModelInfo, Unsupported, gguf_families
-from qconvd_gguf.families import bert, bloom, falcon, gpt2, gptneox, llama, mixtral, mpt, phi2, qwen3moe, starcoder2
+from qconvd_gguf.families import bert, bloom, deepseek2, falcon, gpt2, gptneox, llama, mixtral, mpt, phi2, qwen3moe, starcoder2
 from qconvd_gguf.families.base import Family
 
 BUILT_IN: Sequence[Family] = (
     *bert.FAMILIES,
     bloom.FAMILY,
+    deepseek2.FAMILY,
     falcon.FAMILY,
     gptneox.FAMILY,
     mpt.FAMILY,

@@ -104,3 +104,17 @@ class Ungrouped:
 
     def rows(self, numbers: Numbers) -> int:
         return int(product(self.width, numbers))
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """Rows as `[heads, rows of a head]`, so that a part of every head can be taken."""
+
+    heads: str
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:
+        heads = product(self.heads, numbers)
+        return Reshape(x, (heads, x.shape[0] // heads, *x.shape[1:]))
+
+    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
+        return 1
