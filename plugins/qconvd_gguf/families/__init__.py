@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qconvd.api import Detail, ModelInfo, Unsupported, gguf_families, given_by
-from qconvd_gguf.families import bert, gpt2, llama, mixtral, qwen3moe
+from qconvd_gguf.families import bert, bloom, deepseek2, falcon, gpt2, gptneox, llama, mixtral, mpt, phi2, qwen3moe, starcoder2
 from qconvd_gguf.families.base import Family
 
 BUILT_IN: Sequence[Family] = (
     *bert.FAMILIES,
+    bloom.FAMILY,
+    deepseek2.FAMILY,
+    falcon.FAMILY,
+    gptneox.FAMILY,
+    mpt.FAMILY,
+    phi2.FAMILY,
+    starcoder2.FAMILY,
     gpt2.FAMILY,
     llama.FAMILY,
     mixtral.FAMILY,

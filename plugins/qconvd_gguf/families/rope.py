@@ -52,6 +52,23 @@ def rope_scaling(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
     return keys
 
 
+def uncommon_theta(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
+    """The rotation's base for families whose converter writes none, where it is not the 10000 that readers assume."""
+    theta = float(numbers["rope_theta"])
+    return [] if theta == 10000.0 else [("rope.freq_base", "f32", theta)]
+
+
+def rotated(config: Config, numbers: Numbers) -> int:  # noqa: ARG001
+    """How many elements of a head are rotated, for families that rotate a part. `numbers` hold `rotary_factor`."""
+    return int(numbers["rotary_factor"] * numbers["head_dim"])
+
+
+def no_scaling(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
+    """For graphs that know no scaled rotation."""
+    kind = rope_kind(config)
+    return None if kind in ("default", "none", "dynamic") else f"rope scaling of the kind {kind!r} is nothing this family has"
+
+
 def llama3_factors(config: Config, numbers: Numbers) -> Expr | None:
     """Llama 3.1's frequency divisors as the tensor that llama.cpp calls `rope_freqs`: float32, one per pair of a head.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qconvd.api import Affine, Expr, Permute, Reshape, Slice, Transpose
+from qconvd.api import Affine, Concat, Expr, Permute, Reshape, Slice, Transpose
 from qconvd_gguf.families.base import Numbers, product
 
 
@@ -77,6 +77,44 @@ class RowsFrom:
     def apply(self, x: Expr, numbers: Numbers) -> Expr:
         start = product(self.start, numbers)
         return Slice(x, 0, start, x.shape[0]) if start else x
+
+    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
+        return 1
+
+
+@dataclass(frozen=True)
+class Ungrouped:
+    """Rows of a fused query, key and value projection that lie group by group: all queries first, then keys, then values.
+
+    Each of the `groups` (one head, or the query heads that share a key head) holds rows for `queries` heads of query, one
+    of key and one of value, each of `width` rows. Works on weights and on biases.
+    """
+
+    groups: str
+    queries: str = "1"
+    width: str = "head_dim"
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:
+        groups, width = product(self.groups, numbers), product(self.width, numbers)
+        heads = product(self.queries, numbers)
+        rest = x.shape[1:]
+        grouped = Reshape(x, (groups, heads + 2, width, *rest))
+        spans = ((0, heads), (heads, heads + 1), (heads + 1, heads + 2))
+        return Concat(tuple(Reshape(Slice(grouped, 1, a, b), (groups * (b - a) * width, *rest)) for a, b in spans), 0)
+
+    def rows(self, numbers: Numbers) -> int:
+        return int(product(self.width, numbers))
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """Rows as `[heads, rows of a head]`, so that a part of every head can be taken."""
+
+    heads: str
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:
+        heads = product(self.heads, numbers)
+        return Reshape(x, (heads, x.shape[0] // heads, *x.shape[1:]))
 
     def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
         return 1
