@@ -122,7 +122,7 @@ def _default(number: Number, config: Config, numbers: Mapping[str, Any]) -> Any:
 
 
 def _fits(value: Any, number: Number) -> bool:
-    whole = not isinstance(number.default, float)
+    whole = not (number.real or isinstance(number.default, float))
     kind = int if whole else (int, float)
     return not isinstance(value, bool) and isinstance(value, kind) and (not whole or value >= number.least)
 
@@ -199,6 +199,8 @@ class _Sources:
         return tuple(dropped)
 
     def _required(self, tensor: Tensor) -> bool:
+        if callable(tensor.present):
+            return tensor.present(self.model.config)
         return tensor.present if isinstance(tensor.present, bool) else bool(self.model.config.get(tensor.present))
 
     def _rows(self, tensor: Tensor) -> int:

@@ -5,10 +5,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qconvd.api import ModelInfo, Unsupported, gguf_families
-from qconvd_gguf.families import gpt2, llama, mixtral, qwen3moe
+from qconvd_gguf.families import (
+    cohere2,
+    command_r,
+    gemma,
+    gemma2,
+    gemma3,
+    glm4,
+    gpt2,
+    granite,
+    granitemoe,
+    internlm2,
+    llama,
+    mixtral,
+    olmo,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen2moe,
+    qwen3,
+    qwen3moe,
+    smollm3,
+    stablelm,
+)
 from qconvd_gguf.families.base import Family
 
-BUILT_IN: Sequence[Family] = (gpt2.FAMILY, llama.FAMILY, mixtral.FAMILY, qwen3moe.FAMILY)
+BUILT_IN: Sequence[Family] = (
+    cohere2.FAMILY,
+    command_r.FAMILY,
+    gemma.FAMILY,
+    gemma2.FAMILY,
+    gemma3.FAMILY,
+    glm4.FAMILY,
+    gpt2.FAMILY,
+    granite.FAMILY,
+    granitemoe.FAMILY,
+    internlm2.FAMILY,
+    llama.FAMILY,
+    mixtral.FAMILY,
+    olmo.FAMILY,
+    olmo2.FAMILY,
+    phi3.FAMILY,
+    qwen2.FAMILY,
+    qwen2moe.FAMILY,
+    qwen3.FAMILY,
+    qwen3moe.FAMILY,
+    smollm3.FAMILY,
+    stablelm.FAMILY,
+)
 
 
 def family_of(model: ModelInfo) -> Family:

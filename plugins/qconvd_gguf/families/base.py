@@ -44,6 +44,8 @@ class Number:
     default: int | float | str | Callable[[Config, Numbers], int | float | None] | None = None
     optional: bool = False
     least: int = 1
+    real: bool = False
+    """Whether it may have a fraction. One with such a default may."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,15 @@ class Tensor:
     `{e}`, the tensors of 0 … `stack` - 1 (a number's name: the experts) become one, stacked along a new first axis. Several
     tensors may share a source, each with a step that takes its part. `over` names the number of layers where it is not the
     family's. `shape` is the checkpoint's, and is checked. `present` says whether it must be there: always; never (then it is
-    taken if it is there); or the name of a config key that says so (`attention_bias`). `untied` tensors are left out where
-    the config ties the embeddings.
+    taken if it is there); or a config key (`attention_bias`) or a function of the config that says so. `untied` tensors are
+    left out where the config ties the embeddings.
     """
 
     name: str
     source: str
     shape: tuple[str, ...]
     steps: tuple[Step, ...] = ()
-    present: bool | str = True
+    present: bool | str | Callable[[Config], bool] = True
     untied: bool = False
     also: tuple[str, ...] = ()
     over: str = ""
