@@ -18,6 +18,7 @@ from qconvd.config import Config, WatchFolder
 from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger
 from qconvd.recovery import second_chance
+from qconvd.sightings import Sighting
 from qconvd.watch.folder import FolderWatch
 from qconvd.watch.settle import LOCAL_SECONDS, POLLED_SECONDS, Candidate, Settling
 from qconvd.wishes import Wishes
@@ -78,6 +79,20 @@ class Arrivals:
     def quiet(self) -> bool:
         """Whether every candidate is decided: nothing settles any more, though some may wait for what is missing."""
         return not any(c.verdict == "settling" for c in self.settling.candidates.values())
+
+    def sightings(self) -> list[Sighting]:
+        """What lies in the watched folders and is no job yet, and those that cannot be read."""
+        found = [Sighting("unreadable", str(path), path.name, reason) for path, reason in self.problems.items()]
+        for candidate in self.settling.candidates.values():
+            if candidate.verdict not in ("settling", "waiting"):
+                continue
+            recipes = next((w.recipes for f, w in self._folders.items() if candidate.path.is_relative_to(f)), ())
+            arriving = candidate.verdict == "settling"
+            found.append(Sighting(
+                "arriving" if arriving else "incomplete", str(candidate.path), intake.name_of(candidate.path),
+                candidate.reason, "" if arriving else candidate.look.fix, tuple(recipes),
+            ))  # fmt: skip
+        return found
 
     def close(self) -> None:
         self._watch.close()

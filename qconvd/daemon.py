@@ -21,8 +21,10 @@ from qconvd.bell import Bell
 from qconvd.config import Config
 from qconvd.departures import Departures
 from qconvd.errors import ConfigError, QconvdError
+from qconvd.in_force import note_config
 from qconvd.ledger import PENDING, Ledger
 from qconvd.requests import Requests
+from qconvd.sightings import SightingsBoard
 from qconvd.state_lock import state_lock
 from qconvd.statuses import Statuses
 from qconvd.wishes import Wishes
@@ -54,6 +56,7 @@ class Daemon:
         config = self._config
         with state_lock(config.state), Bell() as bell, self._signals(bell):
             ledger = Ledger(config.state / LEDGER)
+            note_config(config.state, config.path)
             self._bell, self._ledger = bell, ledger
             self._wishes = Wishes(ledger)
             self._arrivals = Arrivals(ledger, self._wishes, bell.ring)
@@ -61,6 +64,7 @@ class Daemon:
             self._work = Work(ledger, config)
             self._departures = Departures(ledger)
             self._statuses = Statuses(ledger)
+            self._sightings = SightingsBoard(config.state)
             self._announcements = Announcements(ledger)
             try:
                 self._work.recover()
@@ -96,8 +100,17 @@ class Daemon:
         self._requests.tick(self._config)
         self._work.tick()
         self._departures.tick(self._config)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Everybody who listens or looks: the log and the plugins, the status files, the command line."""
+        arrivals, wishes = self._arrivals, self._wishes
+        candidates = list(arrivals.settling.candidates.values())
         self._announcements.tick()
-        self._statuses.tick(self._config.output, self._arrivals.settling.candidates.values(), self._wishes.refusals)
+        self._statuses.tick(self._config.output, candidates, wishes.refusals)
+        arriving = tuple((c.path, c.verdict, c.reason) for c in candidates)
+        seen = (arriving, tuple(arrivals.problems.items()), tuple(wishes.refusals.items()), self._ledger.mark())
+        self._sightings.tick(seen, lambda: [*arrivals.sightings(), *wishes.sightings()])
 
     def _configure(self, config: Config) -> None:
         self._config = config
@@ -130,8 +143,7 @@ class Daemon:
         """Let the workers end within the grace; what they have done is in their journals."""
         log.info("stopping; running tasks are interrupted and go on at the next start", extra={"action": "daemon.stopping"})
         self._work.stop(lambda: self._stops > 1, self._bell)
-        self._announcements.tick()
-        self._statuses.tick(self._config.output, self._arrivals.settling.candidates.values(), self._wishes.refusals)
+        self._tell()
         log.info("stopped", extra={"action": "daemon.stopped"})
 
     def _result(self, began: int) -> int:

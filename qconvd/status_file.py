@@ -15,13 +15,17 @@ SIGNATURE = "This file is written by qconvd and follows the model; it is safe to
 
 @dataclass(frozen=True)
 class ArtifactStatus:
-    """One artifact of a model: what it is called, how far it is, and where it lies once it is done."""
+    """One artifact of a model: what it is called, how far it is, and where it lies once it is done.
+
+    `notes` are what its plan has to say: tensors that fall back to another type, what the format cannot hold.
+    """
 
     label: str
     state: str
     reason: str = ""
     nbytes: int = 0
     place: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def _section(status: ModelStatus) -> str:
 def _line(artifact: ArtifactStatus, width: int) -> str:
     size = show_size(artifact.nbytes) if artifact.nbytes else ""
     line = f"  {artifact.label:<{width}} {artifact.state:<11} {size:>10}  {artifact.place}".rstrip()
-    return f"{line}\n    {artifact.reason}" if artifact.reason else line
+    return "\n    ".join([line, *filter(None, (artifact.reason, *artifact.notes))])
 
 
 def _ours(path: Path) -> bool:

@@ -11,6 +11,7 @@ from qconvd import intake, status_file
 from qconvd.ledger import Ledger, Source, Target
 from qconvd.status_file import ArtifactStatus, ModelStatus
 from qconvd.watch.settle import Candidate
+from qconvd.wishes import REMEDY
 
 log = logging.getLogger(__name__)
 STATES = {"planned": "waiting", "ready": "verifying"}
@@ -82,7 +83,7 @@ def _verdict(source: Source, targets: list[Target], refusal: str) -> tuple[str, 
         return (
             "not converted",
             f"{why[0].upper()}{why[1:]}.",
-            "add a recipe that takes it to config.yaml, or change its `match`",
+            REMEDY,
         )
     made = sum(t.state == "done" for t in targets)
     count = f"Artifacts made: {made} of {len(targets)}"
@@ -109,4 +110,5 @@ def _artifact(target: Target) -> ArtifactStatus:
     size = int((target.artifact if done else target.plan).get("nbytes", 0))
     # Of what is on its way the state says enough, unless there is something to wait for.
     reason = "" if done or target.reason == target.state else target.reason
-    return ArtifactStatus(target.label, state, reason, size, f"{target.folder}/" if done else "")
+    notes = () if target.state in ("failed", "cancelled") else tuple(map(str, target.plan.get("notes", ())))
+    return ArtifactStatus(target.label, state, reason, size, f"{target.folder}/" if done else "", notes)

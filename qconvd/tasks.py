@@ -51,6 +51,8 @@ class TargetSpec(_Data):
     stem: str
     manifest_name: str = "qconvd.json"
     recipe: str = ""
+    label: str = ""
+    """What the log calls it; without one, its id."""
 
 
 class LimitsSpec(_Data):
@@ -126,6 +128,7 @@ def spec_of(
                 stem=t.stem,
                 manifest_name=t.manifest_name,
                 recipe=t.recipes[0] if t.recipes else "",
+                label=t.label,
             )
             for t in targets
         ),

@@ -116,9 +116,12 @@ def plan_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> 
         try:
             results[target.id] = _planned(spec, target, model)
         except MemoryError:
-            results[target.id] = _failed(_too_much(spec))
+            results[target.id] = _failed(target, _too_much(spec))
         except Exception as error:  # noqa: BLE001 — a plugin's planning: it fails this target, the others go on
-            results[target.id] = _failed(error)
+            results[target.id] = _failed(target, error)
+        else:
+            plan = results[target.id].data
+            say(target, f"planned, {show_size(plan['nbytes'])} ({plan['nbytes']:,} bytes)", *plan["notes"])
         on_event({"event": "planned", "target": target.id, "ok": results[target.id].ok})
     return _together(results)
 
@@ -140,12 +143,14 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
             try:
                 wanted.append(_convert_target(target, model, spec, device))
             except Exception as error:  # noqa: BLE001 — a plugin's encoder: it fails this target, the others go on
-                results[target.id] = _failed(error)
+                results[target.id] = _failed(target, error)
+        targets = {t.id: t for t in spec.targets}
         for id, manifest in _converted(model, wanted, spec, on_event, cancelled).items():
             if isinstance(manifest, Exception):
-                results[id] = _failed(manifest)
+                results[id] = _failed(targets[id], manifest)
             else:
                 results[id] = TargetResult(ok=True, data={"nbytes": manifest.nbytes, "errors": dict(manifest.errors)})
+                say(targets[id], f"converted, {show_size(manifest.nbytes)}{_error_in_words(manifest)}")
     return _together(results)
 
 
@@ -160,8 +165,9 @@ def verify_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -
         except (Busy, Outdated):
             raise
         except Exception as error:  # noqa: BLE001 — told in the result; a defect's traceback is printed with it
-            results[target.id] = _failed(error)
+            results[target.id] = _failed(target, error)
         else:
+            say(target, f"verified and in its place, {target.folder}")
             on_event({"event": "committed", "target": target.id, "folder": str(target.folder)})
     return _together(results)
 
@@ -170,6 +176,12 @@ def emit(event: Mapping[str, Any]) -> None:
     """Say something to whoever watches: one line, in one write."""
     sys.stdout.write(f"{MARK}{json.dumps(event, ensure_ascii=False)}\n")
     sys.stdout.flush()
+
+
+def say(target: TargetSpec, *sentences: str) -> None:
+    """Tell who reads the log how a target fares."""
+    for sentence in sentences:
+        print(f"{target.label or target.id}: {sentence}", flush=True)
 
 
 def load_plan(target: TargetSpec) -> Plan:
@@ -438,11 +450,17 @@ def _lock(work: Path) -> int:
         os.close(lock)
 
 
-def _failed(error: Exception) -> TargetResult:
+def _error_in_words(manifest: Manifest) -> str:
+    relative = manifest.errors.get("relative_rms")
+    return "" if relative is None else ", exact" if relative == 0 else f", error {100 * float(relative):.2g} %"
+
+
+def _failed(target: TargetSpec, error: Exception) -> TargetResult:
     """A refusal is for good, a full disk is not; anything else is a defect or a passing trouble and keeps its traceback."""
     if isinstance(error, QconvdError):
-        print(error, file=sys.stderr)
+        print(f"{target.label or target.id}: {error}", file=sys.stderr, flush=True)
         return TargetResult(ok=False, error=error.as_dict(), retry=isinstance(error, OutOfSpace))
+    print(f"{target.label or target.id} met a defect:", file=sys.stderr, flush=True)
     traceback.print_exception(error)
     data = dict(result_error(error))
     data["what"] = f"{data['error']}: {data['what']} (the log has the traceback)"

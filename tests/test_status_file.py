@@ -14,7 +14,7 @@ STATUS = ModelStatus(
     "1 of 2 artifacts is made.",
     "rename one of the two models",
     (
-        ArtifactStatus("fp16", "done", nbytes=1 << 20, place="Llama-fp16/"),
+        ArtifactStatus("fp16", "done", nbytes=1 << 20, place="Llama-fp16/", notes=("x is F16 because y", "z is dropped")),
         ArtifactStatus("gguf Q8_0", "failed", "the disk is full"),
     ),
 )
@@ -28,6 +28,8 @@ What to do:
 
 Artifacts:
   fp16      done           1.0 MiB  Llama-fp16/
+    x is F16 because y
+    z is dropped
   gguf Q8_0 failed
     the disk is full
 

@@ -350,11 +350,32 @@ def test_a_full_disk_is_tried_again_and_leaves_nothing(shop: Shop) -> None:
     assert not (shop.work(spec.targets[0].id) / "files" / "qconvd.json").exists()
 
 
-def test_out_of_space_is_no_lasting_refusal() -> None:
+def test_out_of_space_is_no_lasting_refusal(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     from qconvd.worker import _failed
 
-    assert _failed(OutOfSpace("full")).retry
-    assert not _failed(QconvdError("no")).retry
+    (target,) = shop.claim().targets
+    assert _failed(target, OutOfSpace("full")).retry
+    assert not _failed(target, QconvdError("no", fix="yes")).retry
+    assert capsys.readouterr().err == "fp16: full\nfp16: no\n  yes\n"
+    assert _failed(target, IndexError("3")).retry
+    assert capsys.readouterr().err.startswith("fp16 met a defect:\nIndexError: 3")
+
+
+def test_the_log_tells_in_words_what_is_made_and_what_the_plan_has_to_say(tmp_path: Path, glass: Path) -> None:
+    shop = Shop(tmp_path, glass, "q8_0")
+    said = []
+    for _ in range(3):
+        spec = shop.claim()
+        done = shop.run(spec)
+        shop.settle(read_result(spec.folder), done.returncode)
+        said += [line for line in done.stdout.decode().splitlines() if not line.startswith("@@q ")]
+    notes = [f"gguf Q8_0: {note}" for note in shop.ledger.targets()[0].plan["notes"]]
+    assert notes[0].startswith("gguf Q8_0: 4 of 38 tensors of the Q8_0 file are F16 because rows of 341 weights")
+    assert said == [
+        "gguf Q8_0: planned, 1.0 MiB (1,097,696 bytes)", *notes, "gguf Q8_0: converted, 1.0 MiB, error 0.42 %",
+        f"gguf Q8_0: verified and in its place, {shop.output}/glass-GGUF",
+    ]  # fmt: skip
+    shop.ledger.close()
 
 
 def test_a_plan_may_not_eat_the_machine(shop: Shop) -> None:
