@@ -21,7 +21,6 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,14 @@ from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.commit import BEGUN, commit
 from qconvd.engine.durable import write_whole
 from qconvd.engine.manifest import OWN_NAME, Manifest, read_manifest, write_manifest
-from qconvd.engine.plan import Device, Plan, RowSplit, Unit, from_json, to_json
+from qconvd.engine.plan import Device, Plan, from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, convert
 from qconvd.engine.run import Limits as EngineLimits
+from qconvd.engine.working_memory import LEAST_ENGINE_MEMORY, working_memory
 from qconvd.errors import BadCheckpoint, OutOfSpace, QconvdError, Unsupported
 from qconvd.executors.base import MARK
 from qconvd.formats import Format
-from qconvd.ledger.needs import BASE_MEMORY, MIB
+from qconvd.ledger.needs import BASE_MEMORY
 from qconvd.plugins import plugins
 from qconvd.quality.verify import verify
 from qconvd.quantities import show_size
@@ -53,9 +53,6 @@ from qconvd.tasks import (
     write_result,
 )
 
-LEAST_ENGINE_MEMORY = 64 * MIB
-CHUNK = 16 * MIB
-"""A piece of a unit that may be cut into rows; larger ones are no quicker."""
 PLAN_MEMORY_LIMIT = 4 << 30
 """Bytes of private memory that a plan task may map; the largest tokenizers take about one GiB as Python objects."""
 
@@ -189,29 +186,6 @@ def named(plan: Plan, stem: str) -> Plan:
         files=tuple(dataclasses.replace(f, path=f.path.replace("{stem}", stem)) for f in plan.files),
         side_files=tuple(dataclasses.replace(f, path=f.path.replace("{stem}", stem)) for f in plan.side_files),
     )
-
-
-def working_memory(plan: Plan, threads: int) -> dict[str, int]:
-    """Bytes that converting keeps in flight: `cpu` with all threads at work, `least` with one; `cuda` per GPU.
-
-    As the engine counts: each of `threads + 1` pieces holds source, outputs and scratch, and an eighth is idle buffers.
-    """
-    cpu = max((_piece(u) for u in plan.units), default=0)
-    gpu = max((_piece(u) - u.memory.get("cpu", 0) + u.memory.get("cuda", 0) for u in plan.units), default=0)
-    return {
-        "cpu": max(LEAST_ENGINE_MEMORY, cpu * (threads + 1) * 8 // 7),
-        "least": max(LEAST_ENGINE_MEMORY, cpu * 2 * 8 // 7),
-        "cuda": gpu if any("cuda" in u.memory for u in plan.units) else 0,
-    }
-
-
-def _piece(unit: Unit) -> int:
-    """Bytes of the smallest sensible piece: a unit that may be cut counts as a chunk of it, or one row if that is more."""
-    whole = sum(4 * prod(x.shape) for x in unit.inputs) + sum(o.nbytes for o in unit.outputs)
-    if isinstance(unit.rows, RowSplit):
-        least = whole // max(1, unit.shape[0]) * unit.rows.multiple
-        whole = min(whole, max(CHUNK, least))
-    return whole + int(unit.memory.get("cpu", 0))
 
 
 def _refuse(spec: TaskSpec, error: QconvdError, code: int) -> int:

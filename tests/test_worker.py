@@ -18,6 +18,7 @@ import pytest
 
 from qconvd import checkpoints
 from qconvd.engine.manifest import read_manifest
+from qconvd.engine.working_memory import working_memory
 from qconvd.errors import OutOfSpace, QconvdError
 from qconvd.executors.base import environment, events_in
 from qconvd.executors.local import LocalExecutor
@@ -36,7 +37,7 @@ from qconvd.tasks import (
     spec_of,
     write_spec,
 )
-from qconvd.worker import Outdated, load_plan, named, run, working_memory
+from qconvd.worker import Outdated, load_plan, named, run
 
 LIMITS = LimitsSpec(memory=512 << 20, threads=2)
 
@@ -424,6 +425,20 @@ def test_a_target_without_a_plan_says_so(shop: Shop) -> None:
     gone = spec.targets[0].model_copy(update={"plan_path": shop.state / "gone.json"})
     with pytest.raises(QconvdError, match="the plan cannot be read"):
         load_plan(gone)
+
+
+def test_plan_tells_the_memory_that_the_scheduler_reserves(tmp_path: Path, glass: Path) -> None:
+    from qconvd.preview import preview
+    from qconvd.scheduler import Policy
+
+    shop = Shop(tmp_path, glass, "fp16,q4_0")
+    assert shop.step().ok
+    shop.ledger.make_tasks()
+    (task,) = shop.ledger.tasks("queued")
+    policy = Policy(memory=LIMITS.memory, threads=LIMITS.threads, jobs=1)
+    shown = [preview(checkpoints.inspect(shop.model), target, policy).memory for target in resolve_list("fp16,q4_0")]
+    assert max(shown) == task.need["memory"]
+    shop.ledger.close()
 
 
 def test_memory_is_predicted_from_pieces_not_from_tensors() -> None:
