@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import resource
 import shutil
 import signal
 import sqlite3
@@ -37,9 +36,9 @@ from qconvd.errors import BadCheckpoint, OutOfSpace, QconvdError, Unsupported
 from qconvd.executors.base import MARK
 from qconvd.formats import Format
 from qconvd.ledger.needs import BASE_MEMORY
+from qconvd.memory_limit import limit_memory, too_much
 from qconvd.plugins import plugins
 from qconvd.quality.verify import verify
-from qconvd.quantities import show_size
 from qconvd.tasks import (
     EXIT_BUSY,
     EXIT_CANCELLED,
@@ -52,9 +51,6 @@ from qconvd.tasks import (
     result_error,
     write_result,
 )
-
-PLAN_MEMORY_LIMIT = 4 << 30
-"""Bytes of private memory that a plan task may map; the largest tokenizers take about one GiB as Python objects."""
 
 Emit = Callable[[Mapping[str, Any]], None]
 
@@ -76,8 +72,7 @@ def main(argv: list[str]) -> int:
     except QconvdError as error:
         print(error, file=sys.stderr)
         return EXIT_ERROR
-    if spec.kind == "plan":
-        _limit_memory()
+    limit_memory(spec)
     try:
         result = run(spec, emit, stop)
     except Cancelled:
@@ -87,9 +82,9 @@ def main(argv: list[str]) -> int:
     except QconvdError as error:
         return _refuse(spec, error, EXIT_ERROR)
     except Exception as error:  # noqa: BLE001 — the process ends here; the log keeps the traceback, the result one line
-        if isinstance(error, MemoryError) and spec.kind == "plan":
-            return _refuse(spec, _too_much(spec), EXIT_ERROR)
         traceback.print_exc()
+        if isinstance(error, MemoryError):
+            return _refuse(spec, too_much(spec), EXIT_ERROR)
         write_result(spec, TaskResult(ok=False, error=dict(result_error(error))))
         return 1
     write_result(spec, result)
@@ -111,10 +106,8 @@ def plan_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> 
             raise Cancelled
         try:
             results[target.id] = _planned(spec, target, model)
-        except MemoryError:
-            results[target.id] = _failed(_too_much(spec))
         except Exception as error:  # noqa: BLE001 — a plugin's planning: it fails this target, the others go on
-            results[target.id] = _failed(error)
+            results[target.id] = _failed(spec, error)
         on_event({"event": "planned", "target": target.id, "ok": results[target.id].ok})
     return _together(results)
 
@@ -136,10 +129,10 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
             try:
                 wanted.append(_convert_target(target, model, spec, device))
             except Exception as error:  # noqa: BLE001 — a plugin's encoder: it fails this target, the others go on
-                results[target.id] = _failed(error)
+                results[target.id] = _failed(spec, error)
         for id, manifest in _converted(model, wanted, spec, on_event, cancelled).items():
             if isinstance(manifest, Exception):
-                results[id] = _failed(manifest)
+                results[id] = _failed(spec, manifest)
             else:
                 results[id] = TargetResult(ok=True, data={"nbytes": manifest.nbytes, "errors": dict(manifest.errors)})
     return _together(results)
@@ -156,7 +149,7 @@ def verify_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -
         except (Busy, Outdated):
             raise
         except Exception as error:  # noqa: BLE001 — told in the result; a defect's traceback is printed with it
-            results[target.id] = _failed(error)
+            results[target.id] = _failed(spec, error)
         else:
             on_event({"event": "committed", "target": target.id, "folder": str(target.folder)})
     return _together(results)
@@ -215,18 +208,6 @@ def _prefer_to_be_killed() -> None:
         Path("/proc/self/oom_score_adj").write_text("500")
     except OSError as error:
         print(f"cannot raise the OOM score: {error}", file=sys.stderr)
-
-
-def _limit_memory() -> None:
-    """A hostile file must not eat the machine. RLIMIT_DATA, not _AS: libraries reserve far more than they use."""
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = PLAN_MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(hard, PLAN_MEMORY_LIMIT)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-
-
-def _too_much(spec: TaskSpec) -> QconvdError:
-    what = f"planning needs more than the {show_size(PLAN_MEMORY_LIMIT)} of memory that it may take"
-    return QconvdError(what, where=str(spec.source.path), fix="look at the sizes of the tokenizer and of the header")
 
 
 def _model(spec: TaskSpec) -> ModelInfo:
@@ -411,8 +392,11 @@ def _lock(work: Path) -> int:
         os.close(lock)
 
 
-def _failed(error: Exception) -> TargetResult:
+def _failed(spec: TaskSpec, error: Exception) -> TargetResult:
     """A refusal is for good, a full disk is not; anything else is a defect or a passing trouble and keeps its traceback."""
+    if isinstance(error, MemoryError):
+        traceback.print_exception(error)
+        error = too_much(spec)
     if isinstance(error, QconvdError):
         print(error, file=sys.stderr)
         return TargetResult(ok=False, error=error.as_dict(), retry=isinstance(error, OutOfSpace))
