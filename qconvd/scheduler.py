@@ -208,7 +208,8 @@ class _Room:
             self._busy.add(gpu.uuid)
         else:
             self._jobs -= 1
-        threads = self._policy.threads_per_job if task.kind == "convert" else 1
+        # A plan says what its conversion needs with the threads that this will get.
+        threads = 1 if task.kind == "verify" else self._policy.threads_per_job
         return Start(task, "cuda" if gpu else "cpu", gpu.uuid if gpu else "", memory, threads)
 
     def _device(self, task: Task, targets: Mapping[str, Target]) -> tuple[Gpu | None] | str:

@@ -20,7 +20,7 @@ from qconvd.plugins import BrokenPlugin, Plugins, container, plugins
 HEAVY = ("numpy", "torch", "transformers", "numba", "tokenizers", "gguf", "safetensors", "sentencepiece", "huggingface_hub")
 WORKER = ("qconvd.worker", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.__main__")
 """What runs in a worker's process and may import anything. Of the engine, the control side uses only what is listed below."""
-CONTROL_OF_ENGINE = ("manifest", "plan", "expr", "operations", "durable", "commit")
+CONTROL_OF_ENGINE = ("manifest", "plan", "expr", "operations", "durable", "commit", "working_memory")
 HOOK = "from qconvd.api import hookimpl\n@hookimpl\ndef qconvd_formats():\n    "
 CALL = "import qconvd_bad; list(qconvd_bad.qconvd_formats())"
 LOAD = """
