@@ -18,7 +18,7 @@ from qconvd.executors.base import Status, environment
 from qconvd.executors.local import LocalExecutor
 from qconvd.ledger import Ledger, StaleFence, Task
 from qconvd.progress import ProgressBoard
-from qconvd.recovery import second_chance, sweep
+from qconvd.recovery import second_chance, sweep, withdraw
 from qconvd.scheduler import Start, next_tasks
 from qconvd.tasks import DeviceSpec, LimitsSpec, read_result, settle, spec_of, write_spec
 
@@ -153,6 +153,7 @@ class Work:
             if source.state == "present" and source.changed_at >= task.changed_at:
                 # Somebody touched it while it was read, and it came to rest before the task gave up.
                 second_chance(self._ledger, source.id)
+            withdraw(self._ledger, source.id)
         log.info("task %d (%s) %s%s", task.id, task.kind, status.state, f": {status.reason}" if status.reason else "",
                  extra={"action": "task.ended"})  # fmt: skip
         self._mine.discard(task.handle)

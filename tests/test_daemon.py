@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from daemon_kit import Home, copy_in, move_in, tiny_model
+from qconvd.cli.exits import Exit
 
 pytestmark = pytest.mark.xdist_group("daemon")
 FP16_AND_GGUF = "[fp16, gguf: q8_0]"
@@ -283,6 +285,21 @@ def test_changed_while_read(home: Home) -> None:
     end(home)
 
 
+def test_removed_while_read(home: Home) -> None:
+    place = move_in(home, tiny_model(home.root / "drafts" / "m", width=1024))
+    home.start()
+    frozen = home.freeze("verify")
+    place.rename(home.root / "elsewhere")
+    os.kill(frozen[0], signal.SIGCONT)
+    home.said(f"{place} is no longer there")
+    home.wait(lambda: home.targets("superseded"), "the target to be let go")
+    home.wait(lambda: not home.status("m"), "the status to go")
+    assert home.targets("superseded")[0].reason == "the model was removed from the watched folder"
+    (home.root / "elsewhere").rename(place)
+    assert home.done(1), "what comes back is made"
+    end(home)
+
+
 def test_touched_while_read(home: Home) -> None:
     place = move_in(home, tiny_model(home.root / "drafts" / "m", width=1024))
     home.start()
@@ -335,6 +352,31 @@ def test_after_failure(home: Home) -> None:
     home.said("the configuration was read again")
     end(home)
     assert (place / "model.safetensors").exists()
+
+
+def test_a_full_state_disk_is_told_and_waited_for(home: Home) -> None:
+    home.start()
+    home.said("is watched by events")
+    assert home.process is not None
+    # No file of the daemon may grow beyond what the ledger's log has now: what comes next does not fit.
+    full = (home.state / "ledger.sqlite-wal").stat().st_size
+    resource.prlimit(home.process.pid, resource.RLIMIT_FSIZE, (full, resource.RLIM_INFINITY))
+    move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.said("cannot go on: ")
+    assert home.process.poll() is None
+    resource.prlimit(home.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    home.said("goes on again")
+    home.done(1)
+    end(home)
+
+
+def test_a_ledger_that_was_removed_ends_the_daemon_in_words(home: Home) -> None:
+    home.start()
+    home.said("is watched by events")
+    (home.state / "ledger.sqlite").unlink()
+    assert home.join() == Exit.REFUSED
+    assert f"qconvd: {home.state / 'ledger.sqlite'}: the ledger was removed while it was in use" in home.log()
+    assert "Traceback" not in home.log()
 
 
 def test_an_output_that_cannot_be_written_is_told(home: Home) -> None:
