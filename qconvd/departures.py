@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from qconvd import intake
+from qconvd.checkpoints.files import is_there
 from qconvd.config import Config, WatchFolder
 from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger, Source
@@ -81,7 +82,7 @@ def depart(ledger: Ledger, output: Path, watch: WatchFolder, source: Source) -> 
 
 def _all_made(ledger: Ledger, output: Path, source: Source) -> bool:
     live = [t for t in ledger.targets(source=source.id) if t.state != "superseded"]
-    return bool(live) and all(t.state == "done" and (output / t.folder / t.manifest_name).is_file() for t in live)
+    return bool(live) and all(t.state == "done" and is_there(output / t.folder / t.manifest_name) for t in live)
 
 
 def _move(path: Path, folder: Path) -> str:

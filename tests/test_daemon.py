@@ -384,5 +384,8 @@ def test_an_output_that_cannot_be_written_is_told(home: Home) -> None:
     move_in(home, tiny_model(home.root / "drafts" / "m"))
     home.start()
     home.said("no status can be written to")
-    home.wait(lambda: home.targets("failed") or [t for t in home.targets() if t.failures], "the conversion to say so")
+    failed = home.wait(lambda: home.targets("failed"), "the conversion to say so")
+    assert failed[0].reason == "the output cannot be written: Not a directory"
+    assert failed[0].error["where"] == str(home.output)
+    assert "write permission" in failed[0].error["fix"]
     end(home)

@@ -90,9 +90,10 @@ def ledger_path(config: Config) -> Any:
 
 def check_ledger(config: Config) -> None:
     """Raise `QconvdError` if no daemon ever ran with this config: there is nothing to ask."""
+    from qconvd.checkpoints.files import is_there
     from qconvd.errors import QconvdError
 
-    if not ledger_path(config).exists():
+    if not is_there(ledger_path(config)):
         raise QconvdError("no daemon has run with this config yet", where=str(config.state), fix="start one with `qconvd run`")
 
 

@@ -8,6 +8,7 @@ with NaN or infinities, are decoded and held against the model.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -82,9 +83,13 @@ def verify_path(path: Path, *, formats: Mapping[str, Format] | None = None) -> l
 
     Raises `QconvdError` for the first artifact that fails, and if there is nothing to verify.
     """
+    try:
+        path.stat()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        what = "there is no such file or folder" if missing else f"cannot be read: {os.strerror(error.errno or 0)}"
+        raise QconvdError(what, where=str(path)) from error
     folder = path if path.is_dir() else path.parent
-    if not path.exists():
-        raise QconvdError("there is no such file or folder", where=str(path))
     manifests = [read_manifest(p) for p in manifest_paths(folder)]
     if not path.is_dir():
         manifests = [m for m in manifests if path.name in {f.path for f in m.files}]
