@@ -329,6 +329,41 @@ def test_after_move(home: Home) -> None:
     end(home)
 
 
+@pytest.mark.parametrize("after", ["move", "delete"])
+def test_what_is_made_of_links_leaves_whole(home: Home, after: str) -> None:
+    home.configure(watch=f"after: {after}", interval="1s")
+    repository = home.inbox / "models--own--cached"
+    snapshot = repository / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    for file in tiny_model(home.root / "drafts" / "m").iterdir():
+        (repository / "blobs").mkdir(exist_ok=True)
+        file.rename(repository / "blobs" / f"blob-{file.name}")
+        (snapshot / file.name).symlink_to(f"../../blobs/blob-{file.name}")
+    linked = tiny_model(home.root / "store" / "linked", seed=2)
+    (home.inbox / "linked").symlink_to("../store/linked")
+    assert home.once() == 0
+    assert [p.name for p in home.inbox.iterdir() if not p.name.startswith(".")] == []
+    assert (linked / "model.safetensors").is_file(), "what a link points to is somebody else's"
+    if after == "move":
+        gone = home.inbox / ".qconvd-done"
+        assert (gone / "models--own--cached" / "snapshots" / "0123abc" / "model.safetensors").is_file()
+        assert (gone / "linked").is_symlink()
+        assert (gone / "linked").resolve() == linked
+
+
+def test_a_snapshot_beside_others_stays(home: Home) -> None:
+    home.configure(watch="after: delete")
+    snapshots = home.inbox / "models--own--cached" / "snapshots"
+    tiny_model(snapshots / "older")
+    tiny_model(snapshots / "newer", seed=2)
+    (snapshots.parent / "refs").mkdir()
+    (snapshots.parent / "refs" / "main").write_text("newer")
+    home.start()
+    home.said("the source is done and stays: its files may be shared with the snapshot older")
+    assert (snapshots / "newer" / "model.safetensors").is_file()
+    end(home)
+
+
 def test_after_delete(home: Home) -> None:
     home.configure(watch="after: delete", targets="[fp16, f32]")
     elsewhere = tiny_model(home.root / "elsewhere" / "linked", seed=5)
