@@ -6,6 +6,7 @@ Nothing is passed over in silence: a tensor that the family does not name, lacks
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,8 +96,12 @@ def _numbers(family: Family, config: Config, where: str) -> dict[str, Any]:
 
 
 def _fits(value: Any, number: Number) -> bool:
-    whole = not isinstance(number.default, float)
-    return not isinstance(value, bool) and isinstance(value, int if whole else (int, float)) and (not whole or value > 0)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if not isinstance(number.default, float):
+        return isinstance(value, int) and value > 0
+    # NaN and Infinity are numbers to Python's JSON; 10^400 is an int, but no float.
+    return abs(value) <= sys.float_info.max
 
 
 def _find(config: Config, dotted: str) -> Any:
