@@ -103,6 +103,8 @@ class Daemon:
                           exc_info=log.isEnabledFor(logging.DEBUG))  # fmt: skip
             return False
         except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:
+                raise  # what is wrong is a statement, not the file: a defect
             raise unusable(self._ledger.path, error) from error
         if self._trouble:
             self._trouble = ""

@@ -82,10 +82,11 @@ def _plugins(warm: bool) -> Iterator[Finding]:
 
     found = plugins()
     yield Finding("formats", "good" if found.formats else "bad", ", ".join(found.formats) or "none are installed")
+    own = found.findings(warm)  # first: it may break one more
     for broken in found.broken:
         fix = f"`python -c 'import {broken.name}'` shows where it fails; uninstall {broken.distribution} if it is not wanted"
         yield Finding(f"plugin {broken.name}", "bad", f"cannot be loaded: {broken.reason}", fix)
-    yield from found.findings(warm)
+    yield from own
 
 
 def _inotify(config: Config | None) -> Iterator[Finding]:

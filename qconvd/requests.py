@@ -74,7 +74,7 @@ class Requests:
         return _count(made, "will be made", "all that the recipe wants is there or on its way")
 
     def _targets(self, request: Request) -> list[str]:
-        return [t.id for id in _ids(request.arguments) for t in self._ledger.find(id)]
+        return list(dict.fromkeys(t.id for id in _ids(request.arguments) for t in self._ledger.find(id)))
 
 
 def _ids(arguments: Mapping[str, Any]) -> list[str]:

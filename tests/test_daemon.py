@@ -214,7 +214,7 @@ def test_requests_are_answered(home: Home, tmp_path: Path) -> None:
     assert home.ask("add", path=str(model), recipe="everyday").answer == "1 artifact will be made"
     assert home.ask("add", path=str(model), recipe="everyday").answer == "all that the recipe wants is there or on its way"
     home.says("m", "asks for a GPU")
-    assert home.ask("cancel", ids=["1"]).answer == "1 artifact cancelled"
+    assert home.ask("cancel", ids=["1", "1"]).answer == "1 artifact cancelled"
     assert home.ask("cancel", ids=["1"]).answer == "nothing to cancel"
     assert home.says("m", "m: cancelled")
     assert home.ask("retry", ids=["1"]).answer == "1 artifact will be tried again"
