@@ -166,7 +166,7 @@ def _tensor(name: str, entry: Any, file: str, start: int, where: str) -> TensorI
     if not _numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise BadCheckpoint(f"{label} has data_offsets that are not a start and an end", where=where, fix=_AGAIN)
     nbytes = prod(shape) * ELEMENT_BYTES[dtype]
-    if nbytes >= _INT64:
+    if prod(max(1, n) for n in shape) * ELEMENT_BYTES[dtype] >= _INT64:  # also of no elements: no array has such a shape
         raise BadCheckpoint(f"{label} claims an absurd size", where=where, fix=_AGAIN)
     if nbytes != offsets[1] - offsets[0]:
         sizes = " x ".join(map(str, shape)) or "a scalar"

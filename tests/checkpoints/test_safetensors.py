@@ -167,6 +167,7 @@ def test_offsets_that_are_none(tmp_path: Path, offsets: Any) -> None:
 
 def test_a_shape_that_does_not_fit_its_bytes(tmp_path: Path) -> None:
     assert bad(tmp_path, with_("norm", shape=[4, 3])) == "tensor 'norm' is 4 x 3 in F16, 24 bytes, but has 16"
+    assert bad(tmp_path, with_("norm", shape=[1 << 62, 0])) == "tensor 'norm' claims an absurd size"
     assert bad(tmp_path, with_("norm", shape=[(1 << 62) + 1] * 32)) == "tensor 'norm' claims an absurd size"
 
 
