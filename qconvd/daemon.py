@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,6 +24,7 @@ from qconvd.departures import Departures
 from qconvd.errors import ConfigError, QconvdError
 from qconvd.in_force import note_config
 from qconvd.ledger import PENDING, Ledger
+from qconvd.ledger.database import unusable
 from qconvd.requests import Requests
 from qconvd.sightings import SightingsBoard
 from qconvd.state_lock import state_lock
@@ -32,6 +34,8 @@ from qconvd.work import Work
 
 log = logging.getLogger(__name__)
 LEDGER = "ledger.sqlite"
+TROUBLE_SECONDS = 2.0
+"""How long to wait before a turn that the state folder did not let through is tried again."""
 LONGEST_SLEEP = 0.5
 """Seconds within which a request of the command line is noticed; looking costs microseconds."""
 INTERRUPTED = 130
@@ -45,6 +49,7 @@ class Daemon:
         self._config = config
         self._load = load
         self._stops = 0
+        self._trouble = ""
         self._reload_asked = False
 
     def run(self, once: bool = False) -> int:
@@ -78,7 +83,9 @@ class Daemon:
     def _loop(self, once: bool) -> int:
         began, looked = self._announcements.last, False
         while not self._stops:
-            self._turn()
+            if not self._gets_through(self._turn):
+                self._bell.wait(TROUBLE_SECONDS)
+                continue
             looked = True
             if once and self._arrivals.quiet() and not self._work.more():
                 return self._result(began)
@@ -90,6 +97,31 @@ class Daemon:
             log.warning("work remains; running the same again goes on with it", extra={"action": "once.interrupted"})
             return INTERRUPTED
         return self._result(began)
+
+    def _gets_through(self, step: Callable[[], object]) -> bool:
+        """Whether a step came to its end. A full disk, or a ledger that somebody else holds, is told once and waited for.
+
+        What broke off is taken up again by the next turn: each change of the ledger is whole, and a task whose start or end
+        was not written down is found as after a crash. Raises `QconvdError` if the ledger is damaged or gone.
+        """
+        try:
+            self._ledger.check()
+            step()
+        except (sqlite3.OperationalError, OSError) as error:
+            if self._trouble != str(error):
+                self._trouble = str(error)
+                log.error("cannot go on: %s; it is tried again until it works. Look at the state folder %s and its disk",
+                          error, self._config.state, extra={"action": "daemon.trouble"},
+                          exc_info=log.isEnabledFor(logging.DEBUG))  # fmt: skip
+            return False
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:
+                raise  # what is wrong is a statement, not the file: a defect
+            raise unusable(self._ledger.path, error) from error
+        if self._trouble:
+            self._trouble = ""
+            log.info("goes on again", extra={"action": "daemon.trouble_over"})
+        return True
 
     def _turn(self) -> None:
         """Everything that is due now, in the order in which a model passes through."""
@@ -142,8 +174,8 @@ class Daemon:
     def _stop(self) -> None:
         """Let the workers end within the grace; what they have done is in their journals."""
         log.info("stopping; running tasks are interrupted and go on at the next start", extra={"action": "daemon.stopping"})
-        self._work.stop(lambda: self._stops > 1, self._bell)
-        self._tell()
+        self._gets_through(lambda: self._work.stop(lambda: self._stops > 1, self._bell))
+        self._gets_through(self._tell)
         log.info("stopped", extra={"action": "daemon.stopped"})
 
     def _result(self, began: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qconvd.naming import file_name
 from qconvd.quantities import show_size
 
 ENDING = ".status.txt"
@@ -41,40 +42,40 @@ class ModelStatus:
 
 
 def text(statuses: Sequence[ModelStatus]) -> str:
-    """The file's content; several models of one name stand below each other."""
+    """The file's content; several models of one file name stand below each other."""
     return "\n".join([*map(_section, statuses), SIGNATURE, ""])
 
 
-def write(output: Path, name: str, statuses: Sequence[ModelStatus]) -> None:
+def write(path: Path, statuses: Sequence[ModelStatus]) -> None:
     """Put the status in place atomically, if it says anything new. Raises OSError if the output cannot be written."""
-    path, content = path_of(output, name), text(statuses)
+    content = text(statuses)
     if _read(path) == content:
         return
-    draft = output / ".qconvd" / path.name
+    draft = path.parent / ".qconvd" / path.name
     draft.parent.mkdir(parents=True, exist_ok=True)
-    draft.write_text(content)
+    draft.write_text(content, encoding="utf-8")
     draft.replace(path)
 
 
-def remove(output: Path, name: str) -> None:
+def remove(path: Path) -> None:
     """Take a status away, if it is one of ours."""
-    path = path_of(output, name)
     if _ours(path):
         path.unlink(missing_ok=True)
 
 
-def written(output: Path) -> set[str]:
-    """Names of the models that have a status of ours in the output folder."""
+def written(output: Path) -> set[Path]:
+    """The status files of ours in the output folder."""
     try:
         with os.scandir(output) as entries:
             found = [Path(e.path) for e in entries if e.name.endswith(ENDING)]
     except OSError:
         return set()
-    return {path.name.removesuffix(ENDING) for path in found if _ours(path)}
+    return {path for path in found if _ours(path)}
 
 
 def path_of(output: Path, name: str) -> Path:
-    return output / f"{name}{ENDING}"
+    """Where the status of a model is: under its name as far as that is one for a file; a long one is cut short."""
+    return output / f"{file_name(name)}{ENDING}"
 
 
 def _section(status: ModelStatus) -> str:
@@ -100,6 +101,6 @@ def _ours(path: Path) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""

@@ -9,6 +9,7 @@ did is journalled.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -388,10 +389,18 @@ def _still_mine(spec: TaskSpec, target: TargetSpec) -> None:
 
 
 def _lock(work: Path) -> int:
-    """Lock a work folder for this process and its children; the lock ends with the last of them. Raises `Busy`."""
+    """Lock a work folder for this process and its children; the lock ends with the last of them.
+
+    Raises `Busy`, and `QconvdError` if nothing can be written there.
+    """
     while True:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            continue  # whoever had it has just removed the folder
+        except OSError as error:
+            raise _unwritable(work, error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), (work / "lock").stat()):
@@ -409,6 +418,17 @@ def _lock(work: Path) -> int:
 def _error_in_words(manifest: Manifest) -> str:
     relative = manifest.errors.get("relative_rms")
     return "" if relative is None else ", exact" if relative == 0 else f", error {100 * float(relative):.2g} %"
+
+
+def _unwritable(work: Path, error: OSError) -> QconvdError:
+    output = work.parents[2]  # <output>/.qconvd/work/<target>
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfSpace("the output's disk is full", where=str(output), fix="make room, or choose another output")
+    return QconvdError(
+        f"the output cannot be written: {os.strerror(error.errno or 0)}",
+        where=str(output),
+        fix="give the user that runs qconvd write permission there, then `qconvd retry`",
+    )
 
 
 def _failed(spec: TaskSpec, target: TargetSpec, error: Exception) -> TargetResult:

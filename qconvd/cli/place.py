@@ -76,9 +76,10 @@ def opened(file: Path | None) -> Iterator[tuple[Place, Ledger]]:
 
 def check_ledger(place: Place) -> None:
     """Raise `QconvdError` if no daemon ever ran with this config: there is nothing to ask."""
+    from qconvd.checkpoints.files import is_there
     from qconvd.errors import QconvdError
 
-    if not place.ledger.exists():
+    if not is_there(place.ledger):
         raise QconvdError("no daemon has run with this config yet", where=str(place.state), fix="start one with `qconvd run`")
 
 
