@@ -16,6 +16,7 @@ from pydantic import (
     PrivateAttr,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 
@@ -74,10 +75,13 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Size = Annotated[int, BeforeValidator(_size, json_schema_input_type=str | int)]
-Duration = Annotated[float, BeforeValidator(_duration, json_schema_input_type=str | float)]
-Count = Annotated[int, BeforeValidator(_count, json_schema_input_type=str | int)]
-AnyPath = Annotated[Path, BeforeValidator(_path, json_schema_input_type=str)]
+# `format` is for people: the reference page and `qconvd formats` show it (option_table.py).
+Size = Annotated[int, BeforeValidator(_size), WithJsonSchema({"type": ["string", "integer"], "format": "size"})]
+Duration = Annotated[float, BeforeValidator(_duration), WithJsonSchema({"type": ["string", "number"], "format": "duration"})]
+Count = Annotated[
+    int, BeforeValidator(_count), WithJsonSchema({"type": ["string", "integer"], "format": "number of parameters"})
+]
+AnyPath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string", "format": "path"})]
 _Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
 Workers = Annotated[_Workers, BeforeValidator(_whole_number, json_schema_input_type=_Workers)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
@@ -186,7 +190,7 @@ class Config(_Section):
     recipes: dict[str, Recipe] = Field(min_length=1, description="What to make, by name.")
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}), description="What qconvd may use of the machine.")
     devices: Devices = Field(default_factory=lambda: Devices.model_validate({}), description="Which devices to convert on.")
-    names: str = Field("default", description=f"How artifacts are named: {', '.join(PROFILES)}.")
+    names: str = Field("default", description="How artifacts are named.", json_schema_extra={"enum": list(PROFILES)})
     _path: Path = PrivateAttr(Path("config.yaml"))
 
     @property

@@ -22,7 +22,7 @@ from qconvd.bell import Bell
 from qconvd.config import Config
 from qconvd.departures import Departures
 from qconvd.errors import ConfigError, QconvdError
-from qconvd.ledger import Ledger
+from qconvd.ledger import PENDING, Ledger
 from qconvd.ledger.database import unusable
 from qconvd.requests import Requests
 from qconvd.state_lock import state_lock
@@ -36,6 +36,8 @@ TROUBLE_SECONDS = 2.0
 """How long to wait before a turn that the state folder did not let through is tried again."""
 LONGEST_SLEEP = 0.5
 """Seconds within which a request of the command line is noticed; looking costs microseconds."""
+INTERRUPTED = 130
+"""The exit code of `--once` if it was stopped and work remains: that of a shell's command after Ctrl-C."""
 
 
 class Daemon:
@@ -51,8 +53,8 @@ class Daemon:
     def run(self, once: bool = False) -> int:
         """Work until told to stop, or, with `once`, until there is nothing left to do; returns the exit code.
 
-        0: stopped, or everything was made. 1: with `once`, something failed or had to be left. Raises `QconvdError` if the
-        state folder is in use or unusable.
+        0: stopped, or everything was made. 1: with `once`, something failed or had to be left. 130: with `once`, it was
+        stopped before everything was done. Raises `QconvdError` if the state folder is in use or unusable.
         """
         config = self._config
         with state_lock(config.state), Bell() as bell, self._signals(bell):
@@ -75,16 +77,22 @@ class Daemon:
                 ledger.close()
 
     def _loop(self, once: bool) -> int:
-        began = self._announcements.last
+        began, looked = self._announcements.last, False
         while not self._stops:
             if not self._gets_through(self._turn):
                 self._bell.wait(TROUBLE_SECONDS)
                 continue
+            looked = True
             if once and self._arrivals.quiet() and not self._work.more():
                 return self._result(began)
             self._bell.wait(min(LONGEST_SLEEP, self._arrivals.next_due(), self._work.next_due()))
         self._stop()
-        return 0
+        if not once:
+            return 0
+        if not looked or self._ledger.targets(*PENDING) or not self._arrivals.quiet():
+            log.warning("work remains; running the same again goes on with it", extra={"action": "once.interrupted"})
+            return INTERRUPTED
+        return self._result(began)
 
     def _gets_through(self, step: Callable[[], object]) -> bool:
         """Whether a step came to its end. A full disk, or a ledger that somebody else holds, is told once and waited for.

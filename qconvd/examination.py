@@ -84,7 +84,8 @@ def _plugins(warm: bool) -> Iterator[Finding]:
     yield Finding("formats", "good" if found.formats else "bad", ", ".join(found.formats) or "none are installed")
     own = found.findings(warm)  # first: it may break one more
     for broken in found.broken:
-        fix = f"`python -c 'import {broken.name}'` shows where it fails; uninstall {broken.distribution} if it is not wanted"
+        name = broken.distribution.partition(" ")[0]
+        fix = f"`python -c '{broken.code}'` shows where it fails; `pip uninstall {name}` if it is not wanted"
         yield Finding(f"plugin {broken.name}", "bad", f"cannot be loaded: {broken.reason}", fix)
     yield from own
 

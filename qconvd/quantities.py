@@ -50,6 +50,19 @@ def show_size(nbytes: float) -> str:
     return f"{nbytes / 1024**power:.{1 if power < 3 else 2}f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
 
 
+def write_size(nbytes: int) -> str:
+    """As `size` reads it, exact and short: `1GiB`, `5GB`; bytes that are no multiple of anything stay a number."""
+    written = [("kB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12)]
+    written += [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)]
+    number, unit = min(((nbytes // n, unit) for unit, n in written if nbytes and nbytes % n == 0), default=(nbytes, ""))
+    return f"{number}{unit}"
+
+
+def write_duration(seconds: float) -> str:
+    """As `duration` reads it: `60s`, `0.5s`."""
+    return f"{seconds:g}s"
+
+
 def show_duration(seconds: float) -> str:
     """`45s`, `2m 05s`, `1h 02m`, `3d 4h`."""
     if seconds < 10 and seconds != int(seconds):

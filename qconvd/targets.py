@@ -8,7 +8,7 @@ gguf: {types: [q8_0], device: cpu}
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -76,18 +76,46 @@ def resolve_target(raw: Any) -> list[Target]:
 
 
 def resolve_list(text: str) -> list[Target]:
-    """The targets of `--to fp16,q8_0,gguf:q4_0`. Raises `ConfigError`, also for one that stands there twice."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
+    """The targets of `--to fp16,q8_0,gguf:q4_0`. Raises `ConfigError`, also for one that stands there twice.
+
+    A format's options are written as in a recipe: `--to "fp16, gguf: {types: [q4_0], pure: true}"`.
+    """
+    words = [word.strip() for word in _outside_brackets(text) if word.strip()]
     if not words:
         raise ConfigError("no target is given", where="--to", fix=f"known targets: {', '.join(short_names())}")
     found: list[Target] = []
     for word in words:
         form, colon, rest = word.partition(":")
-        for target in resolve_target({form.strip(): rest.strip()} if colon else word):
+        for target in resolve_target({form.strip(): _inline(rest.strip(), word)} if colon else word):
             if any(target.digest == other.digest for other in found):
                 raise ConfigError(f"the target {target.label} is given twice", where="--to")
             found.append(target)
     return found
+
+
+def _outside_brackets(text: str) -> Iterator[str]:
+    """`text` cut at the commas that stand in no brackets."""
+    depth = start = 0
+    for at, character in enumerate(text):
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth <= 0:
+            yield text[start:at]
+            start = at + 1
+    yield text[start:]
+
+
+def _inline(text: str, word: str) -> Any:
+    """Options as YAML if they are in brackets, else the text itself."""
+    if not text.startswith(("{", "[")):
+        return text
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        fix = "write it as in a recipe, e.g. --to 'gguf: {types: [q4_0], pure: true}'"
+        raise ConfigError(f"{word!r} is not YAML: {problem}", where="--to", fix=fix) from error
 
 
 def resolve(raw: Any) -> tuple[list[Target], list[Wrong]]:

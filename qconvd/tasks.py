@@ -175,7 +175,7 @@ def settle(ledger: Ledger, task: Task, status: Status, result: TaskResult | None
     A refusal is for good, a crash or a full disk is tried again, a stop is neither.
     """
     if status.state in ("cancelled", "pending", "running") or status.exit_code == EXIT_CANCELLED:
-        ledger.release(task.id, task.fence, status.reason or "was interrupted and goes on later")
+        ledger.release(task.id, task.fence, "was interrupted and goes on later")
     elif status.exit_code == EXIT_BUSY:
         ledger.release(task.id, task.fence, "another worker still has the work folder", at=now + BUSY_DELAY)
     elif status.exit_code in (0, EXIT_ERROR) and result is not None and (result.targets or not result.error):

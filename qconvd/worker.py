@@ -30,7 +30,7 @@ from qconvd import __version__, checkpoints
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.commit import BEGUN, commit
 from qconvd.engine.durable import write_whole
-from qconvd.engine.manifest import Manifest, read_manifest, write_manifest
+from qconvd.engine.manifest import OWN_NAME, Manifest, read_manifest, write_manifest
 from qconvd.engine.plan import Device, Plan, RowSplit, Unit, from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, convert
 from qconvd.engine.run import Limits as EngineLimits
@@ -326,7 +326,8 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
     plan = load_plan(target)
     write_whole(target.work / "plan.json", to_json(plan))
     about = {
-        "artifact": target.stem,
+        # In a folder of its own the file is called `model` whatever the model is; the folder has the name.
+        "artifact": target.folder.name if target.manifest_name == OWN_NAME else target.stem,
         "format": target.format,
         "recipe": target.recipe,
         "options": target.options,

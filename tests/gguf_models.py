@@ -37,6 +37,12 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         activation_function="gelu_new",
         **BASE,
     ),
+    "mixtral": LLAMA
+    | dict(architectures=["MixtralForCausalLM"], model_type="mixtral", tie_word_embeddings=False, sliding_window=None)
+    | dict(intermediate_size=768, num_hidden_layers=8, num_local_experts=8, num_experts_per_tok=2),
+    "qwen3moe": LLAMA
+    | dict(architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", tie_word_embeddings=False, norm_topk_prob=True)
+    | dict(num_hidden_layers=8, moe_intermediate_size=256, num_experts=16, num_experts_per_tok=4, mlp_only_layers=[]),
 }
 
 
@@ -104,16 +110,33 @@ def _llama(c: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         layer = f"model.layers.{i}."
         linears = {
             "self_attn.q_proj": (q, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d), "self_attn.o_proj": (d, q),
-            "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f),
-        }  # fmt: skip
+        } | ({} if _experts(c) else {"mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f)})  # fmt: skip
         for name, shape in linears.items():
             found[f"{layer}{name}.weight"] = shape
             if c.get("mlp_bias" if name.startswith("mlp") else "attention_bias"):
                 found[f"{layer}{name}.bias"] = shape[:1]
+        for name, shape in _experts(c).items():
+            found[layer + name] = shape
         found[layer + "input_layernorm.weight"] = found[layer + "post_attention_layernorm.weight"] = (d,)
     if not c.get("tie_word_embeddings", False):
         found["lm_head.weight"] = (c["vocab_size"], d)
     return found
+
+
+def _experts(c: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """What a layer of a mixture has in place of the MLP."""
+    d = c["hidden_size"]
+    if c["model_type"] == "mixtral":
+        count, f = c["num_local_experts"], c["intermediate_size"]
+        one = {"w1": (f, d), "w2": (d, f), "w3": (f, d)}
+        experts = {f"block_sparse_moe.experts.{e}.{name}.weight": shape for e in range(count) for name, shape in one.items()}
+        return {"block_sparse_moe.gate.weight": (count, d), **experts}
+    if c["model_type"] == "qwen3_moe":
+        count, f, width = c["num_experts"], c["moe_intermediate_size"], (c["head_dim"],)
+        one = {"gate_proj": (f, d), "up_proj": (f, d), "down_proj": (d, f)}
+        experts = {f"mlp.experts.{e}.{name}.weight": shape for e in range(count) for name, shape in one.items()}
+        return {"mlp.gate.weight": (count, d), **experts, "self_attn.q_norm.weight": width, "self_attn.k_norm.weight": width}
+    return {}
 
 
 def _gpt2(c: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -57,6 +57,10 @@ def test_once_says_that_something_failed(home: Home) -> None:
     assert text.startswith("odd: failed\n\n  Artifacts made: 1 of 2.\n")
     assert "OddForCausalLM" in text
     assert [t.state for t in home.targets()] == ["done", "failed"]
+    assert "task 1 (plan) did 1 of 2 targets; 1 failed\n" in home.log()
+    assert "odd gguf Q8_0 failed: gguf does not know the architecture OddForCausalLM\n" in home.log()
+    for words in ("is planned", "is being converted", "is converted and waits to be verified", "is verified and in its place"):
+        assert f"odd fp16 {words}\n" in home.log()
 
 
 def test_once_does_not_wait_for_a_gpu_that_is_not_there(home: Home) -> None:
@@ -98,6 +102,86 @@ def test_stopping_interrupts_and_the_next_start_goes_on(home: Home) -> None:
     assert sorted(home.files()) == ["m-fp16/config.json", "m-fp16/model.safetensors", "m-fp16/qconvd.json"]
     with home.ledger() as ledger:
         assert ledger.targets()[0].failures == 0, "an interruption is no failure"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_once_that_is_interrupted_says_that_work_remains(home: Home, number: signal.Signals) -> None:
+    home.configure(settle="0s")
+    tiny_model(home.inbox / "m")
+    home.start("--once")
+    frozen = home.freeze("convert")
+    home.signal(number)
+    home.said("stopping")
+    os.kill(frozen[0], signal.SIGCONT)
+    assert home.join() == 130, home.log()
+    assert "work remains; running the same again goes on with it" in home.log()
+    assert home.once() == 0, home.log()
+    assert [t.state for t in home.targets()] == ["done"]
+
+
+def test_once_that_is_interrupted_while_a_model_settles(home: Home) -> None:
+    home.configure(settle="1h")
+    tiny_model(home.inbox / "m")
+    home.start("--once")
+    home.said("waits: it is still changing")
+    home.signal(signal.SIGTERM)
+    assert home.join() == 130, home.log()
+
+
+def test_what_goes_down_with_the_daemon_is_no_failure_however_often(home: Home) -> None:
+    home.configure(settle="0s")
+    tiny_model(home.inbox / "m")
+    for kills in range(4):
+        home.start()
+        home.said("qconvd runs", times=kills + 1)
+        if kills > 1:
+            home.wait(lambda: home.targets()[0].not_before, "the kill to be noticed")
+            assert home.targets()[0].reason == "the worker was killed together with the daemon"
+            assert home.ask("retry", ids=["1"]).answer == "1 artifact will be tried again"
+        home.freeze("convert")
+        home.kill()
+    home.start("--once")
+    home.wait(lambda: home.targets()[0].not_before, "the kill to be noticed")
+    assert home.targets()[0].failures == 0
+    home.ask("retry", ids=["1"])
+    assert home.join() == 0, home.log()
+    with home.ledger() as ledger:
+        assert [(t.kind, t.attempt) for t in ledger.tasks()] == [("plan", 1), ("convert", 5), ("verify", 1)]
+
+
+def test_a_worker_that_is_killed_while_no_daemon_lives_has_not_failed(home: Home) -> None:
+    home.configure(settle="0s")
+    tiny_model(home.inbox / "m")
+    home.start()
+    frozen = home.freeze("convert")
+    assert home.process is not None
+    home.process.kill()
+    home.process.wait()
+    home.process = None
+    os.kill(frozen[0], signal.SIGKILL)
+    home.wait(lambda: not home.workers(), "the runner to write down how the worker ended")
+    assert home.once() == 0, home.log()
+    with home.ledger() as ledger:
+        assert [(t.kind, t.attempt) for t in ledger.tasks()] == [("plan", 1), ("convert", 2), ("verify", 1)]
+        assert not any("attempt" in e.reason for e in ledger.history())
+
+
+def test_a_worker_that_is_killed_under_the_daemon_that_took_it_up_has_failed(home: Home) -> None:
+    home.configure(settle="0s")
+    tiny_model(home.inbox / "m")
+    home.start()
+    home.freeze("convert")
+    assert home.process is not None
+    home.process.kill()
+    home.process.wait()
+    home.start()
+    home.said("qconvd runs", times=2)
+    home.ask("reload")
+    for pid in home.workers():
+        os.kill(pid, signal.SIGKILL)
+    home.wait(lambda: home.targets()[0].failures, "the crash to be counted")
+    assert home.targets()[0].reason.startswith("attempt 1 of 3 failed: ")
+    home.said("m fp16 is to be tried again: attempt 1 of 3 failed: ")
 
 
 def test_a_second_sigterm_does_not_wait(home: Home) -> None:
@@ -230,6 +314,46 @@ def test_requests_are_answered(home: Home, tmp_path: Path) -> None:
     request = home.ask("add", path=str(model), recipe="everyday")
     assert request.state == "refused"
     assert request.answer.startswith(f"{model}: has a config.json but no weights yet")
+    end(home)
+
+
+def test_add_tells_of_copies_and_of_what_came_to_nothing(home: Home, tmp_path: Path) -> None:
+    home.configure(targets=FP16_AND_GGUF)
+    odd = tiny_model(tmp_path / "elsewhere" / "odd", architecture="OddForCausalLM")
+    home.start()
+    home.said("qconvd runs")
+    assert home.ask("add", path=str(odd), recipe="everyday").answer == "2 artifacts will be made"
+    home.says("odd", "odd: failed")
+    why = "gguf Q8_0{} failed before (gguf does not know the architecture OddForCausalLM); `qconvd retry 1` tries it again"
+    assert home.ask("add", path=str(odd), recipe="everyday").answer == why.format("")
+    copy = Path(shutil.copytree(odd, tmp_path / "second" / "odd"))
+    assert home.ask("add", path=str(copy), recipe="everyday").answer == "\n".join([
+        "1 artifact will be made",
+        f"fp16: made already from {odd}, which holds the same model",
+        why.format(f" of the same model in {odd}"),
+    ])  # fmt: skip
+    end(home)
+
+
+def test_a_copy_of_a_model_that_is_converted_waits_for_it(home: Home, tmp_path: Path) -> None:
+    home.configure(settle="0s")
+    first = move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    frozen = home.freeze("convert")
+    copy = Path(shutil.copytree(first, tmp_path / "elsewhere" / "m"))
+    answer = home.ask("add", path=str(copy), recipe="everyday").answer
+    assert answer == f"fp16: waits for the artifact that is made from {first}, which holds the same model"
+    assert [(t.state, t.failures) for t in home.targets()] == [("converting", 0), ("waiting", 0)]
+    assert home.ask("cancel", ids=["2"]).answer == "1 artifact cancelled"
+    again = "fp16 was cancelled before; `qconvd retry 2` tries it again"
+    assert home.ask("add", path=str(copy), recipe="everyday").answer == again
+    assert home.ask("retry", ids=["2"]).answer == "1 artifact will be tried again"
+    os.kill(frozen[0], signal.SIGCONT)
+    one, two = home.done(2)
+    assert two.reason == f"made already from {first}, which holds the same model"
+    assert one.artifact == two.artifact
+    with home.ledger() as ledger:
+        assert [t.kind for t in ledger.tasks()] == ["plan", "convert", "verify"]
     end(home)
 
 

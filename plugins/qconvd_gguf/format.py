@@ -48,13 +48,35 @@ class Gguf:
             raise Unsupported(f"gguf has no kernels for {device.kind} yet", fix="say device: auto or device: cpu")
         return BlockEncoder()
 
-    def decode(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Sequence[Array]:  # noqa: ARG002
-        """The numbers of a tensor's blocks, by the decoders of qconvd_ggml, which are not its encoders."""
+    def decode(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Sequence[Array]:
+        """The numbers of a tensor's blocks, by the decoders of qconvd_ggml, which are not its encoders.
+
+        What was copied in a type that is no float is held against the source as it is stored.
+        """
         from qconvd_ggml.decode import decode
 
+        if _copied(unit):
+            return (_stored(unit.outputs[0].dtype, data[0], rows[1] - rows[0]),)
         return (decode(unit.outputs[0].dtype, data[0], unit.shape[1]),)
 
     def bound(self, unit: Unit, x: Sequence[Array]) -> Sequence[Array]:
+        import numpy as np
+
         from qconvd_ggml.decode import error_bound
 
+        if _copied(unit):
+            return (np.zeros(x[0].shape, np.float32),)
         return (error_bound(unit.outputs[0].dtype, x[0]),)
+
+
+def _copied(unit: Unit) -> bool:
+    return unit.inputs[0].dtype not in ("F32", "F16", "BF16")
+
+
+def _stored(dtype: str, data: Buffer, rows: int) -> Array:
+    """Bytes as the engine hands a tensor of this type to an encoder, with the float64 of old files as float32."""
+    import numpy as np
+
+    held = {"I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F64": "<f8"}.get(dtype, "u1")
+    array = np.frombuffer(data, held).reshape(rows, -1)
+    return array.astype(np.float32) if dtype == "F64" else array

@@ -12,16 +12,16 @@ from typing import Any
 
 from qconvd.api import ModelInfo, QconvdError
 from qconvd_gguf.families.base import Metadata
-from qconvd_gguf.model_name import parts_of, size_label, title
+from qconvd_gguf.model_name import Counts, parts_of, size_label, title
 
 HUB = "https://huggingface.co/"
 SAMPLING = {"top_k": ("top_k", "i32"), "top_p": ("top_p", "f32"), "min_p": ("min_p", "f32"), "temperature": ("temp", "f32")}
 
 
-def general_metadata(model: ModelInfo, arch: str, parameters: int) -> tuple[Metadata, list[str]]:
-    """The keys, and warnings. `parameters` counts the weights of the GGUF file."""
+def general_metadata(model: ModelInfo, arch: str, counts: Counts) -> tuple[Metadata, list[str]]:
+    """The keys, and warnings. `counts` is of the weights of the GGUF file."""
     card, notes = _card(model)
-    said = parts_of(model.name, parameters)
+    said = parts_of(model.name, counts.weights)
     keys: Metadata = [("general.architecture", "str", arch), ("general.type", "str", "model"), *_sampling(model)]
     texts = {
         "name": _text(card, "name", "model_name") or title(model.name),
@@ -31,7 +31,7 @@ def general_metadata(model: ModelInfo, arch: str, parameters: int) -> tuple[Meta
         "finetune": _text(card, "finetune", "model_finetune") or said.finetune,
         "basename": _text(card, "basename", "model_basename") or said.basename,
         "description": _text(card, "description", "model_description"),
-        "size_label": _text(card, "size_label", "model_size_label") or said.size_label or size_label(parameters),
+        "size_label": _text(card, "size_label", "model_size_label") or said.size_label or size_label(counts),
         "license": _text(card, "license"),
         "license.name": _text(card, "license_name"),
         "license.link": _text(card, "license_link"),

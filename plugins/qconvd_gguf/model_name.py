@@ -7,7 +7,9 @@ metadata.py), so that a file made here is described as one made there.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 VERSION = re.compile(r"(v|iter)?\d+([.]\d+)*", re.IGNORECASE)
 TYPE = re.compile(r"i?q\d(_\w)*|b?fp?(16|32)", re.IGNORECASE)
@@ -59,12 +61,33 @@ def parts_of(name: str, parameters: int) -> NameOf:
     return NameOf("-".join(words[:end]) or None, joined["size"], joined["finetune"], joined["version"])
 
 
-def size_label(parameters: int, experts: int = 0) -> str:
-    """`135M`, `1.2B`, `8x7B`: at least two digits. With experts, `parameters` counts one of them."""
+@dataclass(frozen=True)
+class Counts:
+    """How many weights a model has."""
+
+    weights: int
+    experts: int = 0
+    """Experts in a layer."""
+    active: int = 0
+    """Weights with one expert of every layer."""
+
+    @staticmethod
+    def of(shapes: Mapping[str, Sequence[int]]) -> Counts:
+        """Counted over GGUF's tensors by name; `ffn_*_exps` are stacks of experts."""
+        stacks = {name: shape for name, shape in shapes.items() if "_exps." in name and len(shape) > 2}
+        weights = sum(prod(shape) for shape in shapes.values())
+        idle = sum(prod(shape) - prod(shape[1:]) for shape in stacks.values())
+        experts = sum(shape[0] for shape in stacks.values()) // len(stacks) if stacks else 0
+        return Counts(weights, experts, weights - idle)
+
+
+def size_label(counts: Counts) -> str:
+    """`135M`, `1.2B`, `8x7B`: at least two digits; with experts, their number and the weights with one of them."""
+    parameters = counts.active if counts.experts else counts.weights
     unit, suffix = next(((u, s) for u, s in ((1e12, "T"), (1e9, "B"), (1e6, "M")) if parameters > u), (1e3, "K"))
     value = parameters / unit
     digits = max(2 - len(str(round(value)).lstrip("0")), 0)
-    return (f"{experts}x" if experts else "") + f"{value:.{digits}f}{suffix}"
+    return (f"{counts.experts}x" if counts.experts else "") + f"{value:.{digits}f}{suffix}"
 
 
 def _kind(word: str, *, first: bool, parameters: int) -> tuple[str, str]:

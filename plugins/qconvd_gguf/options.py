@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from qconvd.api import FormatOptions
+from qconvd.api import FormatOptions, Size
 from qconvd_gguf.tensor_types import FILE_TYPES, WEIGHT_TYPES
 
 SHORT = {
@@ -81,3 +81,14 @@ class GgufOptions(FormatOptions):
         json_schema_extra={"enum": [*_spellings(WEIGHT_TYPES), None]},
     )
     pure: bool = Field(False, description="Quantize the output layer and tied embeddings to the file's type as well.")
+    split_max_size: Size = Field(
+        50_000_000_000,
+        gt=0,
+        description="Split the file above this many bytes of tensors, e.g. `20GB`; llama.cpp's names and metadata.",
+    )
+    split_max_tensors: int | None = Field(None, gt=0, description="Split the file after this many tensors.")
+    allow_requantize: bool = Field(
+        False,
+        description="From a GGUF that is quantized already: make the type from its rounded weights, which are worse than "
+        "the original's.",
+    )

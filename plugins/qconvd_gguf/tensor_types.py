@@ -53,13 +53,18 @@ class Wish:
 
 def choose(name: str, shape: Sequence[int], wish: Wish, tied: bool) -> Choice:
     """The type of the tensor `name` of row-major `shape`; `tied` if the file has no `output.weight`."""
-    if len(shape) < 2 or name.endswith("_norm.weight"):
-        return Choice("F32")
-    if name in ALWAYS_F32 or any(part in name for part in NEVER_QUANTIZED) or not name.endswith(".weight"):
-        return Choice("F32", "readers expect it as F32")
+    if not quantizable(name, shape):
+        return Choice("F32", "" if len(shape) < 2 or name.endswith("_norm.weight") else "readers expect it as F32")
     if wish.file in PLAIN:
         return Choice(wish.file)
     return _fallback(_quantized(name, shape, wish, tied), shape)
+
+
+def quantizable(name: str, shape: Sequence[int]) -> bool:
+    """Whether llama-quantize touches a tensor at all: matrices that are weights, save a few that are small or decide much."""
+    if len(shape) < 2 or name.endswith("_norm.weight") or not name.endswith(".weight"):
+        return False
+    return name not in ALWAYS_F32 and not any(part in name for part in NEVER_QUANTIZED)
 
 
 def file_order(names: Sequence[str]) -> list[str]:

@@ -30,7 +30,7 @@ from qconvd.checkpoints.files import (
     read_json,
     truncated,
 )
-from qconvd.checkpoints.refusals import refuse_config, refuse_layout, refuse_tensors
+from qconvd.checkpoints.refusals import TEXT_START, refuse_config, refuse_layout, refuse_tensors, refuse_text
 from qconvd.checkpoints.shards import check_shards, choose_shards
 from qconvd.dtypes import ELEMENT_BYTES
 from qconvd.errors import BadCheckpoint, Incomplete, Unsupported
@@ -108,11 +108,8 @@ def read_header(folder: Path, file: str) -> Header:
         length = int.from_bytes(first, "little")
         if length == 0 and not any(read_at(descriptor, 8, 4096)):
             raise Incomplete("begins with zeros: its header is not written yet", where=where, fix="wait for the copy to finish")
-        if first.lower().startswith((b"<!doctyp", b"<html")):
-            raise BadCheckpoint(
-                "is a web page, not a safetensors file", where=where, fix="download it again, signed in if need be"
-            )
         if length > HEADER_LIMIT:
+            refuse_text(path, read_at(descriptor, 0, TEXT_START), size, "a safetensors file")
             what = f"claims a header of {length} bytes; safetensors allows {HEADER_LIMIT}"
             raise BadCheckpoint(what, where=where, fix="this is no safetensors file, or a damaged one")
         if 8 + length > size:

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -28,6 +29,9 @@ from qconvd.cli import (
 )
 from qconvd.cli.exits import Exit
 from qconvd.errors import ConfigError, QconvdError
+
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+"""click's UsageError: typer brings a click of its own, or takes the installed one, as its version has it."""
 
 app = typer.Typer(
     name="qconvd",
@@ -71,15 +75,22 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command line; what a person can mend is told in sentences, everything else keeps its traceback."""
+    """Run the command line; what a person can mend is told in sentences, everything else keeps its traceback.
+
+    With `--json` the sentences are also printed as JSON, so that a script always has something to read.
+    """
     _open_standard_streams()
     _take_names_as_utf8()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        try:
-            app()
-        finally:
-            sys.stdout.flush()
+        # Not standalone: typer would print a mistake of the command line itself, and not as JSON.
+        code = app(standalone_mode=False) or Exit.OK
+        sys.stdout.flush()
+        sys.exit(code)
+    except _UsageError as error:
+        error.show()
+        _tell_script(QconvdError(error.format_message(), fix="`--help` after the command lists what it takes"), "UsageError")
+        sys.exit(Exit.USAGE)
     except ConfigError as error:
         sys.exit(_tell(error, Exit.BAD_CONFIG))
     except QconvdError as error:
@@ -130,4 +141,12 @@ def _tell(error: QconvdError, code: Exit) -> Exit:
         print(f"qconvd: {len(problems)} mistakes\n{error}", file=sys.stderr)
     else:
         print(f"qconvd: {error}", file=sys.stderr)
+    _tell_script(error, type(error).__name__)
     return code
+
+
+def _tell_script(error: QconvdError, kind: str) -> None:
+    if "--json" in sys.argv[1:]:
+        from qconvd.cli.output import as_json
+
+        as_json(error.as_dict() | {"error": kind})

@@ -14,7 +14,8 @@ from qconvd.cli.options import ConfigFile
 def run(
     config: ConfigFile = None,
     once: Annotated[
-        bool, typer.Option("--once", help="Do all there is to do, then end; exit code 1 if something failed.")
+        bool,
+        typer.Option("--once", help="Do all there is to do, then end; exit code 1 if something failed, 130 if stopped before."),
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:

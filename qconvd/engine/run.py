@@ -179,6 +179,8 @@ class _Run:
                 self._check(run, run.begin(graph.grids[i]))
             except Exception as error:  # noqa: BLE001 — a plugin's container writes the header
                 run.fail(error)
+        # What an earlier run made was read back until now: time that says nothing about how long the rest takes.
+        self._began = time.monotonic()
         for item in graph.items(lambda i, unit, rows: self._runs[i].error is not None or self._runs[i].done(unit, rows)):
             self._hand_out(item)
         while not self._credits.idle(TICK):
@@ -295,6 +297,7 @@ class _Run:
                 "target": run.id,
                 "unit": run.unit,
                 "done": run.done_bytes,
+                "resumed": run.resumed_bytes,
                 "total": run.total_bytes,
                 "read": self._source.bytes_read,
                 "written": self._writer.nbytes,

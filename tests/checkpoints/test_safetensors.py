@@ -112,6 +112,9 @@ def test_reserved_but_not_written(tmp_path: Path) -> None:
 
 def test_a_login_page_instead_of_a_model(tmp_path: Path) -> None:
     assert bad(tmp_path, b"<!DOCTYPE html><html>sign in</html>".ljust(500)) == "is a web page, not a safetensors file"
+    assert bad(tmp_path, b"\xef\xbb\xbf\n <html>" + "é".encode() * 300) == "is a web page, not a safetensors file"
+    said = b'{"error":"Unauthorized"}'
+    assert bad(tmp_path, said) == f"is a text of 24 bytes, not a safetensors file: {said.decode()!r}"
 
 
 def test_headers_that_are_not_json(tmp_path: Path) -> None:

@@ -136,10 +136,35 @@ def test_formats(qconvd: Qconvd) -> None:
     said = qconvd("formats")
     assert said.code == 0
     assert "fp16: safetensors in float16, bfloat16 or float32" in said.out
-    assert "on_overflow" in said.out
+    lines = said.out.splitlines()
+    assert "  on_overflow     report, refuse, clamp  (default report)" in lines
+    assert "  max_shard_size  size  (default 5GB)" in lines
+    assert "  keep            list of text  (optional)" in lines
+    assert lines[-1] == "`qconvd formats FORMAT` shows one of them, and which models it can be made from."
+    assert "Model families:" not in lines
+    assert all(len(line) <= 80 for line in lines[:-1] if not line.startswith("gguf: "))
     data = qconvd("formats", "--json").json
     assert {f["name"] for f in data["formats"]} >= {"fp16", "gguf"}
     assert data["broken"] == []
+
+
+@pytest.mark.parametrize("name", ["gguf", "q8_0"])
+def test_one_format_and_the_models_that_it_is_made_from(qconvd: Qconvd, name: str) -> None:
+    said = qconvd("formats", name)
+    assert said.code == 0
+    assert "fp16: " not in said.out
+    assert "(required)" in said.out
+    families = said.out.partition("Model families:\n")[2].splitlines()
+    assert families[0].split() == ["FAMILY", "ARCHITECTURES", "ADDED", "BY"]
+    assert ["gpt2", "GPT2LMHeadModel"] in [line.split() for line in families]
+    (about,) = qconvd("formats", name, "--json").json["formats"]
+    assert ["gpt2", "GPT2LMHeadModel", ""] in about["details"][0]["rows"]
+
+
+def test_a_format_that_is_not_there(qconvd: Qconvd) -> None:
+    said = qconvd("formats", "ggfu")
+    assert (said.code, said.out) == (3, "")
+    assert said.err == "qconvd: there is no format 'ggfu' (did you mean gguf?)\n  there are: fp16, gguf\n"
 
 
 def test_schema(qconvd: Qconvd) -> None:

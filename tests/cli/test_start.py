@@ -73,7 +73,7 @@ def test_no_command_shows_the_help(qconvd: Qconvd) -> None:
         (["inspect", "nowhere"], 3, "nowhere: there is nothing at this path"),
         (["check"], 78, "qconvd: there is no config file\n  looked for config.yaml, "),
         (["check", "--config", "gone.yaml"], 78, "qconvd: gone.yaml: cannot be read: No such file or directory"),
-        (["verify", "nowhere"], 1, "qconvd: verification failed: nowhere: there is no such file or folder"),
+        (["verify", "nowhere"], 3, "qconvd: nowhere: there is no such file or folder\n  look at the spelling of the path"),
     ],
 )
 def test_exit_codes(qconvd: Qconvd, arguments: list[str], code: int, message: str) -> None:
@@ -143,3 +143,35 @@ def test_a_folder_that_cannot_even_be_looked_for(qconvd: Qconvd, key: str) -> No
         said = qconvd(command)
         assert "Traceback" not in said.err, said.err
     assert "x" * 300 in qconvd("check").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["inspect", "nowhere"], 3, {"error": "NotAModel", "what": "there is nothing at this path", "fix": ""}),
+        (["plan", "nowhere", "--to", "fp16"], 3, {"error": "NotAModel", "what": "there is nothing at this path", "fix": ""}),
+        (["convert", "nowhere", "--to", "fp16"], 3, {"error": "NotAModel", "what": "there is nothing at this path", "fix": ""}),
+        (["verify", "nowhere"], 3, {"error": "QconvdError", "what": "there is no such file or folder"}),
+        (["check", "--config", "gone.yaml"], 78, {"error": "ConfigError", "where": "gone.yaml"}),
+        (["job", "7", "--config", "gone.yaml"], 78, {"what": "cannot be read: No such file or directory"}),
+        (["inspect"], 2, {"error": "UsageError", "what": "Missing argument 'MODEL'.", "where": ""}),
+        (["plan", "x", "--frob"], 2, {"error": "UsageError", "fix": "`--help` after the command lists what it takes"}),
+    ],
+)
+def test_errors_for_scripts(qconvd: Qconvd, arguments: list[str], code: int, error: dict[str, str]) -> None:
+    said = qconvd(*arguments, "--json")
+    assert said.code == code
+    assert {"error", "what", "where", "fix"} == said.json.keys()
+    assert error.items() <= said.json.items()
+    assert said.err == qconvd(*arguments).err
+    assert qconvd(*arguments).out == ""
+
+
+def test_every_mistake_of_a_config_for_scripts(qconvd: Qconvd) -> None:
+    Path("config.yaml").write_text("outptu: ./models\nrecipes: {r: {targets: [fp61]}}\n")
+    said = qconvd("check", "--json")
+    assert said.code == 78
+    first, *_, last = said.json["problems"]
+    assert first == "config.yaml:1:1: outptu: there is no key 'outptu' here (did you mean output?)"
+    assert "fp61" in last
+    assert said.json["what"] == "\n".join(said.json["problems"])

@@ -220,6 +220,17 @@ def test_refused(home: Home, change: str, reason: str) -> None:
     assert home.log().count(f"{place} is refused") == 1
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_web_page(home: Home, name: str) -> None:
+    place = tiny_model(home.root / "drafts" / f"page-{name.partition('.')[0]}")
+    (place / "model.safetensors").unlink()
+    (place / name).write_text("<!DOCTYPE html><html>Sign in</html>")
+    place = move_in(home, place)
+    text = home.says(place.name, f"{place.name}: refused")
+    assert f"{name}: is a web page, not a" in text
+    assert "download it again, signed in if need be" in text
+
+
 def test_refused_then_mended(home: Home, draft: Path) -> None:
     good = (draft / "config.json").read_text()
     (draft / "config.json").write_text("{ this is no JSON")

@@ -4,7 +4,8 @@ A `Family` says four things: which numbers of config.json it needs (`numbers`), 
 which tensors the file has and how each is made (`tensors`), and what llama.cpp's graph of this architecture cannot do
 (`limits`). Everything else is the same for all families and lives in `mapping.py`.
 
-Sizes are written as small products: `"heads*head_dim"`, `"4*hidden"`, `"hidden/heads"`; the words are names of `numbers`.
+Sizes are written as sums of small products: `"heads*head_dim"`, `"4*hidden"`, `"hidden/heads"`, `"hidden+2*kv"`; the words
+are names of `numbers`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from qconvd.api import Expr, Unsupported
+from qconvd.api import Expr, ModelInfo, Unsupported
 
 Numbers: TypeAlias = Mapping[str, Any]
 Config: TypeAlias = Mapping[str, Any]
@@ -34,12 +35,15 @@ class Step(Protocol):
 class Number:
     """A number of config.json: the first of `keys` that is there (dots go into sub-objects), else `default`.
 
-    A default that is text is a product of other numbers (`"hidden/heads"`). Without a default the key must be there.
+    A default that is text is a product of other numbers (`"hidden/heads"`), a function computes it from the config and the
+    numbers before it; with no `keys` it is all there is. Without a default the key must be there. `least` is the smallest
+    value that makes sense.
     """
 
     keys: tuple[str, ...]
-    default: int | float | str | None = None
+    default: int | float | str | Callable[[Config, Numbers], int | float | None] | None = None
     optional: bool = False
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,22 @@ class Key:
     name: str
     value: str
     type: str = "u32"
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A metadata key `{arch}.name` that is the same for every model of the family."""
+
+    name: str
+    type: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class FromFiles:
+    """Keys (named without `{arch}.`) that come from other files than config.json, such as an embedding model's pooling."""
+
+    make: Callable[[ModelInfo], Metadata]
 
 
 FILE_TYPE = Key("file_type", "")
@@ -62,9 +82,13 @@ KeyMaker: TypeAlias = Callable[[Config, Numbers], Metadata]
 class Tensor:
     """One tensor of the GGUF file, or one per layer if the names hold `{i}`.
 
-    `source` holds `{p}` where checkpoints differ in a prefix (see `Family.prefixes`). `shape` is the checkpoint's, and is
-    checked. `present` says whether it must be there: always; never (then it is taken if it is there); or the name of a
-    config key that says so (`attention_bias`). `untied` tensors are left out where the config ties the embeddings.
+    `source` holds `{p}` where checkpoints differ in a prefix (see `Family.prefixes`); `also` are other names that checkpoints
+    have for it, of which the first one found is taken and the others, being copies, are dropped. Where `source` holds
+    `{e}`, the tensors of 0 … `stack` - 1 (a number's name: the experts) become one, stacked along a new first axis. Several
+    tensors may share a source, each with a step that takes its part. `over` names the number of layers where it is not the
+    family's. `shape` is the checkpoint's, and is checked. `present` says whether it must be there: always; never (then it is
+    taken if it is there); or the name of a config key that says so (`attention_bias`). `untied` tensors are left out where
+    the config ties the embeddings.
     """
 
     name: str
@@ -73,6 +97,9 @@ class Tensor:
     steps: tuple[Step, ...] = ()
     present: bool | str = True
     untied: bool = False
+    also: tuple[str, ...] = ()
+    over: str = ""
+    stack: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,11 +112,15 @@ class Made:
 
 @dataclass(frozen=True)
 class Limit:
-    """What llama.cpp's graph assumes: the config key `key` has one of `values` (or is missing)."""
+    """What llama.cpp's graph assumes: the config key `key` (dots go into sub-objects) has one of `values`.
+
+    A missing key is `default`, what transformers takes it for; None passes.
+    """
 
     key: str
     values: tuple[Any, ...]
     reason: str
+    default: Any = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +133,7 @@ class Family:
     """Class names in config.json that are this family."""
     numbers: Mapping[str, Number]
     """In an order in which defaults refer to earlier ones only. `vocab` and the one that `layers` names must be there."""
-    metadata: Sequence[Key | KeyMaker]
+    metadata: Sequence[Key | Fixed | FromFiles | KeyMaker]
     tensors: Sequence[Tensor]
     made: Sequence[Made] = ()
     prefixes: tuple[str, ...] = ("",)
@@ -112,8 +143,14 @@ class Family:
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Regular expressions of checkpoint tensors that are not needed, and why."""
     limits: Sequence[Limit] = ()
+    checks: Sequence[Callable[[Config, Numbers], str | None]] = ()
+    """What a single config key does not tell: a reason why llama.cpp cannot run the model, or None."""
     notes: Sequence[Callable[[Config, Numbers], str | None]] = ()
     """Warnings for the person who converts."""
+    vocabulary: Sequence[Key | Fixed] = ()
+    """Keys that llama.cpp's converter writes with the tokenizer, before it, by their whole names."""
+    applies: Callable[[Config], bool] | None = None
+    """Tells families apart that share an architecture's name."""
 
     def __post_init__(self) -> None:
         lacking = {self.layers, "vocab"} - set(self.numbers)
@@ -122,10 +159,15 @@ class Family:
 
 
 def product(text: str, numbers: Numbers) -> Any:
-    """The value of a product such as `"heads*head_dim"`; None if one of its numbers is None.
+    """The value of a size such as `"heads*head_dim"` or `"hidden+2*kv"`; None if one of its numbers is None.
 
     Raises `Unsupported` where a division leaves a rest, which means that config.json contradicts itself.
     """
+    terms = [_term(term, numbers) for term in text.split("+")]
+    return None if None in terms else sum(terms[1:], terms[0])
+
+
+def _term(text: str, numbers: Numbers) -> Any:
     value: Any = 1
     sign = "*"
     for token in text.replace("*", " * ").replace("/", " / ").split():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qconvd.api import Affine, Expr, Permute, Reshape, Transpose
+from qconvd.api import Affine, Expr, Permute, Reshape, Slice, Transpose
 from qconvd_gguf.families.base import Numbers, product
 
 
@@ -48,6 +48,35 @@ class PlusOne:
 
     def apply(self, x: Expr, numbers: Numbers) -> Expr:  # noqa: ARG002
         return Affine(x, offset=1.0)
+
+    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
+        return 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """`start:stop` along an axis: one of several linears that the checkpoint keeps in one tensor."""
+
+    start: str
+    stop: str
+    axis: int = 0
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:
+        return Slice(x, self.axis, product(self.start, numbers), product(self.stop, numbers))
+
+    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
+        return 1
+
+
+@dataclass(frozen=True)
+class RowsFrom:
+    """Without the first rows: the places that a position table keeps for padding."""
+
+    start: str
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:
+        start = product(self.start, numbers)
+        return Slice(x, 0, start, x.shape[0]) if start else x
 
     def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
         return 1

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from qconvd.engine.plan import NameParts
 from qconvd.plugins import plugins
-from qconvd_gguf.model_name import NameOf, parts_of, size_label, title
+from qconvd_gguf.model_name import Counts, NameOf, parts_of, size_label, title
 
 GGUF = plugins().formats["gguf"]
 
@@ -123,4 +123,12 @@ def test_titles_are_llama_cpps(name: str) -> None:
 def test_size_labels_are_llama_cpps(parameters: int) -> None:
     from gguf import size_label as theirs
 
-    assert size_label(parameters) == theirs(parameters, parameters, 0, 0)
+    assert size_label(Counts(parameters)) == theirs(parameters, parameters, 0, 0)
+
+
+def test_a_mixtures_size_label_counts_one_expert() -> None:
+    from gguf import size_label as theirs
+
+    counts = Counts.of({"token_embd.weight": (32000, 4096), "blk.0.ffn_up_exps.weight": (8, 14336, 4096)})
+    assert counts == Counts(32000 * 4096 + 8 * 14336 * 4096, 8, 32000 * 4096 + 14336 * 4096)
+    assert size_label(counts) == theirs(counts.weights, 32000 * 4096, 14336 * 4096, 8) == "8x190M"
