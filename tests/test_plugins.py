@@ -68,7 +68,6 @@ def test_the_built_in_containers_and_formats_are_plugins_like_others() -> None:
     [
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'", "import qconvd_bad"),
         ("def f(:", "SyntaxError: ", "import qconvd_bad"),
-        ("raise SystemExit('I leave')", "SystemExit: I leave", "import qconvd_bad"),
         ("1 / 0", "ZeroDivisionError: division by zero", "import qconvd_bad"),
         (HOOK + "import no_such_module", "ModuleNotFoundError: No module", CALL),
         (HOOK + "return 3", "TypeError: 'int' object is not iterable", CALL),
@@ -104,6 +103,13 @@ print(json.dumps([[f.what, f.state, f.found, f.fix] for f in examine(None) if f.
             "`python -c 'import qconvd_bad'` shows where it fails; `pip uninstall qconvd-bad` if it is not wanted",
         ]
     ]
+
+
+def test_a_plugin_that_leaves_on_import_takes_nobody_with_it(tmp_path: Path) -> None:
+    plugin(tmp_path, "bad", "raise SystemExit('I leave')")
+    said = python(LOAD, tmp_path)
+    assert {"fp16", "gguf"} <= set(said["formats"])
+    assert [reason for _, _, reason, *_ in said["broken"]] == ["SystemExit: I leave"]
 
 
 def test_a_broken_plugin_is_logged(caplog: pytest.LogCaptureFixture) -> None:

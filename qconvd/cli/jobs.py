@@ -89,12 +89,14 @@ def opened(file: Any) -> Iterator[tuple[Config, Ledger]]:
     from qconvd.cli.options import load_config
     from qconvd.cli.requests import check_ledger, ledger_path
     from qconvd.ledger import Ledger
+    from qconvd.ledger.database import in_words
 
     config = load_config(file)
     check_ledger(config)
     ledger = Ledger(ledger_path(config))
     try:
-        yield config, ledger
+        with in_words(ledger.path):
+            yield config, ledger
     finally:
         ledger.close()
 
