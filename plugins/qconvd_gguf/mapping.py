@@ -159,8 +159,7 @@ class _Sources:
 
     def take(self, tensor: Tensor, tied: bool) -> Iterator[Mapped]:
         """The tensor of every layer, or the one tensor; nothing where it is optional and not there."""
-        count = self.numbers[tensor.over or self.family.layers]
-        layers = range(count) if "{i}" in tensor.name else (None,)
+        layers = self._layers(tensor) if "{i}" in tensor.name else (None,)
         if tied and tensor.untied:
             return
         missing = []
@@ -186,7 +185,7 @@ class _Sources:
             for name in (tensor.source, *tensor.also)
         }
         for name in (name for name in self.model.tensors if name not in self.taken):
-            reason = copies.get(name) or next((why for p, why in self.family.ignored.items() if re.search(p, name)), None)
+            reason = copies.get(name) or self._unneeded(name)
             if reason:
                 dropped.append(LeftOut(name, "dropped", reason))
             else:
@@ -197,6 +196,17 @@ class _Sources:
                 what, where=str(self.model.path), fix="the checkpoint is of another architecture than config.json says"
             )
         return tuple(dropped)
+
+    def _unneeded(self, name: str) -> str | None:
+        count = self.numbers[self.family.layers]
+        spare = ((found, why) for pattern, why in self.family.spare.items() if (found := re.search(pattern, name)))
+        reasons = [why for pattern, why in self.family.ignored.items() if re.search(pattern, name)]
+        return next((why for found, why in spare if int(found[1]) >= count), reasons[0] if reasons else None)
+
+    def _layers(self, tensor: Tensor) -> range:
+        stop = self.numbers[tensor.over or self.family.layers]
+        first = self.numbers[tensor.since] if tensor.since else 0
+        return range(first, min(stop, self.numbers[tensor.until]) if tensor.until else stop)
 
     def _required(self, tensor: Tensor) -> bool:
         if callable(tensor.present):

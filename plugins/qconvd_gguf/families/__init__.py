@@ -6,20 +6,27 @@ from collections.abc import Sequence
 
 from qconvd.api import ModelInfo, Unsupported, gguf_families
 from qconvd_gguf.families import (
+    bert,
+    bloom,
     cohere2,
     command_r,
+    deepseek2,
+    falcon,
     gemma,
     gemma2,
     gemma3,
     glm4,
     gpt2,
+    gptneox,
     granite,
     granitemoe,
     internlm2,
     llama,
     mixtral,
+    mpt,
     olmo,
     olmo2,
+    phi2,
     phi3,
     qwen2,
     qwen2moe,
@@ -27,24 +34,32 @@ from qconvd_gguf.families import (
     qwen3moe,
     smollm3,
     stablelm,
+    starcoder2,
 )
 from qconvd_gguf.families.base import Family
 
 BUILT_IN: Sequence[Family] = (
+    *bert.FAMILIES,
+    bloom.FAMILY,
     cohere2.FAMILY,
     command_r.FAMILY,
+    deepseek2.FAMILY,
+    falcon.FAMILY,
     gemma.FAMILY,
     gemma2.FAMILY,
     gemma3.FAMILY,
     glm4.FAMILY,
     gpt2.FAMILY,
+    gptneox.FAMILY,
     granite.FAMILY,
     granitemoe.FAMILY,
     internlm2.FAMILY,
     llama.FAMILY,
     mixtral.FAMILY,
+    mpt.FAMILY,
     olmo.FAMILY,
     olmo2.FAMILY,
+    phi2.FAMILY,
     phi3.FAMILY,
     qwen2.FAMILY,
     qwen2moe.FAMILY,
@@ -52,6 +67,7 @@ BUILT_IN: Sequence[Family] = (
     qwen3moe.FAMILY,
     smollm3.FAMILY,
     stablelm.FAMILY,
+    starcoder2.FAMILY,
 )
 
 

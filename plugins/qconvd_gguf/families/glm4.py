@@ -5,7 +5,7 @@ Source: transformers' modeling_glm4; the tensor and key names of llama.cpp's arc
 
 from __future__ import annotations
 
-from qconvd_gguf.families.base import Family, Key
+from qconvd_gguf.families.base import Family, Key, Number
 from qconvd_gguf.families.decoder import (
     BLOCK,
     EMBEDDINGS,
@@ -22,9 +22,14 @@ from qconvd_gguf.families.decoder import (
     linear,
     norm,
 )
-from qconvd_gguf.families.rope import dynamic_note, rotary_width
+from qconvd_gguf.families.rope import dynamic_note, rotated
 
-GLM4 = {**NUMBERS, "said_head_dim": SAID_HEAD_DIM, "rotary": rotary_width(0.5)}
+GLM4 = {
+    **NUMBERS,
+    "said_head_dim": SAID_HEAD_DIM,
+    "rotary_factor": Number(("partial_rotary_factor", "rope_parameters.partial_rotary_factor"), 0.5),
+    "rotary": Number((), rotated),
+}
 
 FAMILY = Family(
     name="glm4",

@@ -7,9 +7,9 @@ from typing import Any
 
 from qconvd.api import ModelInfo, Unsupported
 from qconvd_gguf.families.base import Metadata
-from qconvd_gguf.tokenizer import byte_bpe, pieces, sentencepiece_model
-from qconvd_gguf.tokenizer.files import TokenizerFiles
-from qconvd_gguf.tokenizer.special import chat_template, special_tokens
+from qconvd_gguf.tokenizer import byte_bpe, pieces, sentencepiece_model, unigram, wordpiece
+from qconvd_gguf.tokenizer.files import UNKNOWN, TokenizerFiles
+from qconvd_gguf.tokenizer.special import chat_template, normalizer, special_tokens
 
 
 def tokenizer_metadata(model: ModelInfo, vocab_size: int, pre: str | None) -> tuple[Metadata, list[str]]:
@@ -19,20 +19,43 @@ def tokenizer_metadata(model: ModelInfo, vocab_size: int, pre: str | None) -> tu
     behaviour says about `tokenizer.ggml.pre`. Raises `Unsupported` for a tokenizer that llama.cpp would not run alike.
     """
     files = TokenizerFiles.of(model)
+    keys, notes = _vocabulary(files, vocab_size, pre)
+    special = special_tokens(files, vocab_size, _unknown(keys), notes)
+    return [*keys, *special, *chat_template(files), *normalizer(files)], notes
+
+
+def _unknown(keys: Metadata) -> int | None:
+    """The unknown token of a unigram model, for which llama.cpp would otherwise take T5's."""
+    found = {key: value for key, _, value in keys}
+    types = found["tokenizer.ggml.token_type"]
+    return types.index(UNKNOWN) if found["tokenizer.ggml.model"] == "t5" and UNKNOWN in types else None
+
+
+def _vocabulary(files: TokenizerFiles, vocab_size: int, pre: str | None) -> tuple[Metadata, list[str]]:
+    """Tokens, scores or merges, and types, from whichever file says most."""
     if files.sentencepiece is not None and sentencepiece_model.is_one(files.sentencepiece):
-        keys, notes = pieces.from_sentencepiece(files, vocab_size)
-    elif files.json is None:
+        model = sentencepiece_model.load(files.sentencepiece, files.sentencepiece_path)
+        if model.kind == "bpe":
+            return pieces.from_sentencepiece(files, model, vocab_size)
+        if model.kind != "unigram":
+            what = f"SentencePiece models of the kind {model.kind} are not supported"
+            raise Unsupported(what, where=files.sentencepiece_path, fix="unigram and BPE are")
+        if files.json is None or not files.fairseq:
+            return unigram.from_sentencepiece(files, model, vocab_size)
+    if files.json is None:
         fix = "add tokenizer.json (or a SentencePiece tokenizer.model) from the model's own repository"
         raise Unsupported("the model has no tokenizer that gguf can read", where=files.where, fix=fix)
-    elif (kind := _kind(files.json)) != "BPE":
-        raise Unsupported(
-            f"tokenizers of the kind {kind} are not supported", where=files.json_path, fix="BPE and SentencePiece are"
-        )
-    elif byte_bpe.is_byte_level(files.json):
-        keys, notes = byte_bpe.from_json(files, vocab_size, pre)
-    else:
-        keys, notes = pieces.from_json(files, vocab_size)
-    return [*keys, *special_tokens(files, vocab_size, notes), *chat_template(files)], notes
+    kind = _kind(files.json)
+    if kind == "WordPiece":
+        return wordpiece.from_json(files, vocab_size, pre)
+    if kind == "Unigram":
+        return unigram.from_json(files, vocab_size)
+    if kind != "BPE":
+        fix = "BPE, SentencePiece and WordPiece are"
+        raise Unsupported(f"tokenizers of the kind {kind} are not supported", where=files.json_path, fix=fix)
+    if byte_bpe.is_byte_level(files.json):
+        return byte_bpe.from_json(files, vocab_size, pre)
+    return pieces.from_json(files, vocab_size)
 
 
 def _kind(data: Mapping[str, Any]) -> str:

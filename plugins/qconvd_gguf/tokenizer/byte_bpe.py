@@ -8,7 +8,7 @@ from typing import Any
 
 from qconvd.api import BadCheckpoint, Unsupported
 from qconvd_gguf.families.base import Metadata
-from qconvd_gguf.tokenizer.files import CONTROL, NORMAL, USER_DEFINED, TokenizerFiles, filled, looks_special
+from qconvd_gguf.tokenizer.files import CONTROL, NORMAL, USER_DEFINED, TokenizerFiles, filled, fitting_vocab, looks_special
 from qconvd_gguf.tokenizer.pretokenizers import CHECK_TEXT, KNOWN
 
 
@@ -33,7 +33,24 @@ def from_json(files: TokenizerFiles, vocab_size: int, pre: str | None) -> tuple[
 
 
 def pre_tokenizer(files: TokenizerFiles) -> str:
-    """llama.cpp's name of the pre-tokenizer, found by what the tokenizer makes of a check text.
+    """llama.cpp's name of the pre-tokenizer. Raises `Unsupported` for one that it is not known to have."""
+    found = known_pre_tokenizer(files)
+    if found is None:
+        raise Unsupported(
+            f"the pre-tokenizer is none that llama.cpp is known to have (check hash {_hashes(files)[0]})",
+            where=files.json_path,
+            fix="if you know which one it behaves like, say so in the target: gguf: {types: [q8_0], pre: llama-bpe}",
+        )
+    return found
+
+
+def known_pre_tokenizer(files: TokenizerFiles) -> str | None:
+    """llama.cpp's name of the pre-tokenizer, found by what the tokenizer makes of a check text, or None."""
+    return next((KNOWN[found] for found in _hashes(files) if found in KNOWN), None)
+
+
+def _hashes(files: TokenizerFiles) -> list[str]:
+    """Hashes of what the tokenizer makes of the check text.
 
     The ids with special tokens are what llama.cpp's converter hashes; as tokenizer_config.json can change which special
     tokens are added, they are tried without them and with BOS as well.
@@ -42,24 +59,12 @@ def pre_tokenizer(files: TokenizerFiles) -> str:
     bos = files.named("bos")
     first = files.tokenizer.token_to_id(bos) if bos else None
     tries = [files.tokenizer.encode(CHECK_TEXT).ids, plain, *([[first, *plain]] if first is not None else [])]
-    hashes = [sha256(str(ids).encode()).hexdigest() for ids in tries]
-    for found in hashes:
-        if found in KNOWN:
-            return KNOWN[found]
-    raise Unsupported(
-        f"the pre-tokenizer is none that llama.cpp is known to have (check hash {hashes[0]})",
-        where=files.json_path,
-        fix="if you know which one it behaves like, say so in the target: gguf: {types: [q8_0], pre: llama-bpe}",
-    )
+    return [sha256(str(ids).encode()).hexdigest() for ids in tries]
 
 
 def _tokens(files: TokenizerFiles, vocab_size: int) -> tuple[list[str], list[int]]:
     tokens, types = filled(vocab_size)
-    vocab: dict[str, int] = files.tokenizer.get_vocab(with_added_tokens=True)
-    highest = max([*vocab.values(), *files.added])
-    if highest >= vocab_size:
-        what = f"the tokenizer has a token {highest}, but the embeddings have {vocab_size} rows"
-        raise Unsupported(what, where=files.where, fix="take tokenizer and weights from the same model")
+    vocab = fitting_vocab(files, vocab_size)
     for text, number in vocab.items():
         tokens[number], types[number] = text, NORMAL
     for number, added in files.added.items():

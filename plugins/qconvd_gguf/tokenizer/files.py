@@ -8,7 +8,10 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
-from qconvd.api import BadCheckpoint, ModelInfo
+from qconvd.api import BadCheckpoint, ModelInfo, Unsupported
+
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+"""What a SentencePiece file is called, in most models, in T5 and its like, and in XLM-RoBERTa."""
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """llama.cpp's token types."""
@@ -34,6 +37,7 @@ class TokenizerFiles:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """tokenizer_config.json."""
     sentencepiece: bytes | None = None
+    sentencepiece_name: str = ""
     extra: Mapping[str, int] = field(default_factory=dict)
     """added_tokens.json."""
     templates: Mapping[str, str] = field(default_factory=dict)
@@ -44,7 +48,8 @@ class TokenizerFiles:
         files = TokenizerFiles(str(model.path), model.config)
         files.json = _object(model, "tokenizer.json") if model.has("tokenizer.json") else None
         files.settings = _object(model, "tokenizer_config.json") if model.has("tokenizer_config.json") else {}
-        files.sentencepiece = model.read_bytes("tokenizer.model") if model.has("tokenizer.model") else None
+        files.sentencepiece_name = next((name for name in SENTENCEPIECE if model.has(name)), "")
+        files.sentencepiece = model.read_bytes(files.sentencepiece_name) if files.sentencepiece_name else None
         files.extra = _object(model, "added_tokens.json") if model.has("added_tokens.json") else {}
         if any(type(number) is not int or number < 0 for number in files.extra.values()):
             raise BadCheckpoint("holds something else than token ids", where=str(model.path / "added_tokens.json"))
@@ -55,6 +60,15 @@ class TokenizerFiles:
     def json_path(self) -> str:
         return f"{self.where}/tokenizer.json"
 
+    @property
+    def sentencepiece_path(self) -> str:
+        return f"{self.where}/{self.sentencepiece_name}"
+
+    @property
+    def fairseq(self) -> bool:
+        """Whether the ids are those of the SentencePiece file moved by one, as XLM-RoBERTa has them."""
+        return self.sentencepiece_name == "sentencepiece.bpe.model"
+
     @cached_property
     def tokenizer(self) -> Any:
         """tokenizer.json as the `tokenizers` library runs it. Raises `BadCheckpoint` if it cannot."""
@@ -64,7 +78,9 @@ class TokenizerFiles:
 
         try:
             tokenizer = Tokenizer.from_str(json.dumps(self.json))
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, and its panics are not even that
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise BadCheckpoint(f"the tokenizers library cannot read it: {error}", where=self.json_path) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -104,6 +120,16 @@ def looks_special(text: str) -> bool:
 def filled(size: int) -> tuple[list[str], list[int]]:
     """Tokens and types of a vocabulary in which no id is used yet."""
     return [f"[PAD{i}]" for i in range(size)], [UNUSED] * size
+
+
+def fitting_vocab(files: TokenizerFiles, vocab_size: int) -> dict[str, int]:
+    """tokenizer.json's tokens and their ids, added ones included. Raises `Unsupported` if the embeddings lack one."""
+    vocab: dict[str, int] = files.tokenizer.get_vocab(with_added_tokens=True)
+    highest = max([*vocab.values(), *files.added])
+    if highest >= vocab_size:
+        what = f"the tokenizer has a token {highest}, but the embeddings have {vocab_size} rows"
+        raise Unsupported(what, where=files.where, fix="take tokenizer and weights from the same model")
+    return vocab
 
 
 def _added(entry: Mapping[str, Any]) -> Added:

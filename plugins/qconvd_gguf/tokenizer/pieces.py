@@ -12,7 +12,6 @@ from typing import Any
 
 from qconvd.api import Unsupported
 from qconvd_gguf.families.base import Metadata
-from qconvd_gguf.tokenizer import sentencepiece_model
 from qconvd_gguf.tokenizer.files import (
     BYTE,
     CONTROL,
@@ -21,8 +20,10 @@ from qconvd_gguf.tokenizer.files import (
     USER_DEFINED,
     TokenizerFiles,
     filled,
+    fitting_vocab,
     looks_special,
 )
+from qconvd_gguf.tokenizer.sentencepiece_model import SentencePieceModel
 
 SPACE = "\u2581"
 UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0
@@ -31,16 +32,8 @@ HARMLESS = frozenset({"Sequence", "Prepend", "Replace"})
 """Normalizers that llama.cpp's handling of spaces does as well."""
 
 
-def from_sentencepiece(files: TokenizerFiles, vocab_size: int) -> tuple[Metadata, list[str]]:
-    """Pieces, scores and types of tokenizer.model, then the added tokens of the other files."""
-    assert files.sentencepiece is not None
-    where = f"{files.where}/tokenizer.model"
-    model = sentencepiece_model.load(files.sentencepiece, where)
-    if model.kind == "unigram":
-        what = (
-            "a unigram SentencePiece model is not supported: llama.cpp would split text otherwise than the model was trained on"
-        )
-        raise Unsupported(what, where=where, fix="BPE models of SentencePiece are supported")
+def from_sentencepiece(files: TokenizerFiles, model: SentencePieceModel, vocab_size: int) -> tuple[Metadata, list[str]]:
+    """Pieces, scores and types of a SentencePiece file, then the added tokens of the other files."""
     tokens, types = filled(vocab_size)
     scores = [UNUSED_SCORE] * vocab_size
     for number, piece in enumerate(model.pieces[:vocab_size]):
@@ -66,11 +59,7 @@ def from_json(files: TokenizerFiles, vocab_size: int) -> tuple[Metadata, list[st
     if SPACE not in shown:
         what = "the tokenizer neither works on bytes nor writes spaces as ▁: llama.cpp has nothing that behaves like it"
         raise Unsupported(what, where=files.json_path)
-    vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-    highest = max([*vocab.values(), *files.added])
-    if highest >= vocab_size:
-        what = f"the tokenizer has a token {highest}, but the embeddings have {vocab_size} rows"
-        raise Unsupported(what, where=files.where, fix="take tokenizer and weights from the same model")
+    vocab = fitting_vocab(files, vocab_size)
     tokens, types = filled(vocab_size)
     scores = [UNUSED_SCORE] * vocab_size
     ranks = _ranks(model.get("merges") or [])

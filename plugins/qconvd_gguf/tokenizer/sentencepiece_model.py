@@ -1,7 +1,8 @@
-"""SentencePiece's model file: pieces through its own library, and the two settings that the library does not show.
+"""SentencePiece's model file: pieces through its own library, and the settings that the library does not show.
 
 The file is a protocol buffer: field 2 is the trainer's settings (field 3: 1 unigram, 2 BPE, 3 words, 4 characters), field 3
-the normalizer's (field 3: whether a space is put before the text). Source: sentencepiece_model.proto.
+the normalizer's (field 2: its table of replacements, 3: whether a space is put before the text, 4: whether several spaces
+become one). Source: sentencepiece_model.proto.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Piece:
 class SentencePieceModel:
     kind: str
     space_prefix: bool
+    merges_spaces: bool
+    charsmap: bytes
     pieces: list[Piece]
 
 
@@ -49,7 +52,13 @@ def load(data: bytes, where: str) -> SentencePieceModel:
     settings = dict(_fields(data))
     trainer, normalizer = dict(_fields(settings.get(2, b""))), dict(_fields(settings.get(3, b"")))
     pieces = [_piece(processor, i) for i in range(processor.get_piece_size())]
-    return SentencePieceModel(KINDS.get(trainer.get(3, 1), "other"), bool(normalizer.get(3, 1)), pieces)
+    return SentencePieceModel(
+        kind=KINDS.get(trainer.get(3, 1), "other"),
+        space_prefix=bool(normalizer.get(3, 1)),
+        merges_spaces=bool(normalizer.get(4, 1)),
+        charsmap=normalizer.get(2, b""),
+        pieces=pieces,
+    )
 
 
 def _piece(processor: Any, number: int) -> Piece:
