@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qconvd.api import ModelInfo, Unsupported, gguf_families
-from qconvd_gguf.families import bert, bloom, deepseek2, falcon, gpt2, gptneox, llama, mixtral, mpt, phi2, qwen3moe, starcoder2
+from qconvd_gguf.families import (
+    bert,
+    bloom,
+    deepseek2,
+    falcon,
+    gpt2,
+    gptneox,
+    llama,
+    mixtral,
+    modern_bert,
+    mpt,
+    nomic_bert,
+    phi2,
+    qwen3moe,
+    starcoder2,
+    t5,
+)
 from qconvd_gguf.families.base import Family
 
 BUILT_IN: Sequence[Family] = (
@@ -14,9 +30,12 @@ BUILT_IN: Sequence[Family] = (
     deepseek2.FAMILY,
     falcon.FAMILY,
     gptneox.FAMILY,
+    modern_bert.FAMILY,
     mpt.FAMILY,
+    *nomic_bert.FAMILIES,
     phi2.FAMILY,
     starcoder2.FAMILY,
+    *t5.FAMILIES,
     gpt2.FAMILY,
     llama.FAMILY,
     mixtral.FAMILY,
