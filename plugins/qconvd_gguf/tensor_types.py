@@ -21,6 +21,7 @@ WEIGHT_TYPES = (*FILE_TYPES, "Q6_K")
 ALWAYS_F32 = ("position_embd.weight", "token_types.weight")
 NEVER_QUANTIZED = (
     "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
     "altup",
     "laurel",
     "per_layer_model_proj",

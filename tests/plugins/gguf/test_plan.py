@@ -206,7 +206,7 @@ def test_models_that_do_not_fit_are_refused_by_name(folder: Path, config: dict[s
     with pytest.raises(Unsupported) as caught:
         planned(folder, "Q8_0")
     assert message in str(caught.value)
-    assert "architecture" not in message or "GPT2LMHeadModel, LLaMAForCausalLM, LlamaForCausalLM" in str(caught.value)
+    assert "architecture" not in message or "InternLM2ForCausalLM, LLaMAForCausalLM, LlamaForCausalLM" in str(caught.value)
 
 
 def test_tensors_that_are_no_floats_are_refused(folder: Path) -> None:
