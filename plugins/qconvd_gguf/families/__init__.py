@@ -23,7 +23,9 @@ from qconvd_gguf.families import (
     internlm2,
     llama,
     mixtral,
+    modern_bert,
     mpt,
+    nomic_bert,
     olmo,
     olmo2,
     phi2,
@@ -35,6 +37,7 @@ from qconvd_gguf.families import (
     smollm3,
     stablelm,
     starcoder2,
+    t5,
 )
 from qconvd_gguf.families.base import Family
 
@@ -56,7 +59,9 @@ BUILT_IN: Sequence[Family] = (
     internlm2.FAMILY,
     llama.FAMILY,
     mixtral.FAMILY,
+    modern_bert.FAMILY,
     mpt.FAMILY,
+    *nomic_bert.FAMILIES,
     olmo.FAMILY,
     olmo2.FAMILY,
     phi2.FAMILY,
@@ -68,6 +73,7 @@ BUILT_IN: Sequence[Family] = (
     smollm3.FAMILY,
     stablelm.FAMILY,
     starcoder2.FAMILY,
+    *t5.FAMILIES,
 )
 
 

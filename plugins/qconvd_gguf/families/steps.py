@@ -118,3 +118,17 @@ class PerHead:
 
     def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
         return 1
+
+
+@dataclass(frozen=True)
+class Times:
+    """Multiplied by a number of the family; as it is where that is one."""
+
+    factor: str
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:
+        factor = float(product(self.factor, numbers))
+        return x if factor == 1 else Affine(x, scale=factor)
+
+    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
+        return 1
