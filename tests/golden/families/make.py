@@ -39,6 +39,7 @@ LLAMA3 = dict(
     original_max_position_embeddings=64,
 )  # fmt: skip
 YARN = dict(rope_type="yarn", rope_theta=50000.0, factor=4.0, original_max_position_embeddings=64)
+MINISTRAL3 = YARN | dict(beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1)
 LONG = dict(
     rope_type="longrope", rope_theta=50000.0, original_max_position_embeddings=256,
     short_factor=[1.0 + i / 8 for i in range(8)], long_factor=[1.5 + i for i in range(8)],
@@ -59,6 +60,14 @@ VISION = dict(
 VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", SMALL | RMS | dict(rope_parameters=LLAMA3, head_dim=32, attention_bias=True, mlp_bias=True)),
     "mistral": ("mistral", SMALL | RMS | dict(rope_parameters=THETA, head_dim=24, sliding_window=None)),
+    "mistral3-vision": (
+        "mistral3",
+        dict(
+            text_config=SMALL | RMS | dict(model_type="mistral", rope_parameters=THETA, head_dim=24, sliding_window=None),
+            image_token_index=260, vision_config=VISION | dict(model_type="pixtral", head_dim=8), spatial_merge_size=2,
+        ),
+    ),
+    "ministral3": ("ministral3", SMALL | RMS | dict(rope_parameters=MINISTRAL3, head_dim=32, tie_word_embeddings=True)),
     "mixtral": ("mixtral", SMALL | RMS | dict(rope_parameters=THETA, num_local_experts=11, num_experts_per_tok=3)),
     "qwen2": ("qwen2", SMALL | RMS | dict(rope_parameters=YARN, tie_word_embeddings=True)),
     "qwen2moe": (
@@ -93,6 +102,12 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
         "granite",
         SMALL | RMS | dict(rope_parameters=THETA, attention_multiplier=0.3, embedding_multiplier=2.0)
         | dict(residual_multiplier=0.5, logits_scaling=1.5, attention_bias=True, mlp_bias=True),
+    ),
+    "granitemoe-shared": (
+        "granitemoeshared",
+        SMALL | RMS | dict(rope_parameters=THETA, attention_multiplier=0.3, embedding_multiplier=2.0)
+        | dict(residual_multiplier=0.5, logits_scaling=1.5, num_local_experts=5, num_experts_per_tok=2)
+        | dict(shared_intermediate_size=80),
     ),
     "granitemoe": (
         "granitemoe",

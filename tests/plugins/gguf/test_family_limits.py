@@ -64,6 +64,7 @@ def changed(name: str, folder: Path, **config: Any) -> Plan:
         ("gemma3-vision", {"query_pre_attn_scalar": 16}, "query_pre_attn_scalar is 16"),
         ("phi3", {"head_dim": 24}, HEADS),
         ("phi3", {"rope_parameters": YARN}, "rope scaling of the kind 'yarn' is not supported in this family"),
+        ("ministral3", {"rope_parameters": YARN}, "llama.cpp wants yarn scaling with mscale_all_dim and llama_4_scaling_beta"),
         ("granite", {"head_dim": 24}, HEADS),
         ("granitemoe", {"hidden_act": "gelu"}, "SiLU built in"),
         ("olmo", {"attention_bias": True}, BARE),
@@ -139,6 +140,16 @@ def test_a_vision_tower_is_named_in_the_report(tmp_path: Path) -> None:
     assert left["vision_tower.embeddings.patch_embedding.weight"] == "dropped"
     assert left["multi_modal_projector.mm_soft_emb_norm.weight"] == "dropped"
     assert not any("vision" in tensor.name for tensor in plan.tensors)
+
+
+def test_a_config_that_ties_and_does_not_is_settled_by_the_models_tensors(tmp_path: Path) -> None:
+    record = family_models.record("mistral3-vision")
+    assert [c["tie_word_embeddings"] for c in (record["config"], record["config"]["text_config"])] == [True, False]
+    assert "output.weight" not in {tensor.name for tensor in changed("mistral3-vision", tmp_path / "tied").tensors}
+    shapes = record["checkpoint"] | {"language_model.lm_head.weight": [288, 64]}
+    family_models.make(tmp_path / "untied", record["config"], shapes)
+    plan = planned(tmp_path / "untied", "F16", pre=family_models.PRE)
+    assert "output.weight" in {tensor.name for tensor in plan.tensors}
 
 
 def test_multimodal_configs_leave_out_what_is_the_classs_default() -> None:
