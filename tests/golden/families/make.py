@@ -42,7 +42,7 @@ YARN = dict(rope_type="yarn", rope_theta=50000.0, factor=4.0, original_max_posit
 MINISTRAL3 = YARN | dict(beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1)
 LONG = dict(
     rope_type="longrope", rope_theta=50000.0, original_max_position_embeddings=256,
-    short_factor=[1.0 + i / 8 for i in range(8)], long_factor=[1.5 + i for i in range(8)],
+    short_factor=[1.0 + i / 8 for i in range(6)], long_factor=[1.5 + i for i in range(6)], partial_rotary_factor=0.75,
 )  # fmt: skip
 # llama.cpp cuts gemma3's embeddings to the tokens that tokenizer.json names, so these have no others.
 GEMMA = SMALL | dict(head_dim=32, rms_norm_eps=1e-5, num_key_value_heads=1, vocab_size=family_models.TOKENS)
@@ -96,7 +96,7 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "phi3-longrope": (
         "phi3",
         SMALL | RMS | dict(rope_parameters=LONG, sliding_window=None, max_position_embeddings=512)
-        | dict(original_max_position_embeddings=256),
+        | dict(original_max_position_embeddings=256, tie_word_embeddings=True),
     ),
     "granite": (
         "granite",
@@ -130,6 +130,7 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
         SMALL | RMS | dict(rope_parameters=THETA | dict(partial_rotary_factor=0.5), head_dim=32, attention_bias=True),
     ),
     "command-r": ("cohere", SMALL | dict(rope_parameters=THETA, logit_scale=0.5)),
+    "command-r-plus": ("cohere", SMALL | dict(rope_parameters=THETA, logit_scale=0.5, num_hidden_layers=64, use_qk_norm=True)),
     "cohere2": (
         "cohere2",
         SMALL | dict(rope_parameters=THETA, logit_scale=0.5, sliding_window=16, num_hidden_layers=5, rotary_pct=1.0),
