@@ -98,9 +98,12 @@ def metadata(mapping: MappedModel, model: ModelInfo, file_type: tuple[str, str, 
     return keys
 
 
-def vocabulary_metadata(mapping: MappedModel) -> Metadata:
+def vocabulary_metadata(mapping: MappedModel, model: ModelInfo) -> Metadata:
     """The family's keys that stand with the tokenizer; their names are whole."""
-    return [key for entry in mapping.family.vocabulary for key in _key("", entry, mapping.numbers)]
+    keys: Metadata = []
+    for entry in mapping.family.vocabulary:
+        keys += entry.make(model) if isinstance(entry, FromFiles) else _key("", entry, mapping.numbers)
+    return keys
 
 
 def _key(prefix: str, entry: Key | Fixed, numbers: Mapping[str, Any]) -> Metadata:

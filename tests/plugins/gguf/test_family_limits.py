@@ -142,6 +142,16 @@ def test_a_vision_tower_is_named_in_the_report(tmp_path: Path) -> None:
     assert not any("vision" in tensor.name for tensor in plan.tensors)
 
 
+def test_a_turn_of_glm4_ends_where_the_users_begins(tmp_path: Path) -> None:
+    record = family_models.record("glm4")
+    model = family_models.make(tmp_path / "model", record["config"], record["checkpoint"])
+    tokenizer = (model / "tokenizer.json").read_text()
+    assert "<pad>" in tokenizer
+    (model / "tokenizer.json").write_text(tokenizer.replace("<pad>", "<|user|>"))
+    keys = {k: v for k, _, v in planned(model, "F16", pre=family_models.PRE).container.metadata}
+    assert keys["tokenizer.ggml.eot_token_id"] == 257
+
+
 def test_a_config_that_ties_and_does_not_is_settled_by_the_models_tensors(tmp_path: Path) -> None:
     record = family_models.record("mistral3-vision")
     assert [c["tie_word_embeddings"] for c in (record["config"], record["config"]["text_config"])] == [True, False]
