@@ -6,6 +6,7 @@ Nothing is passed over in silence: a tensor that the family does not name, lacks
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,9 +137,12 @@ def _default(number: Number, config: Config, numbers: Mapping[str, Any]) -> Any:
 
 
 def _fits(value: Any, number: Number) -> bool:
-    whole = not (number.real or isinstance(number.default, float))
-    kind = int if whole else (int, float)
-    return not isinstance(value, bool) and isinstance(value, kind) and (not whole or value >= number.least)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if not (number.real or isinstance(number.default, float)):
+        return isinstance(value, int) and value >= number.least
+    # NaN and Infinity are numbers to Python's JSON; 10^400 is an int, but no float.
+    return abs(value) <= sys.float_info.max
 
 
 def _find(config: Config, dotted: str) -> Any:
