@@ -68,7 +68,7 @@ def _converted(model: ModelInfo, options: GgufOptions) -> Contents:
     file_type = ("general.file_type", "u32", FILE_TYPES[wanted].number)
     architecture = mapping.metadata(seen, model, file_type)
     tokenizer, tokenizer_notes = tokenizer_metadata(model, seen.numbers["vocab"], options.pre)
-    keys = [*general, *architecture, QUANTIZATION_VERSION, *mapping.vocabulary_metadata(seen), *tokenizer]
+    keys = [*general, *architecture, QUANTIZATION_VERSION, *mapping.vocabulary_metadata(seen, model), *tokenizer]
     if wanted not in PLAIN:
         # llama-quantize sets these two anew, which puts them at the end.
         keys = [k for k in keys if k not in (file_type, QUANTIZATION_VERSION)] + [QUANTIZATION_VERSION, file_type]

@@ -22,8 +22,11 @@ from qconvd_gguf.families import (
     granitemoe,
     internlm2,
     llama,
+    mistral3,
     mixtral,
+    modern_bert,
     mpt,
+    nomic_bert,
     olmo,
     olmo2,
     phi2,
@@ -35,6 +38,7 @@ from qconvd_gguf.families import (
     smollm3,
     stablelm,
     starcoder2,
+    t5,
 )
 from qconvd_gguf.families.base import Family
 
@@ -55,8 +59,11 @@ BUILT_IN: Sequence[Family] = (
     granitemoe.FAMILY,
     internlm2.FAMILY,
     llama.FAMILY,
+    mistral3.FAMILY,
     mixtral.FAMILY,
+    modern_bert.FAMILY,
     mpt.FAMILY,
+    *nomic_bert.FAMILIES,
     olmo.FAMILY,
     olmo2.FAMILY,
     phi2.FAMILY,
@@ -68,6 +75,7 @@ BUILT_IN: Sequence[Family] = (
     smollm3.FAMILY,
     stablelm.FAMILY,
     starcoder2.FAMILY,
+    *t5.FAMILIES,
 )
 
 

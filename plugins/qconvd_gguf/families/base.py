@@ -68,7 +68,10 @@ class Fixed:
 
 @dataclass(frozen=True)
 class FromFiles:
-    """Keys (named without `{arch}.`) that come from other files than config.json, such as an embedding model's pooling."""
+    """Keys that come from other files than config.json, such as an embedding model's pooling.
+
+    Named without `{arch}.` among a family's `metadata`, by their whole names in its `vocabulary`.
+    """
 
     make: Callable[[ModelInfo], Metadata]
 
@@ -89,9 +92,9 @@ class Tensor:
     `{e}`, the tensors of 0 … `stack` - 1 (a number's name: the experts) become one, stacked along a new first axis. Several
     tensors may share a source, each with a step that takes its part. `over` names the number of layers where it is not the
     family's; `since` and `until` name numbers between which layers have the tensor (dense layers first, experts after them).
-    `shape` is the checkpoint's, and is checked. `present` says whether it must be there: always; never (then it is
-    taken if it is there); or a config key (`attention_bias`) or a function of the config that says so. `untied` tensors are
-    left out where the config ties the embeddings.
+    `shape` is the checkpoint's, and is checked. `present` says whether it must be there: always; never (then it is taken if
+    it is there); or a config key (`attention_bias`) or a function of the config that says so. `untied` tensors are left out
+    where the config ties the embeddings.
     """
 
     name: str
@@ -154,7 +157,7 @@ class Family:
     """What a single config key does not tell: a reason why llama.cpp cannot run the model, or None."""
     notes: Sequence[Callable[[Config, Numbers], str | None]] = ()
     """Warnings for the person who converts."""
-    vocabulary: Sequence[Key | Fixed] = ()
+    vocabulary: Sequence[Key | Fixed | FromFiles] = ()
     """Keys that llama.cpp's converter writes with the tokenizer, before it, by their whole names."""
     applies: Callable[[Config], bool] | None = None
     """Tells families apart that share an architecture's name."""

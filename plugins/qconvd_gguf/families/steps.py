@@ -121,20 +121,14 @@ class PerHead:
 
 
 @dataclass(frozen=True)
-class OfGroups:
-    """Query, key or value rows out of a linear that keeps them together by key head (InternLM 2).
+class Times:
+    """Multiplied by a number of the family; as it is where that is one."""
 
-    Each of `kv_heads` groups has heads `start:stop` of its `heads/kv_heads + 2`: the query heads, then a key and a value head.
-    """
-
-    start: str
-    stop: str
+    factor: str
 
     def apply(self, x: Expr, numbers: Numbers) -> Expr:
-        groups, width, rest = numbers["kv_heads"], numbers["head_dim"], x.shape[1:]
-        whole = Reshape(x, (groups, numbers["heads"] // groups + 2, width, *rest))
-        part = Slice(whole, 1, product(self.start, numbers), product(self.stop, numbers))
-        return Reshape(part, (groups * part.shape[1] * width, *rest))
+        factor = float(product(self.factor, numbers))
+        return x if factor == 1 else Affine(x, scale=factor)
 
-    def rows(self, numbers: Numbers) -> int:
-        return int(numbers["head_dim"])
+    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
+        return 1

@@ -1,0 +1,88 @@
+"""Nomic's embedders: BERT with rotary positions and a gated MLP (v1, v1.5), or with experts in every other layer (v2).
+
+Source: the names in the published checkpoints, transformers' modeling_nomic_bert; the tensor and key names of llama.cpp's
+architectures `nomic-bert` and `nomic-bert-moe`.
+"""
+
+from __future__ import annotations
+
+from qconvd_gguf.families.base import FILE_TYPE, Config, Family, Fixed, FromFiles, Key, Limit, Number, Numbers, Tensor
+from qconvd_gguf.families.decoder import linear, norm
+from qconvd_gguf.families.pooling import pooling
+
+BLOCK, LAYER = "blk.{i}.", "{p}encoder.layers.{i}."
+HIDDEN, FFN = "hidden", "ffn"
+BIASES = ("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias")
+
+
+def _moe(config: Config) -> bool:
+    return bool(config.get("moe_every_n_layers"))
+
+
+def _dense(config: Config) -> bool:
+    return not _moe(config)
+
+
+def _context(config: Config, numbers: Numbers) -> int:  # noqa: ARG001
+    """What the models were trained for: their configs say more. v2 says 2048 and was trained for 512."""
+    positions = config.get("n_positions") or config.get("max_position_embeddings") or 2048
+    trained = config.get("max_trained_positions") or 2048
+    return 512 if positions == trained == 2048 and "n_positions" in config else int(min(positions, trained))
+
+
+NOMIC = Family(
+    name="nomic-bert",
+    architectures=("NomicBertModel",),
+    prefixes=("", "bert."),
+    applies=_dense,
+    numbers={
+        "layers": Number(("n_layer", "num_hidden_layers")),
+        "context": Number((), _context),
+        "hidden": Number(("n_embd", "hidden_size")),
+        "ffn": Number(("n_inner", "intermediate_size")),
+        "heads": Number(("n_head", "num_attention_heads")),
+        "theta": Number(("rotary_emb_base", "rope_parameters.rope_theta"), 1000.0),
+        "eps": Number(("layer_norm_epsilon", "layer_norm_eps"), 1e-12),
+        "kinds": Number(("type_vocab_size",), 2),
+        "vocab": Number(("vocab_size",)),
+    },
+    metadata=(
+        Key("block_count", "layers"),
+        Key("context_length", "context"),
+        Key("embedding_length", "hidden"),
+        Key("feed_forward_length", "ffn"),
+        Key("attention.head_count", "heads"),
+        Key("rope.freq_base", "theta", "f32"),
+        Key("attention.layer_norm_epsilon", "eps", "f32"),
+        FILE_TYPE,
+        Fixed("attention.causal", "bool", False),
+        FromFiles(pooling),
+    ),
+    vocabulary=(Key("tokenizer.ggml.token_type_count", "kinds"),),
+    tensors=(
+        Tensor("token_embd.weight", "{p}embeddings.word_embeddings.weight", ("vocab", HIDDEN)),
+        Tensor("token_types.weight", "{p}embeddings.token_type_embeddings.weight", ("kinds", HIDDEN)),
+        *norm("token_embd_norm", "{p}emb_ln", bias=True),
+        *linear(BLOCK + "attn_qkv", LAYER + "attn.Wqkv", "3*hidden", HIDDEN),
+        *linear(BLOCK + "attn_output", LAYER + "attn.out_proj", HIDDEN, HIDDEN),
+        *norm(BLOCK + "attn_output_norm", LAYER + "norm1", bias=True),
+        *linear(BLOCK + "ffn_up", LAYER + "mlp.fc11", FFN, HIDDEN),
+        *linear(BLOCK + "ffn_gate", LAYER + "mlp.fc12", FFN, HIDDEN),
+        *linear(BLOCK + "ffn_down", LAYER + "mlp.fc2", HIDDEN, FFN),
+        *norm(BLOCK + "layer_output_norm", LAYER + "norm2", bias=True),
+    ),
+    ignored={r"^(cls\.|pooler\.)": "llama.cpp pools the last layer itself"},
+    limits=(
+        Limit("activation_function", ("swiglu",), "llama.cpp's nomic-bert has SwiGLU"),
+        Limit("hidden_act", ("silu",), "llama.cpp's nomic-bert has SwiGLU"),
+        *(
+            Limit(key, (False,), "llama.cpp's nomic-bert has no biases")
+            for key in ("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias")
+        ),
+        Limit("prenorm", (False,), "llama.cpp's nomic-bert norms what comes out of a layer"),
+        Limit("rotary_emb_fraction", (1, 1.0), "llama.cpp's nomic-bert rotates whole heads"),
+        Limit("rotary_emb_interleaved", (False,), "llama.cpp's nomic-bert rotates halves of heads"),
+        Limit("causal", (False,), "llama.cpp's nomic-bert looks at the whole text"),
+    ),
+)
+FAMILIES = (NOMIC,)
