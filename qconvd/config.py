@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "Devices", "Limits", "Match", "Recipe", "Target", "WatchFolder", "load", "resolve_target"]
 
+MOST_WORKERS = 1 << 16
+SHORTEST_INTERVAL = 0.1
+"""Seconds between two scans of a folder: shorter ones would do nothing else."""
 SIZE_LIMIT = 1 << 20
 """Bytes of a config.yaml; a longer file is some other file."""
 
@@ -47,6 +50,12 @@ def _duration(value: Any) -> Any:
 
 def _count(value: Any) -> Any:
     return quantities.count(value)
+
+
+def _whole_number(value: Any) -> Any:
+    if isinstance(value, bool):  # an int to Python, and `yes` is true to YAML
+        raise ValueError(f"{str(value).lower()} is not a number")
+    return value
 
 
 def _path(value: Any, info: ValidationInfo) -> Any:
@@ -73,6 +82,8 @@ Count = Annotated[
     int, BeforeValidator(_count), WithJsonSchema({"type": ["string", "integer"], "format": "number of parameters"})
 ]
 AnyPath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string", "format": "path"})]
+_Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
+Workers = Annotated[_Workers, BeforeValidator(_whole_number, json_schema_input_type=_Workers)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
 
 
@@ -95,7 +106,9 @@ class WatchFolder(_Section):
     poll: Literal["auto", "always", "never"] = Field(
         "auto", description="Look by polling instead of file events: where events cannot work (NFS, SMB), always, or never."
     )
-    interval: Duration = Field(60.0, gt=0, description="How often the whole folder is looked at anew, whatever events say.")
+    interval: Duration = Field(
+        60.0, ge=SHORTEST_INTERVAL, description="How often the whole folder is looked at anew, whatever events say."
+    )
 
 
 class Match(_Section):
@@ -133,8 +146,8 @@ class Limits(_Section):
     """What qconvd may use of the machine."""
 
     memory: Size | None = Field(None, gt=0, description="Memory of all workers together; left out: half of the machine's.")
-    threads: int | None = Field(None, ge=1, description="Threads of all workers together; left out: one per core.")
-    jobs: int | None = Field(None, ge=1, description="Workers at a time; left out: as many as memory and threads allow.")
+    threads: Workers | None = Field(None, description="Threads of all workers together; left out: one per core.")
+    jobs: Workers | None = Field(None, description="Workers at a time; left out: as many as memory and threads allow.")
     stop_grace: Duration = Field(10.0, ge=0, description="How long a worker may take to stop before it is killed.")
     disk_reserve: Size = Field(1 << 30, ge=0, description="Free space on the output's disk that is left alone.")
 

@@ -71,18 +71,20 @@ class Plugins:
 
     def details(self, format: str) -> list[Detail]:
         """What plugins say of a format beside its options."""
-        return self._given("qconvd_format_details", format)
+        return self._given("qconvd_format_details", format=format)
 
     def findings(self, warm: bool) -> list[Finding]:
         """What plugins say of themselves to `qconvd doctor`."""
-        return [f for fs in self._manager.hook.qconvd_findings(warm=warm) for f in fs]
+        return self._given("qconvd_findings", warm=warm)
 
     def notify(self, event: dict[str, Any]) -> None:
         """Tell plugins of an event; what they raise is logged and goes no further."""
-        try:
-            self._manager.hook.qconvd_task_event(event=event)
-        except Exception:
-            log.exception("a plugin failed on an event", extra={"action": "plugin.event_failed"})
+        for implementation in reversed(self._manager.hook.qconvd_task_event.get_hookimpls()):
+            try:
+                implementation.function(*(event for _ in implementation.argnames))
+            except Exception:
+                log.exception("the plugin %s failed on an event", implementation.plugin_name,
+                              extra={"action": "plugin.event_failed"})  # fmt: skip
 
     def distribution(self, thing: object) -> str:
         """The distribution (`name version`) that a format, a container or a family came from."""
@@ -93,24 +95,24 @@ class Plugins:
         owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
         try:
             plugin = entry.load()
-        except Exception as error:  # noqa: BLE001 — somebody else's module may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 — somebody else's module may raise anything
             self._skip(entry.name, owner, error)
             return
         self._register(plugin, entry.name, owner)
 
-    def _skip(self, name: str, owner: str, error: Exception, hook: str = "") -> None:
+    def _skip(self, name: str, owner: str, error: BaseException, hook: str = "") -> None:
         code = _code(self._entries[name], hook) if name in self._entries else ""
         self.broken.append(BrokenPlugin(name, owner, f"{type(error).__name__}: {error}", code))
         log.warning("plugin %s (%s) is skipped: %s: %s", name, owner, type(error).__name__, error)
 
-    def _given(self, hook: str, *arguments: Any) -> list[Any]:
+    def _given(self, hook: str, **arguments: Any) -> list[Any]:
         """What all plugins give for a hook; one that raises is skipped like one that cannot be imported."""
         given = []
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             root = getattr(implementation.plugin, "__name__", implementation.plugin_name).partition(".")[0]
             try:
-                things = list(implementation.function(*arguments))
-            except Exception as error:
+                things = list(implementation.function(**{name: arguments[name] for name in implementation.argnames}))
+            except (Exception, SystemExit) as error:
                 if implementation.plugin_name in BUILT_IN:
                     raise
                 self._skip(implementation.plugin_name, self._owners[root], error, hook)

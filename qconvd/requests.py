@@ -98,7 +98,7 @@ class Requests:
                     yield f"{target.label}{of} {began}{why}; `qconvd retry {job.id}` tries it again"
 
     def _targets(self, request: Request) -> list[str]:
-        return [t.id for id in _ids(request.arguments) for t in self._ledger.find(id)]
+        return list(dict.fromkeys(t.id for id in _ids(request.arguments) for t in self._ledger.find(id)))
 
 
 def _ids(arguments: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from qconvd.executors.base import Status, environment
 from qconvd.executors.local import LocalExecutor
 from qconvd.ledger import Ledger, StaleFence, Task, backoff
 from qconvd.progress import ProgressBoard
-from qconvd.recovery import second_chance, sweep
+from qconvd.recovery import second_chance, sweep, withdraw
 from qconvd.scheduler import Start, next_tasks
 from qconvd.tasks import EXIT_BUSY, EXIT_CANCELLED, DeviceSpec, LimitsSpec, TaskResult, read_result, settle, spec_of, write_spec
 
@@ -157,6 +157,7 @@ class Work:
             if source.state == "present" and source.changed_at >= task.changed_at:
                 # Somebody touched it while it was read, and it came to rest before the task gave up.
                 second_chance(self._ledger, source.id)
+            withdraw(self._ledger, source.id)
         log.info("task %d (%s) %s", task.id, task.kind, how_it_ended(status, result), extra={"action": "task.ended"})
         self._mine.discard(task.handle)
         self._cursors.pop(task.handle, None)

@@ -34,16 +34,29 @@ class Llama:
         """The ids of a text; `special` adds BOS where the file says so, and sees control tokens in the text."""
         return list(self._model.get_vocab().tokenize(text, special, special))
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """float32 [tokens, vocabulary]."""
+    def logits(self, tokens: Sequence[int], context: int = 512) -> np.ndarray:
+        """float32 [tokens, vocabulary]; `context` tokens are what llama.cpp makes room for."""
         lib = self._lib
         parameters = lib.LlamaContextParams()
-        parameters.n_ctx = parameters.n_batch = 512
+        parameters.n_ctx = parameters.n_batch = context
+        state = lib.LlamaContext(self._model, parameters)
+        batch = lib.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
+        batch.set_batch(list(tokens), n_past=0, logits_all=True)
+        state.decode(batch)
+        return np.stack([np.asarray(state.get_logits_ith(i), np.float32) for i in range(len(tokens))])
+
+    def embeddings(self, tokens: Sequence[int]) -> np.ndarray:
+        """What an encoder makes of every token, not pooled: float32 [tokens, width]."""
+        lib = self._lib
+        parameters = lib.LlamaContextParams()
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = 512
+        parameters.embeddings = True
+        parameters.pooling_type = 0
         context = lib.LlamaContext(self._model, parameters)
         batch = lib.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
         batch.set_batch(list(tokens), n_past=0, logits_all=True)
-        context.decode(batch)
-        return np.stack([np.asarray(context.get_logits_ith(i), np.float32) for i in range(len(tokens))])
+        context.encode(batch)
+        return np.stack([np.asarray(context.get_embeddings_ith(i), np.float32) for i in range(len(tokens))])
 
 
 def generated(path: Path, prompt: str, count: int = 8) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from daemon_kit import Home, copy_in, move_in, tiny_model
+from qconvd.cli.exits import Exit
 
 pytestmark = pytest.mark.xdist_group("daemon")
 FP16_AND_GGUF = "[fp16, gguf: q8_0]"
@@ -296,7 +298,7 @@ def test_requests_are_answered(home: Home, tmp_path: Path) -> None:
     assert home.ask("add", path=str(model), recipe="everyday").answer == "1 artifact will be made"
     assert home.ask("add", path=str(model), recipe="everyday").answer == "all that the recipe wants is there or on its way"
     home.says("m", "asks for a GPU")
-    assert home.ask("cancel", ids=["1"]).answer == "1 artifact cancelled"
+    assert home.ask("cancel", ids=["1", "1"]).answer == "1 artifact cancelled"
     assert home.ask("cancel", ids=["1"]).answer == "nothing to cancel"
     assert home.says("m", "m: cancelled")
     assert home.ask("retry", ids=["1"]).answer == "1 artifact will be tried again"
@@ -407,6 +409,21 @@ def test_changed_while_read(home: Home) -> None:
     end(home)
 
 
+def test_removed_while_read(home: Home) -> None:
+    place = move_in(home, tiny_model(home.root / "drafts" / "m", width=1024))
+    home.start()
+    frozen = home.freeze("verify")
+    place.rename(home.root / "elsewhere")
+    os.kill(frozen[0], signal.SIGCONT)
+    home.said(f"{place} is no longer there")
+    home.wait(lambda: home.targets("superseded"), "the target to be let go")
+    home.wait(lambda: not home.status("m"), "the status to go")
+    assert home.targets("superseded")[0].reason == "the model was removed from the watched folder"
+    (home.root / "elsewhere").rename(place)
+    assert home.done(1), "what comes back is made"
+    end(home)
+
+
 def test_touched_while_read(home: Home) -> None:
     place = move_in(home, tiny_model(home.root / "drafts" / "m", width=1024))
     home.start()
@@ -436,6 +453,41 @@ def test_after_move(home: Home) -> None:
     end(home)
 
 
+@pytest.mark.parametrize("after", ["move", "delete"])
+def test_what_is_made_of_links_leaves_whole(home: Home, after: str) -> None:
+    home.configure(watch=f"after: {after}", interval="1s")
+    repository = home.inbox / "models--own--cached"
+    snapshot = repository / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    for file in tiny_model(home.root / "drafts" / "m").iterdir():
+        (repository / "blobs").mkdir(exist_ok=True)
+        file.rename(repository / "blobs" / f"blob-{file.name}")
+        (snapshot / file.name).symlink_to(f"../../blobs/blob-{file.name}")
+    linked = tiny_model(home.root / "store" / "linked", seed=2)
+    (home.inbox / "linked").symlink_to("../store/linked")
+    assert home.once() == 0
+    assert [p.name for p in home.inbox.iterdir() if not p.name.startswith(".")] == []
+    assert (linked / "model.safetensors").is_file(), "what a link points to is somebody else's"
+    if after == "move":
+        gone = home.inbox / ".qconvd-done"
+        assert (gone / "models--own--cached" / "snapshots" / "0123abc" / "model.safetensors").is_file()
+        assert (gone / "linked").is_symlink()
+        assert (gone / "linked").resolve() == linked
+
+
+def test_a_snapshot_beside_others_stays(home: Home) -> None:
+    home.configure(watch="after: delete")
+    snapshots = home.inbox / "models--own--cached" / "snapshots"
+    tiny_model(snapshots / "older")
+    tiny_model(snapshots / "newer", seed=2)
+    (snapshots.parent / "refs").mkdir()
+    (snapshots.parent / "refs" / "main").write_text("newer")
+    home.start()
+    home.said("the source is done and stays: its files may be shared with the snapshot older")
+    assert (snapshots / "newer" / "model.safetensors").is_file()
+    end(home)
+
+
 def test_after_delete(home: Home) -> None:
     home.configure(watch="after: delete", targets="[fp16, f32]")
     elsewhere = tiny_model(home.root / "elsewhere" / "linked", seed=5)
@@ -461,10 +513,38 @@ def test_after_failure(home: Home) -> None:
     assert (place / "model.safetensors").exists()
 
 
+def test_a_full_state_disk_is_told_and_waited_for(home: Home) -> None:
+    home.start()
+    home.said("is watched by events")
+    assert home.process is not None
+    # No file of the daemon may grow beyond what the ledger's log has now: what comes next does not fit.
+    full = (home.state / "ledger.sqlite-wal").stat().st_size
+    resource.prlimit(home.process.pid, resource.RLIMIT_FSIZE, (full, resource.RLIM_INFINITY))
+    move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.said("cannot go on: ")
+    assert home.process.poll() is None
+    resource.prlimit(home.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    home.said("goes on again")
+    home.done(1)
+    end(home)
+
+
+def test_a_ledger_that_was_removed_ends_the_daemon_in_words(home: Home) -> None:
+    home.start()
+    home.said("is watched by events")
+    (home.state / "ledger.sqlite").unlink()
+    assert home.join() == Exit.REFUSED
+    assert f"qconvd: {home.state / 'ledger.sqlite'}: the ledger was removed while it was in use" in home.log()
+    assert "Traceback" not in home.log()
+
+
 def test_an_output_that_cannot_be_written_is_told(home: Home) -> None:
     home.output.write_text("a file where the output should be")
     move_in(home, tiny_model(home.root / "drafts" / "m"))
     home.start()
     home.said("no status can be written to")
-    home.wait(lambda: home.targets("failed") or [t for t in home.targets() if t.failures], "the conversion to say so")
+    failed = home.wait(lambda: home.targets("failed"), "the conversion to say so")
+    assert failed[0].reason == "the output cannot be written: Not a directory"
+    assert failed[0].error["where"] == str(home.output)
+    assert "write permission" in failed[0].error["fix"]
     end(home)

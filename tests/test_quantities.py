@@ -50,6 +50,8 @@ def test_counts(text: str | int, expected: int) -> None:
         (size, True, "True is not a size; write for example 20GiB, 5 GB or 512MiB"),
         (size, None, "None is not a size; write for example 20GiB, 5 GB or 512MiB"),
         (size, float("nan"), "nan is not a size; write for example 20GiB, 5 GB or 512MiB"),
+        (size, "9" * 400 + ".5GiB", f"'{'9' * 55}…' is not a size; write for example 20GiB, 5 GB or 512MiB"),
+        (duration, "9" * 400 + "w", f"'{'9' * 55}…' is not a duration; write for example 30s, 5m or 2h"),
         (duration, "soon", "'soon' is not a duration; write for example 30s, 5m or 2h"),
         (duration, "1h 30", "'1h 30' is not a duration; write for example 30s, 5m or 2h"),
         (duration, -2, "-2 is not a duration; write for example 30s, 5m or 2h"),

@@ -6,6 +6,7 @@ Nothing is passed over in silence: a tensor that the family does not name, lacks
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,9 +123,12 @@ def _default(number: Number, config: Config, numbers: Mapping[str, Any]) -> Any:
 
 
 def _fits(value: Any, number: Number) -> bool:
-    whole = not isinstance(number.default, float)
-    kind = int if whole else (int, float)
-    return not isinstance(value, bool) and isinstance(value, kind) and (not whole or value >= number.least)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if not (number.real or isinstance(number.default, float)):
+        return isinstance(value, int) and value >= number.least
+    # NaN and Infinity are numbers to Python's JSON; 10^400 is an int, but no float.
+    return abs(value) <= sys.float_info.max
 
 
 def _find(config: Config, dotted: str) -> Any:
@@ -159,8 +163,7 @@ class _Sources:
 
     def take(self, tensor: Tensor, tied: bool) -> Iterator[Mapped]:
         """The tensor of every layer, or the one tensor; nothing where it is optional and not there."""
-        count = self.numbers[tensor.over or self.family.layers]
-        layers = range(count) if "{i}" in tensor.name else (None,)
+        layers = self._layers(tensor) if "{i}" in tensor.name else (None,)
         if tied and tensor.untied:
             return
         missing = []
@@ -186,7 +189,7 @@ class _Sources:
             for name in (tensor.source, *tensor.also)
         }
         for name in (name for name in self.model.tensors if name not in self.taken):
-            reason = copies.get(name) or next((why for p, why in self.family.ignored.items() if re.search(p, name)), None)
+            reason = copies.get(name) or self._unneeded(name)
             if reason:
                 dropped.append(LeftOut(name, "dropped", reason))
             else:
@@ -198,7 +201,20 @@ class _Sources:
             )
         return tuple(dropped)
 
+    def _unneeded(self, name: str) -> str | None:
+        count = self.numbers[self.family.layers]
+        spare = ((found, why) for pattern, why in self.family.spare.items() if (found := re.search(pattern, name)))
+        reasons = [why for pattern, why in self.family.ignored.items() if re.search(pattern, name)]
+        return next((why for found, why in spare if int(found[1]) >= count), reasons[0] if reasons else None)
+
+    def _layers(self, tensor: Tensor) -> range:
+        stop = self.numbers[tensor.over or self.family.layers]
+        first = self.numbers[tensor.since] if tensor.since else 0
+        return range(first, min(stop, self.numbers[tensor.until]) if tensor.until else stop)
+
     def _required(self, tensor: Tensor) -> bool:
+        if callable(tensor.present):
+            return tensor.present(self.model.config)
         return tensor.present if isinstance(tensor.present, bool) else bool(self.model.config.get(tensor.present))
 
     def _rows(self, tensor: Tensor) -> int:

@@ -7,7 +7,6 @@ become paths, only regular files are opened (a FIFO would block for ever), and e
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import stat
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from qconvd.checkpoints import json_text
 from qconvd.checkpoints.base import FileInfo
 from qconvd.errors import BadCheckpoint, Incomplete, QconvdError
 
@@ -237,10 +237,9 @@ def parse_json(text: bytes, where: str, what: str = "is", **options: Any) -> Any
     if text.count(b",") + text.count(b"[") + text.count(b"{") > JSON_VALUES:
         raise BadCheckpoint(f"{what} not sensible JSON: more than {JSON_VALUES} values", where=where)
     try:
-        return json.loads(text.decode(), **options)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise BadCheckpoint(f"{what} not valid JSON: {reason}", where=where, fix="copy or download the file again") from error
+        return json_text.loads(text, **options)
+    except ValueError as error:
+        raise BadCheckpoint(f"{what} not valid JSON: {error}", where=where, fix="copy or download the file again") from error
 
 
 def file_size(path: Path) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from typing import Any
 
@@ -77,10 +79,16 @@ def main() -> None:
 
     With `--json` the sentences are also printed as JSON, so that a script always has something to read.
     """
+    _open_standard_streams()
+    _take_names_as_utf8()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        # Not standalone: typer would print a mistake of the command line itself, and not as JSON.
-        sys.exit(app(standalone_mode=False) or Exit.OK)
+        try:
+            # Not standalone: typer would print a mistake of the command line itself, and not as JSON.
+            code = app(standalone_mode=False) or Exit.OK
+        finally:
+            sys.stdout.flush()
+        sys.exit(code)
     except _UsageError as error:
         error.show()
         _tell_script(QconvdError(error.format_message(), fix="`--help` after the command lists what it takes"), "UsageError")
@@ -95,6 +103,38 @@ def main() -> None:
         # `qconvd jobs | head`: who reads has seen enough. Python would complain once more when it flushes at exit.
         sys.stderr.close()
         sys.exit(Exit.OK)
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        # What is left in the buffer would fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"qconvd: what it prints cannot be written: {os.strerror(error.errno)}", file=sys.stderr)
+        sys.exit(Exit.FAILED)
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where whoever started this has closed a stream.
+
+    Otherwise the next file that is opened gets its number, and with it what is printed or logged.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode))
+
+
+def _take_names_as_utf8() -> None:
+    """Begin anew in Python's UTF-8 mode where the locale has another encoding.
+
+    Names that it cannot spell would be passed over in watched folders, and could not be printed.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # workers inherit it
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def _tell(error: QconvdError, code: Exit) -> Exit:

@@ -158,7 +158,8 @@ All mistakes are told at once, each with its place:
 
 Sizes are written `20GiB`, `5 GB` or `512MiB` (`GB` is 10⁹ bytes, `GiB` is 2³⁰, a lone `G` too), durations `30s`, `5m`, `1h30m`,
 numbers of parameters `135M`, `70B`. Paths are relative to the file; `~` is the home folder. The daemon reads the file when it
-starts, and again on SIGHUP or `qconvd reload`; a bad one is refused and the old one stays.
+starts, and again on SIGHUP or `qconvd reload`; a bad one is refused and the old one stays. While the file is wrong, `status`,
+`jobs`, `job`, `logs`, `retry`, `cancel` and `reconvert` say so and go on with the daemon that runs.
 
 Without `--config`, the file is the first of `$QCONVD_CONFIG`, `./config.yaml`, `~/.config/qconvd/config.yaml` and
 `/etc/qconvd/config.yaml`."""

@@ -24,6 +24,7 @@ def run(
     Ctrl-C or SIGTERM stops it within `limits.stop_grace`, a second one at once; SIGHUP reads the config again.
     """
     from qconvd import config as configuration
+    from qconvd.checkpoints.files import is_there
     from qconvd.daemon import Daemon
 
     path = config or configuration.find()
@@ -39,7 +40,7 @@ def run(
     # Its debug lines are two for every file, in its own terms.
     logging.getLogger("watchdog").setLevel(logging.INFO)
     for watch in loaded.watch:
-        if not watch.folder.exists():
+        if not is_there(watch.folder):
             logging.getLogger(__name__).warning(
                 "the watched folder %s does not exist yet; it is taken up when it does", watch.folder
             )

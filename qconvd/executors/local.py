@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ class LocalExecutor:
         deadline = _now() + grace
         before = _read(folder / "cancel.json")
         if before is None or deadline < float(before.get("deadline", 0)):
-            runner.record(folder / "cancel.json", {"deadline": deadline})
+            with suppress(OSError):  # a full disk must not keep the worker from hearing of it
+                runner.record(folder / "cancel.json", {"deadline": deadline})
         if before is None:
             self._signal(folder, signal.SIGTERM)
         self.poll(handle)

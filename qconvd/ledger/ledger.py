@@ -175,8 +175,8 @@ class Ledger(Reading):
         """Make the tasks that the targets' states call for and that are not there yet; returns the new ones.
 
         Waiting targets of a source are planned together; planned ones are converted together by device class, so that a
-        missing GPU holds up nobody else; each is verified on its own. What is being made from a copy of the model already
-        gets no task. May be called at any time and any number of times.
+        missing GPU holds up nobody else; each is verified on its own, and tried again on its own after a crash. What is being
+        made from a copy of the model already gets no task. May be called at any time and any number of times.
         """
         with self.transaction() as db:
             busy = {r["target"] for r in db.execute(
@@ -246,13 +246,17 @@ class Ledger(Reading):
     ) -> None:
         """The whole attempt failed. With `retry` it is tried again at `at` (or after `backoff`), up to `RETRIES` times.
 
-        Raises `StaleFence`.
+        After a crash (no `error`, no `at`) each target is tried alone: the one that brings the worker down, and nobody
+        knows which that is, shall not take the others with it. Raises `StaleFence`.
         """
         with self.transaction():
             held = self._held(task, fence)
             outcome, now = Outcome(False, reason, error or {}, retry), self._clock()
             left = [t for t in self._still_in(held) if self._step_back(t, held, outcome, now, at)]
-            self._requeue(held, left, reason, "failed")
+            if len(left) > 1 and not error and at is None:
+                self._close(held, "failed", reason)
+            else:
+                self._requeue(held, left, reason, "failed")
 
     def release(self, task: int, fence: int, reason: str, *, at: float = 0.0) -> None:
         """The attempt was stopped, which is no failure: what is still wanted of it is queued again. Raises `StaleFence`."""
@@ -562,8 +566,9 @@ def _device(target: Target) -> str:
 
 
 def _group(target: Target) -> tuple[Any, ...]:
+    alone = target.id if target.failures and not target.error else ""
     if target.state == "waiting":
-        return ("plan", target.source, target.not_before)
+        return ("plan", target.source, target.not_before, alone)
     if target.state == "planned":
-        return ("convert", target.source, _device(target), target.not_before)
+        return ("convert", target.source, _device(target), target.not_before, alone)
     return ("verify", target.id)

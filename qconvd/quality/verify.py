@@ -8,6 +8,7 @@ with NaN or infinities, are decoded and held against the model.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -83,10 +84,14 @@ def verify_path(path: Path, *, formats: Mapping[str, Format] | None = None) -> l
 
     Every artifact is looked at, whatever is wrong with the others. Raises `QconvdError` if there is nothing to verify.
     """
-    if not path.exists():
-        raise QconvdError("there is no such file or folder", where=str(path), fix="look at the spelling of the path")
+    try:
+        path.stat()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        what = "there is no such file or folder" if missing else f"cannot be read: {os.strerror(error.errno or 0)}"
+        raise QconvdError(what, where=str(path), fix="look at the spelling of the path" if missing else "") from error
     places = manifest_paths(path if path.is_dir() else path.parent)
-    if path.is_file():
+    if not path.is_dir():
         places = [p for p in places if path.name in _names(p)]
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
     if path.is_dir() and not places and not files:  # the output folder: artifacts' folders stand in it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -35,13 +36,33 @@ def test_plan(qconvd: Qconvd, glass: Path) -> None:
     assert lines[4] == "  glass_en-fp16/"
     assert lines[6] == "  glass_en-GGUF/glass_en-Q8_0.gguf"
     assert "4 of 38 tensors of the Q8_0 file are F16" in said.out
-    assert "2 of 2 can be made" in lines[-1]
+    assert "2 of 2 can be made" in lines[-2]
+    assert re.fullmatch(r"One pass makes all of them, with [\d.]+ [MG]iB of memory \(threads: \d+\)\.", lines[-1])
     assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("memory", ["2GiB", "384MiB"])
+def test_plan_prices_for_the_limits_of_the_config(qconvd: Qconvd, glass: Path, config: Path, memory: str) -> None:
+    config.write_text(CONFIG + f"limits: {{threads: 6, jobs: 2, memory: {memory}}}\n")
+    said = qconvd("plan", glass, "--recipe", "small")
+    assert said.out.endswith("One pass makes all of them, with 384.0 MiB of memory (threads: 3).\n")
+
+
+def test_plan_says_what_the_scheduler_would(qconvd: Qconvd, glass: Path, config: Path) -> None:
+    config.write_text(CONFIG + "limits: {memory: 350MiB}\n")
+    said = qconvd("plan", glass, "--recipe", "small")
+    assert said.code == 3
+    assert (
+        "gguf Q8_0 cannot be made: needs 384.0 MiB of memory; limits.memory allows 350.0 MiB\n"
+        "  raise limits.memory, or give convert a larger --memory\n"
+    ) in said.out
 
 
 def test_plan_for_scripts_is_exact(qconvd: Qconvd, glass: Path) -> None:
     said = qconvd("plan", glass, "--to", "fp16,q8_0", "--name", "other", "--json")
     half, q8 = said.json["artifacts"]
+    assert said.json["memory"] == max(half["memory"], q8["memory"]) >= 384 << 20
+    assert said.json["threads"] >= 1
     assert said.json["parameters"] == 852608
     assert half["bytes"] == sum(f["bytes"] for f in half["files"])
     assert {f["path"] for f in half["files"]} == {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Qconvd
+from daemon_kit import Home, tiny_model
 
 HEAVY = {"numpy", "numba", "torch", "transformers", "tokenizers", "gguf", "safetensors", "sentencepiece"}
 PLUGINS = {"pluggy", "qconvd_fp16", "qconvd_gguf", "qconvd_ggml"}
@@ -129,3 +131,47 @@ def test_every_mistake_of_a_config_for_scripts(qconvd: Qconvd) -> None:
     assert first == "config.yaml:1:1: outptu: there is no key 'outptu' here (did you mean output?)"
     assert "fp61" in last
     assert said.json["what"] == "\n".join(said.json["problems"])
+
+
+def test_a_stream_that_is_full_is_told_without_a_traceback() -> None:
+    command = f"{sys.executable} -m qconvd schema > /dev/full"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == "qconvd: what it prints cannot be written: No space left on device\n"
+    assert done.returncode == 1
+
+
+def test_streams_that_are_closed_do_no_harm(tmp_path: Path) -> None:
+    """Their numbers must not go to the next files that are opened: the lock, the ledger, a log."""
+    home = Home(tmp_path)
+    tiny_model(home.inbox / "m")
+    for closed in ("<&- >&- 2>&-", "2>&-", "<&-"):
+        command = f"{sys.executable} -m qconvd run --once --config {home.config} {closed}"
+        assert subprocess.run(command, shell=True, capture_output=True, check=False).returncode == 0, closed
+    assert (home.output / "m-fp16" / "model.safetensors").is_file()
+    assert (home.state / "lock").read_text().strip().isdigit()
+
+
+def test_names_are_utf8_whatever_the_locale_says(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    tiny_model(home.inbox / "日本")
+    home.env = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    assert home.once() == 0, home.log()
+    assert (home.output / "日本-fp16" / "model.safetensors").is_file()
+    assert f"{home.inbox / '日本'} is taken" in home.log()
+    command = [sys.executable, "-m", "qconvd", "inspect", str(home.inbox / "日本")]
+    done = subprocess.run(command, env={**os.environ, **home.env}, capture_output=True, check=True)
+    assert "日本" in done.stdout.decode()
+
+
+@pytest.mark.parametrize("key", ["folder", "output", "state"])
+def test_a_folder_that_cannot_even_be_looked_for(qconvd: Qconvd, key: str) -> None:
+    """A name of 300 bytes stands for all that makes `Path.exists` raise, such as a folder below one that may not be read."""
+    place = {"folder": "./inbox", "output": "./models", "state": "./state"} | {key: f"./{'x' * 300}/y"}
+    Path("config.yaml").write_text(
+        f"watch: [{{folder: {place['folder']}, recipes: [r]}}]\noutput: {place['output']}\nstate: {place['state']}\n"
+        "recipes: {r: {targets: [fp16]}}\n"
+    )
+    for command in ("check", "doctor", "jobs"):
+        said = qconvd(command)
+        assert "Traceback" not in said.err, said.err
+    assert "x" * 300 in qconvd("check").out

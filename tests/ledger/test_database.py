@@ -196,6 +196,19 @@ while True:
 """
 
 
+def test_a_transaction_that_the_disk_refuses_is_over(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    pages = ledger.rows("PRAGMA page_count")[0][0]
+    ledger.rows(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        ledger.request("add", path="x" * 100_000)
+    ledger.rows(f"PRAGMA max_page_count = {pages + 1000}")
+    number = ledger.request("reload")
+    with sqlite3.connect(ledger.path) as other:
+        assert [row[0] for row in other.execute("SELECT id FROM request")] == [number], "what comes next is on disk"
+    ledger.close()
+
+
 def test_sigkill_at_random_moments_leaves_a_whole_ledger_and_forgets_nothing(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     moments = random.Random(7)

@@ -198,7 +198,32 @@ def test_one_target_of_a_task_fails_and_the_others_go_on(bench: Bench, ledger: L
     assert bench.states() == {good: "verifying", bad: "failed", crashed: "planned", silent: "planned"}
     assert ledger.target(silent).reason.endswith("the worker ended without a word about this target")
     kinds = {(t.kind, t.targets) for t in ledger.make_tasks()}
-    assert kinds == {("verify", (good,)), ("convert", (crashed, silent))}
+    assert kinds == {("verify", (good,)), ("convert", (crashed,)), ("convert", (silent,))}
+
+
+def test_after_a_crash_each_target_is_tried_alone(bench: Bench, ledger: Ledger, clock: Clock, wish: Wishes) -> None:
+    good, deadly = bench.want(wish("a"), wish("b"))
+    together = bench.start("plan")
+    ledger.fail(together.id, together.fence, "was killed (out of memory?)", retry=True)
+    assert ledger.task(together.id).state == "failed"
+    assert sorted(t.targets for t in ledger.make_tasks()) == sorted([(good,), (deadly,)])
+    for _ in range(1, RETRIES):
+        clock.now += backoff(RETRIES)
+        for task in ledger.tasks("queued"):
+            held = ledger.claim(task.id)
+            if held.targets == (deadly,):
+                ledger.fail(held.id, held.fence, "was killed (out of memory?)", retry=True)
+            else:
+                bench.succeed(held)
+    assert bench.states() == {good: "planned", deadly: "failed"}
+
+
+def test_what_goes_down_with_the_daemon_stays_together(bench: Bench, ledger: Ledger, clock: Clock, wish: Wishes) -> None:
+    bench.want(wish("a"), wish("b"))
+    task = bench.start("plan")
+    ledger.fail(task.id, task.fence, "the worker was killed together with the daemon", retry=True, at=clock.now)
+    assert ledger.task(task.id).state == "queued"
+    assert ledger.make_tasks() == []
 
 
 def test_a_stop_is_no_failure(bench: Bench, ledger: Ledger, wish: Wishes) -> None:

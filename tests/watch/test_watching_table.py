@@ -304,6 +304,31 @@ def test_unreadable(home: Home, draft: Path) -> None:
     taken(home, place)
 
 
+def test_links_that_lead_nowhere_or_in_circles_harm_nobody(home: Home, draft: Path) -> None:
+    links = {"circle": "circle", "circle.gguf": "circle.gguf", "nowhere": "not-there", "whole": "..", "out": "/"}
+    for name, target in links.items():
+        (home.inbox / name).symlink_to(target)
+    home.says("circle", "Too many levels of symbolic links")
+    place = move_in(home, draft)
+    made(home, place.name)
+    for name in links:
+        (home.inbox / name).unlink()
+
+
+def test_a_name_too_long_for_a_status_keeps_no_other_from_its_own(home: Home, draft: Path) -> None:
+    long = copy_in(home, draft, "a" * 250)
+    other = tiny_model(home.root / "drafts" / "b-after-the-long-one", seed=77)
+    (home.output / "a-folder.status.txt").mkdir()
+    clash = copy_in(home, draft, "a-folder")
+    place = move_in(home, other)
+    made(home, place.name)
+    home.said("a-folder.status.txt: Is a directory")
+    home.wait(lambda: list(home.output.glob("aaaa*.status.txt")), "the long name's status")
+    for folder in (long, clash):
+        shutil.rmtree(folder)
+    (home.output / "a-folder.status.txt").rmdir()
+
+
 def test_overflow(home: Home, draft: Path) -> None:
     """The daemon sleeps while the kernel's queue runs over; the model's own event is among those that are lost."""
     home.signal(signal.SIGSTOP)

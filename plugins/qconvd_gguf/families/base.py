@@ -44,6 +44,8 @@ class Number:
     default: int | float | str | Callable[[Config, Numbers], int | float | None] | None = None
     optional: bool = False
     least: int = 1
+    real: bool = False
+    """Whether it may have a fraction. One with such a default may."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +88,22 @@ class Tensor:
     have for it, of which the first one found is taken and the others, being copies, are dropped. Where `source` holds
     `{e}`, the tensors of 0 … `stack` - 1 (a number's name: the experts) become one, stacked along a new first axis. Several
     tensors may share a source, each with a step that takes its part. `over` names the number of layers where it is not the
-    family's. `shape` is the checkpoint's, and is checked. `present` says whether it must be there: always; never (then it is
-    taken if it is there); or the name of a config key that says so (`attention_bias`). `untied` tensors are left out where
-    the config ties the embeddings.
+    family's; `since` and `until` name numbers between which layers have the tensor (dense layers first, experts after them).
+    `shape` is the checkpoint's, and is checked. `present` says whether it must be there: always; never (then it is
+    taken if it is there); or a config key (`attention_bias`) or a function of the config that says so. `untied` tensors are
+    left out where the config ties the embeddings.
     """
 
     name: str
     source: str
     shape: tuple[str, ...]
     steps: tuple[Step, ...] = ()
-    present: bool | str = True
+    present: bool | str | Callable[[Config], bool] = True
     untied: bool = False
     also: tuple[str, ...] = ()
     over: str = ""
+    since: str = ""
+    until: str = ""
     stack: str = ""
 
 
@@ -142,6 +147,8 @@ class Family:
     """Whether embeddings are tied when config.json does not say."""
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Regular expressions of checkpoint tensors that are not needed, and why."""
+    spare: Mapping[str, str] = field(default_factory=dict)
+    """Likewise, with a group that is the number of a layer: those that the config does not count (multi-token prediction)."""
     limits: Sequence[Limit] = ()
     checks: Sequence[Callable[[Config, Numbers], str | None]] = ()
     """What a single config key does not tell: a reason why llama.cpp cannot run the model, or None."""

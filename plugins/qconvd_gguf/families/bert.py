@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qconvd_gguf.families.base import FILE_TYPE, Config, Family, Fixed, FromFiles, Key, Limit, Number, Numbers, Tensor
+from qconvd_gguf.families.decoder import linear
 from qconvd_gguf.families.pooling import pooling
 from qconvd_gguf.families.steps import RowsFrom
 
@@ -22,13 +23,6 @@ def _norm(name: str, source: str) -> tuple[Tensor, Tensor]:
     return (
         Tensor(f"{name}.weight", f"{source}.weight", (HIDDEN,), also=(f"{source}.gamma",)),
         Tensor(f"{name}.bias", f"{source}.bias", (HIDDEN,), also=(f"{source}.beta",)),
-    )
-
-
-def _linear(name: str, source: str, rows: str, columns: str) -> tuple[Tensor, Tensor]:
-    return (
-        Tensor(f"{name}.weight", f"{source}.weight", (rows, columns)),
-        Tensor(f"{name}.bias", f"{source}.bias", (rows,)),
     )
 
 
@@ -77,13 +71,13 @@ BERT = Family(
         Tensor("position_embd.weight", "{p}embeddings.position_embeddings.weight", ("positions", HIDDEN)),
         Tensor("token_types.weight", "{p}embeddings.token_type_embeddings.weight", ("kinds", HIDDEN)),
         *_norm("token_embd_norm", "{p}embeddings.LayerNorm"),
-        *_linear(BLOCK + "attn_q", LAYER + "attention.self.query", HIDDEN, HIDDEN),
-        *_linear(BLOCK + "attn_k", LAYER + "attention.self.key", HIDDEN, HIDDEN),
-        *_linear(BLOCK + "attn_v", LAYER + "attention.self.value", HIDDEN, HIDDEN),
-        *_linear(BLOCK + "attn_output", LAYER + "attention.output.dense", HIDDEN, HIDDEN),
+        *linear(BLOCK + "attn_q", LAYER + "attention.self.query", HIDDEN, HIDDEN, True),
+        *linear(BLOCK + "attn_k", LAYER + "attention.self.key", HIDDEN, HIDDEN, True),
+        *linear(BLOCK + "attn_v", LAYER + "attention.self.value", HIDDEN, HIDDEN, True),
+        *linear(BLOCK + "attn_output", LAYER + "attention.output.dense", HIDDEN, HIDDEN, True),
         *_norm(BLOCK + "attn_output_norm", LAYER + "attention.output.LayerNorm"),
-        *_linear(BLOCK + "ffn_up", LAYER + "intermediate.dense", FFN, HIDDEN),
-        *_linear(BLOCK + "ffn_down", LAYER + "output.dense", HIDDEN, FFN),
+        *linear(BLOCK + "ffn_up", LAYER + "intermediate.dense", FFN, HIDDEN, True),
+        *linear(BLOCK + "ffn_down", LAYER + "output.dense", HIDDEN, FFN, True),
         *_norm(BLOCK + "layer_output_norm", LAYER + "output.LayerNorm"),
     ),
     ignored={
@@ -127,7 +121,7 @@ CLASSIFIER = replace(
     metadata=(*BERT.metadata, _labels),
     tensors=(
         *BERT.tensors,
-        *_linear("cls.output", "classifier", "classes", HIDDEN),
+        *linear("cls.output", "classifier", "classes", HIDDEN, True),
     ),
 )
 
@@ -138,8 +132,8 @@ RERANKER = replace(
     metadata=(*ROBERTA.metadata, _labels),
     tensors=(
         *ROBERTA.tensors,
-        *_linear("cls", "classifier.dense", HIDDEN, HIDDEN),
-        *_linear("cls.output", "classifier.out_proj", "classes", HIDDEN),
+        *linear("cls", "classifier.dense", HIDDEN, HIDDEN, True),
+        *linear("cls.output", "classifier.out_proj", "classes", HIDDEN, True),
     ),
 )
 
@@ -172,13 +166,13 @@ DISTILBERT = Family(
         Tensor("token_embd.weight", "{p}embeddings.word_embeddings.weight", ("vocab", HIDDEN)),
         Tensor("position_embd.weight", "{p}embeddings.position_embeddings.weight", ("context", HIDDEN)),
         *_norm("token_embd_norm", "{p}embeddings.LayerNorm"),
-        *_linear(BLOCK + "attn_q", DISTIL + "attention.q_lin", HIDDEN, HIDDEN),
-        *_linear(BLOCK + "attn_k", DISTIL + "attention.k_lin", HIDDEN, HIDDEN),
-        *_linear(BLOCK + "attn_v", DISTIL + "attention.v_lin", HIDDEN, HIDDEN),
-        *_linear(BLOCK + "attn_output", DISTIL + "attention.out_lin", HIDDEN, HIDDEN),
+        *linear(BLOCK + "attn_q", DISTIL + "attention.q_lin", HIDDEN, HIDDEN, True),
+        *linear(BLOCK + "attn_k", DISTIL + "attention.k_lin", HIDDEN, HIDDEN, True),
+        *linear(BLOCK + "attn_v", DISTIL + "attention.v_lin", HIDDEN, HIDDEN, True),
+        *linear(BLOCK + "attn_output", DISTIL + "attention.out_lin", HIDDEN, HIDDEN, True),
         *_norm(BLOCK + "attn_output_norm", DISTIL + "sa_layer_norm"),
-        *_linear(BLOCK + "ffn_up", DISTIL + "ffn.lin1", FFN, HIDDEN),
-        *_linear(BLOCK + "ffn_down", DISTIL + "ffn.lin2", HIDDEN, FFN),
+        *linear(BLOCK + "ffn_up", DISTIL + "ffn.lin1", FFN, HIDDEN, True),
+        *linear(BLOCK + "ffn_down", DISTIL + "ffn.lin2", HIDDEN, FFN, True),
         *_norm(BLOCK + "layer_output_norm", DISTIL + "output_layer_norm"),
     ),
     ignored={r"^vocab_": "the head that guesses masked words is no part of an embedding"},

@@ -5,7 +5,7 @@ Families take what fits from here and name the rest themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from qconvd_gguf.families.base import FILE_TYPE, Config, Key, KeyMaker, Limit, Number, Numbers, Step, Tensor
 from qconvd_gguf.families.rope import THETA, rope_scaling
@@ -30,7 +30,8 @@ EXPERTS: Mapping[str, Number] = {
     "experts_used": Number(("num_experts_per_tok",)),
 }
 SAID_HEAD_DIM = Number(("head_dim",), optional=True)
-"""A family with a number `said_head_dim` writes a head's width only where config.json says it, as the converter does."""
+UNSAID_HEAD_DIM = Number((), optional=True)
+"""A family with a number `said_head_dim` writes a head's width where config.json says it, or never, as its converter does."""
 
 KEYS = (
     Key("block_count", "layers"),
@@ -49,11 +50,9 @@ KEYS = (
 )
 
 
-def common_keys(numbers: Mapping[str, Number]) -> tuple[Key | KeyMaker, ...]:
+def common_keys(numbers: Mapping[str, Number], scaling: KeyMaker = rope_scaling) -> tuple[Key | KeyMaker, ...]:
     """The converter's keys for all decoders in its order, up to the file's type: those whose number a family has."""
-    wanted = [key for key in KEYS if not isinstance(key, Key) or key.value in numbers]
-    if "rope_theta" not in numbers:
-        wanted.remove(rope_scaling)
+    wanted = [key if isinstance(key, Key) else scaling for key in KEYS if not isinstance(key, Key) or key.value in numbers]
     width = "said_head_dim" if "said_head_dim" in numbers else "head_dim"
     return (*wanted, Key("attention.key_length", width), Key("attention.value_length", width), FILE_TYPE)
 
@@ -132,3 +131,30 @@ def sliding_window_note(config: Config, numbers: Numbers) -> str | None:
     if not isinstance(window, int) or config.get("use_sliding_window") is False or window >= numbers["context"]:
         return None
     return f"llama.cpp attends to the whole context where this model looks back {window} tokens only: longer prompts differ"
+
+
+def usual_head_width(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
+    """For graphs in which the heads share the hidden width among them."""
+    if numbers["heads"] * numbers["head_dim"] == numbers["hidden"]:
+        return None
+    return f"head_dim is {numbers['head_dim']}: llama.cpp divides hidden_size by the number of heads in this family"
+
+
+def window_every(period: int) -> Callable[[Config, Numbers], str | None]:
+    """For graphs in which all layers but every `period`-th look back through a window: whether the config's do.
+
+    transformers 5 lists the layers in `layer_types`, older configs have a period under one of several names.
+    """
+
+    def check(config: Config, numbers: Numbers) -> str | None:
+        wanted = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(numbers["layers"])]
+        said = config.get("layer_types") or wanted
+        periods = {config.get(name) for name in ("sliding_window_pattern", "_sliding_window_pattern", "layer_switch")} - {
+            None,
+            period,
+        }
+        if said == wanted and not periods:
+            return None
+        return f"llama.cpp's graph for this family has full attention in every layer of {period}, config.json says otherwise"
+
+    return check

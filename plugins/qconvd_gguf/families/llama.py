@@ -20,7 +20,7 @@ from qconvd_gguf.families.decoder import (
     norm,
     sliding_window_note,
 )
-from qconvd_gguf.families.rope import dynamic_note, llama3_factors
+from qconvd_gguf.families.rope import dynamic_note, llama3_factors, rope_scaling_or_factors
 from qconvd_gguf.families.steps import RopePairs
 
 ATTENTION = attention("attention_bias", "attention_bias", (RopePairs("heads"),), (RopePairs("kv_heads"),))
@@ -29,6 +29,7 @@ NORMS = (
     *norm(BLOCK + "attn_norm", LAYER + "input_layernorm"),
     *norm(BLOCK + "ffn_norm", LAYER + "post_attention_layernorm"),
 )
+FACTORS = (Made("rope_freqs.weight", llama3_factors),)
 KEYS = (Key("vocab_size", "vocab"), Key("rope.dimension_count", "head_dim"))
 
 FAMILY = Family(
@@ -36,9 +37,9 @@ FAMILY = Family(
     architectures=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"),
     prefixes=("model.", ""),
     numbers=NUMBERS,
-    metadata=(*common_keys(NUMBERS), *KEYS),
+    metadata=(*common_keys(NUMBERS, rope_scaling_or_factors), *KEYS),
     tensors=(EMBEDDINGS, HEAD, *NORMS, *ATTENTION, *gated_mlp("mlp_bias")),
-    made=(Made("rope_freqs.weight", llama3_factors),),
+    made=FACTORS,
     ignored=FREQUENCIES,
     limits=(SILU,),
     notes=(dynamic_note, sliding_window_note),

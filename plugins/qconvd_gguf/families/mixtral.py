@@ -24,7 +24,7 @@ from qconvd_gguf.families.decoder import (
     experts,
     sliding_window_note,
 )
-from qconvd_gguf.families.rope import dynamic_note
+from qconvd_gguf.families.rope import dynamic_note, rope_scaling_or_factors
 from qconvd_gguf.families.steps import RopePairs
 
 MIXTRAL = {**NUMBERS, **EXPERTS, "said_head_dim": SAID_HEAD_DIM}
@@ -34,7 +34,7 @@ FAMILY = Family(
     architectures=("MixtralForCausalLM",),
     prefixes=("model.",),
     numbers=MIXTRAL,
-    metadata=(*common_keys(MIXTRAL), *llama.KEYS),
+    metadata=(*common_keys(MIXTRAL, rope_scaling_or_factors), *llama.KEYS),
     tensors=(
         EMBEDDINGS,
         HEAD,
@@ -43,6 +43,7 @@ FAMILY = Family(
         Tensor(BLOCK + "ffn_gate_inp.weight", LAYER + "block_sparse_moe.gate.weight", ("experts", HIDDEN)),
         *experts("block_sparse_moe.experts", gate="w1", up="w3", down="w2", width=FFN),
     ),
+    made=llama.FACTORS,
     ignored=FREQUENCIES,
     limits=(SILU,),
     notes=(dynamic_note, sliding_window_note),

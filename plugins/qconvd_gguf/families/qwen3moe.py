@@ -22,10 +22,10 @@ from qconvd_gguf.families.decoder import (
     sliding_window_note,
 )
 from qconvd_gguf.families.llama import NORMS
+from qconvd_gguf.families.qwen2moe import SPARSE
 from qconvd_gguf.families.rope import dynamic_note
 
 QWEN3MOE = {**NUMBERS, **EXPERTS, "expert_ffn": Number(("moe_intermediate_size",))}
-EVERY_LAYER = "llama.cpp's graph for this family has experts in every layer"
 
 FAMILY = Family(
     name="qwen3moe",
@@ -37,16 +37,16 @@ FAMILY = Family(
         EMBEDDINGS,
         HEAD,
         *NORMS,
-        *attention("attention_bias", "attention_bias"),
+        *attention(),
         *head_norms(),
         Tensor(BLOCK + "ffn_gate_inp.weight", LAYER + "mlp.gate.weight", ("experts", HIDDEN)),
         *experts("mlp.experts", gate="gate_proj", up="up_proj", down="down_proj", width="expert_ffn"),
     ),
     limits=(
         SILU,
+        Limit("attention_bias", (False,), "llama.cpp knows this family without biases"),
         Limit("norm_topk_prob", (True,), "llama.cpp always scales the chosen experts' weights to a sum of one", default=False),
-        Limit("decoder_sparse_step", (1,), EVERY_LAYER),
-        Limit("mlp_only_layers", ([],), EVERY_LAYER),
+        *SPARSE,
     ),
     notes=(dynamic_note, sliding_window_note),
 )

@@ -13,12 +13,18 @@ from typing import Any
 from qconvd.api import Constant, Expr, Unsupported
 from qconvd_gguf.families.base import Config, Metadata, Number, Numbers
 
-THETA = Number(("rope_theta", "rope_parameters.rope_theta", "rope_scaling.rope_theta"), 10000.0)
+THETA = Number(
+    ("rope_theta", "rope_parameters.rope_theta", "rope_parameters.full_attention.rope_theta", "rope_scaling.rope_theta"),
+    10000.0,
+)
+LOCAL_THETA = Number(("rope_local_base_freq", "rope_parameters.sliding_attention.rope_theta"), 10000.0)
+"""The base in layers with a sliding window, where these have one of their own."""
 
 
 def rope_parameters(config: Config) -> Mapping[str, Any]:
-    """The scaling part of the config, empty where there is none."""
+    """The scaling part of the config (that of full attention, where kinds of layers differ), empty where there is none."""
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    found = found.get("full_attention", found) if isinstance(found, Mapping) else {}
     return found if isinstance(found, Mapping) else {}
 
 
@@ -28,10 +34,30 @@ def rope_kind(config: Config) -> str:
     return str(parameters.get("rope_type") or parameters.get("type") or "default").lower()
 
 
+def rotary_width(default: float) -> Number:
+    """How many elements of a head turn: a share of it, `default` where config.json does not say. Needs `head_dim`."""
+
+    def width(config: Config, numbers: Numbers) -> int:
+        said = (config.get(name) for name in ("partial_rotary_factor", "rotary_pct", "rope_pct"))
+        inner = rope_parameters(config).get("partial_rotary_factor")
+        share = next((share for share in (*said, inner) if share is not None), default)
+        if not isinstance(share, int | float) or not 0 < share <= 1:
+            raise Unsupported(f"partial_rotary_factor is {share!r}, which is no share of a head", where="config.json")
+        return int(share * numbers["head_dim"])
+
+    return Number((), width)
+
+
+def without_scaling(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
+    """For families whose converter and graph know no scaling."""
+    kind = rope_kind(config)
+    return None if kind in ("default", "none") else f"rope scaling of the kind {kind!r} is not supported in this family"
+
+
 def rope_scaling(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
     """The `rope.scaling.*` keys, as llama.cpp's converter writes them. Raises `Unsupported` for a kind it has no key for."""
     parameters, kind = rope_parameters(config), rope_kind(config)
-    if kind in ("default", "llama3", "dynamic", "none"):
+    if kind in ("default", "dynamic", "none"):
         return []
     if kind not in ("linear", "yarn"):
         raise Unsupported(f"rope scaling of the kind {kind!r} is not supported", where="config.json, rope_scaling")
@@ -52,6 +78,28 @@ def rope_scaling(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
     return keys
 
 
+def uncommon_theta(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
+    """The rotation's base for families whose converter writes none, where it is not the 10000 that readers assume."""
+    theta = float(numbers["rope_theta"])
+    return [] if theta == 10000.0 else [("rope.freq_base", "f32", theta)]
+
+
+def rotated(config: Config, numbers: Numbers) -> int:  # noqa: ARG001
+    """How many elements of a head are rotated, for families that rotate a part. `numbers` hold `rotary_factor`."""
+    return int(numbers["rotary_factor"] * numbers["head_dim"])
+
+
+def no_scaling(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
+    """For graphs that know no scaled rotation."""
+    kind = rope_kind(config)
+    return None if kind in ("default", "none", "dynamic") else f"rope scaling of the kind {kind!r} is nothing this family has"
+
+
+def rope_scaling_or_factors(config: Config, numbers: Numbers) -> Metadata:
+    """The keys in families whose graph takes llama 3's scaling as a tensor of factors, which needs no key."""
+    return [] if rope_kind(config) == "llama3" else rope_scaling(config, numbers)
+
+
 def llama3_factors(config: Config, numbers: Numbers) -> Expr | None:
     """Llama 3.1's frequency divisors as the tensor that llama.cpp calls `rope_freqs`: float32, one per pair of a head.
 
@@ -68,15 +116,17 @@ def llama3_factors(config: Config, numbers: Numbers) -> Expr | None:
         raise Unsupported("high_freq_factor is not above low_freq_factor", where="config.json, rope_scaling")
     width = int(numbers["head_dim"])
     factors = []
+    # Rounded to float32 at each step as llama.cpp's converter does, which makes the same bytes for all published models.
     for pair in range(width // 2):
-        turns = length * _f32(1 / _f32(numbers["rope_theta"] ** (2 * pair / width))) / (2 * math.pi)
-        if turns > high:
+        frequency = _f32(1 / _f32(numbers["rope_theta"] ** _f32(2 * pair / width)))
+        wavelength = _f32(_f32(2 * math.pi) / frequency)
+        if wavelength < _f32(length / high):
             factors.append(1.0)
-        elif turns < low:
+        elif wavelength > _f32(length / low):
             factors.append(factor)
         else:
-            smooth = (turns - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
+            smooth = _f32(_f32(_f32(length / wavelength) - low) / (high - low))
+            factors.append(1 / _f32(_f32(_f32(1 - smooth) / factor) + smooth))
     return Constant.of("F32", (len(factors),), struct.pack(f"<{len(factors)}f", *factors))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qconvd.api import Affine, Expr, Permute, Reshape, Slice, Transpose
+from qconvd.api import Affine, Concat, Expr, Permute, Reshape, Slice, Transpose
 from qconvd_gguf.families.base import Numbers, product
 
 
@@ -80,3 +80,61 @@ class RowsFrom:
 
     def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
         return 1
+
+
+@dataclass(frozen=True)
+class Ungrouped:
+    """Rows of a fused query, key and value projection that lie group by group: all queries first, then keys, then values.
+
+    Each of the `groups` (one head, or the query heads that share a key head) holds rows for `queries` heads of query, one
+    of key and one of value, each of `width` rows. Works on weights and on biases.
+    """
+
+    groups: str
+    queries: str = "1"
+    width: str = "head_dim"
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:
+        groups, width = product(self.groups, numbers), product(self.width, numbers)
+        heads = product(self.queries, numbers)
+        rest = x.shape[1:]
+        grouped = Reshape(x, (groups, heads + 2, width, *rest))
+        spans = ((0, heads), (heads, heads + 1), (heads + 1, heads + 2))
+        return Concat(tuple(Reshape(Slice(grouped, 1, a, b), (groups * (b - a) * width, *rest)) for a, b in spans), 0)
+
+    def rows(self, numbers: Numbers) -> int:
+        return int(product(self.width, numbers))
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """Rows as `[heads, rows of a head]`, so that a part of every head can be taken."""
+
+    heads: str
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:
+        heads = product(self.heads, numbers)
+        return Reshape(x, (heads, x.shape[0] // heads, *x.shape[1:]))
+
+    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
+        return 1
+
+
+@dataclass(frozen=True)
+class OfGroups:
+    """Query, key or value rows out of a linear that keeps them together by key head (InternLM 2).
+
+    Each of `kv_heads` groups has heads `start:stop` of its `heads/kv_heads + 2`: the query heads, then a key and a value head.
+    """
+
+    start: str
+    stop: str
+
+    def apply(self, x: Expr, numbers: Numbers) -> Expr:
+        groups, width, rest = numbers["kv_heads"], numbers["head_dim"], x.shape[1:]
+        whole = Reshape(x, (groups, numbers["heads"] // groups + 2, width, *rest))
+        part = Slice(whole, 1, product(self.start, numbers), product(self.stop, numbers))
+        return Reshape(part, (groups * part.shape[1] * width, *rest))
+
+    def rows(self, numbers: Numbers) -> int:
+        return int(numbers["head_dim"])
