@@ -75,7 +75,7 @@ class Plugins:
 
     def findings(self, warm: bool) -> list[Finding]:
         """What plugins say of themselves to `qconvd doctor`."""
-        return self._given("qconvd_findings", warm=warm)
+        return self._given("qconvd_findings", warm)
 
     def notify(self, event: dict[str, Any]) -> None:
         """Tell plugins of an event; what they raise is logged and goes no further."""
