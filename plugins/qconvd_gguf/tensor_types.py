@@ -56,6 +56,8 @@ def choose(name: str, shape: Sequence[int], wish: Wish, tied: bool) -> Choice:
     """The type of the tensor `name` of row-major `shape`; `tied` if the file has no `output.weight`."""
     if len(shape) < 2 or name.endswith("_norm.weight"):
         return Choice("F32")
+    if wish.file in PLAIN and "attn_rel_b" in name:
+        return Choice(wish.file)
     if name in ALWAYS_F32 or any(part in name for part in NEVER_QUANTIZED) or not name.endswith(".weight"):
         return Choice("F32", "readers expect it as F32")
     if wish.file in PLAIN:
