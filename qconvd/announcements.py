@@ -32,9 +32,8 @@ class Announcements:
         label = ""
         if event.target is not None:
             label = self._ledger.target(event.target).label
-            why = "" if event.reason in ("", event.to_state) else f": {event.reason}"
-            level = logging.ERROR if event.to_state == "failed" else logging.INFO
-            log.log(level, "%s %s is %s%s", name, label, event.to_state, why, extra={"action": f"target.{event.to_state}"})
+            level, words = sentence(event)
+            log.log(level, "%s %s %s", name, label, words, extra={"action": f"target.{event.to_state}"})
         plugins().notify({
             "kind": "target" if event.target is not None else "task" if event.task is not None else "source",
             "id": event.target or event.task or event.source,
@@ -45,3 +44,31 @@ class Announcements:
             "reason": event.reason,
             "at": event.at,
         })  # fmt: skip
+
+
+def sentence(event: Event) -> tuple[int, str]:
+    """How loud a target's change of state is told, and what is said after the target's name."""
+    reason = event.reason
+    if event.to_state == "failed":
+        return logging.ERROR, f"failed: {reason}"
+    if (words := _WORDS.get((event.from_state, event.to_state))) is not None:
+        return logging.INFO, words
+    if event.to_state == "planned":
+        # A step back, from a stop or a crash.
+        level = logging.WARNING if reason.startswith("attempt ") else logging.INFO
+        return level, reason if reason.startswith("was ") else f"is to be tried again: {reason}"
+    if event.to_state == "waiting":
+        if reason.startswith("waits for "):
+            return logging.INFO, reason
+        return logging.INFO, f"is {reason}" if reason.startswith("waiting") else f"is waiting: {reason}"
+    if reason.startswith(event.to_state):
+        return logging.INFO, f"is {reason}"
+    return logging.INFO, f"is {event.to_state}{f': {reason}' if reason else ''}"
+
+
+_WORDS = {
+    ("waiting", "planned"): "is planned",
+    ("planned", "converting"): "is being converted",
+    ("converting", "verifying"): "is converted and waits to be verified",
+    ("verifying", "ready"): "is verified and in its place",
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
+from qconvd.checkpoints.gguf import gguf_metadata
 from qconvd.containers.base import Container
 from qconvd.containers.safetensors import safetensors_index
 from qconvd.dtypes import BLOCKS, ELEMENT_BYTES, FLOATS, row_bytes, storage
@@ -41,6 +42,7 @@ from qconvd.engine.plan import (
     Reader,
     RowSplit,
     SideFile,
+    StatisticsFile,
     StatRequest,
     Unit,
     UnitReport,
@@ -48,16 +50,19 @@ from qconvd.engine.plan import (
 )
 from qconvd.errors import BadCheckpoint, ConfigError, Incomplete, QconvdError, Unsupported
 from qconvd.examination import Finding
-from qconvd.formats import Format, FormatOptions, Size, check_report
+from qconvd.formats import Detail, Format, FormatOptions, Size, check_report
 from qconvd.hookspecs import hookimpl
-from qconvd.plugins import container, gguf_families
+from qconvd.input_files import InputFile
+from qconvd.plugins import container, gguf_families, given_by
+from qconvd.statistics import Imatrix, open_statistics
 
 __all__ = [
     "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Affine", "Array", "BadCheckpoint", "Buffer", "Cast", "CheckpointReader", "Concat",
-    "ConfigError", "Constant", "Container", "ContainerSpec", "Dequantize", "Device", "Encoded", "Encoder", "Expr",
-    "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Incomplete", "LeftOut", "ModelInfo", "NameParts",
-    "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "QconvdError", "Read", "Reader", "Repeat", "Reshape",
-    "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "TensorInfo", "Transpose", "Unit", "UnitReport",
-    "Unsupported", "Whole", "check_report", "container", "gguf_families", "hookimpl", "reads", "row_bytes", "rows_columns",
-    "safetensors_index", "storage",
+    "ConfigError", "Constant", "Container", "ContainerSpec", "Dequantize", "Detail", "Device", "Encoded", "Encoder", "Expr",
+    "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Imatrix", "Incomplete", "InputFile", "LeftOut",
+    "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "QconvdError", "Read",
+    "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile",
+    "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "check_report", "container", "gguf_families",
+    "gguf_metadata", "given_by", "hookimpl", "open_statistics", "reads", "row_bytes", "rows_columns", "safetensors_index",
+    "storage",
 ]  # fmt: skip

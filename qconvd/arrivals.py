@@ -14,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qconvd import checkpoints, intake
+from qconvd.checkpoints.files import entries, is_hidden
 from qconvd.config import Config, WatchFolder
 from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger
-from qconvd.recovery import second_chance
+from qconvd.recovery import second_chance, withdraw
+from qconvd.sightings import Sighting
 from qconvd.watch.folder import FolderWatch
 from qconvd.watch.settle import LOCAL_SECONDS, POLLED_SECONDS, Candidate, Settling
 from qconvd.wishes import Wishes
@@ -79,6 +81,20 @@ class Arrivals:
         """Whether every candidate is decided: nothing settles any more, though some may wait for what is missing."""
         return not any(c.verdict == "settling" for c in self.settling.candidates.values())
 
+    def sightings(self) -> list[Sighting]:
+        """What lies in the watched folders and is no job yet, and those that cannot be read."""
+        found = [Sighting("unreadable", str(path), path.name, reason) for path, reason in self.problems.items()]
+        for candidate in self.settling.candidates.values():
+            if candidate.verdict not in ("settling", "waiting"):
+                continue
+            recipes = next((w.recipes for f, w in self._folders.items() if candidate.path.is_relative_to(f)), ())
+            arriving = candidate.verdict == "settling"
+            found.append(Sighting(
+                "arriving" if arriving else "incomplete", str(candidate.path), intake.name_of(candidate.path),
+                candidate.reason, "" if arriving else candidate.look.fix, tuple(recipes),
+            ))  # fmt: skip
+        return found
+
     def close(self) -> None:
         self._watch.close()
 
@@ -101,7 +117,8 @@ class Arrivals:
                 self._scan_at[path] = min(self._scan_at[path], self._scanned.get(path, 0.0) + HINT_GAP)
 
     def _behind_link(self, folder: Path, hint: Path) -> bool:
-        return any(p.is_symlink() and hint.is_relative_to(p.resolve()) for p in self.settling.arriving(folder))
+        # realpath, not resolve: that raises for links that go round in circles.
+        return any(p.is_symlink() and hint.is_relative_to(os.path.realpath(p)) for p in self.settling.arriving(folder))
 
     def _scan(self, path: Path, watch: WatchFolder) -> None:
         """Look at all that lies in a folder, and forget what does not."""
@@ -189,7 +206,9 @@ class Arrivals:
         for source in self._ledger.sources():
             path = Path(source.locator)
             if source.state != "gone" and path.is_relative_to(folder) and path not in found:
-                self._ledger.source_gone(source.locator, "the model was removed from the watched folder")
+                with self._ledger.transaction():
+                    self._ledger.source_gone(source.locator, "the model was removed from the watched folder")
+                    withdraw(self._ledger, source.id)
                 log.info("%s is no longer there", path, extra={"action": "model.gone"})
 
     def _below(self, folder: Path) -> list[Path]:
@@ -203,5 +222,7 @@ class Arrivals:
 
 
 def _folders(path: Path) -> list[Path]:
-    with os.scandir(path) as entries:
-        return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir())
+    try:
+        return [path / e.name for e in entries(path, most=None) if e.kind == "folder" and not is_hidden(e.name)]
+    except QconvdError:
+        return []  # it went away since its candidates were listed; the next scan says so

@@ -16,6 +16,7 @@ from pydantic import (
     PrivateAttr,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "Devices", "Limits", "Match", "Recipe", "Target", "WatchFolder", "load", "resolve_target"]
 
+MOST_WORKERS = 1 << 16
+SHORTEST_INTERVAL = 0.1
+"""Seconds between two scans of a folder: shorter ones would do nothing else."""
 SIZE_LIMIT = 1 << 20
 """Bytes of a config.yaml; a longer file is some other file."""
 
@@ -46,6 +50,12 @@ def _duration(value: Any) -> Any:
 
 def _count(value: Any) -> Any:
     return quantities.count(value)
+
+
+def _whole_number(value: Any) -> Any:
+    if isinstance(value, bool):  # an int to Python, and `yes` is true to YAML
+        raise ValueError(f"{str(value).lower()} is not a number")
+    return value
 
 
 def _path(value: Any, info: ValidationInfo) -> Any:
@@ -65,10 +75,15 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Size = Annotated[int, BeforeValidator(_size, json_schema_input_type=str | int)]
-Duration = Annotated[float, BeforeValidator(_duration, json_schema_input_type=str | float)]
-Count = Annotated[int, BeforeValidator(_count, json_schema_input_type=str | int)]
-AnyPath = Annotated[Path, BeforeValidator(_path, json_schema_input_type=str)]
+# `format` is for people: the reference page and `qconvd formats` show it (option_table.py).
+Size = Annotated[int, BeforeValidator(_size), WithJsonSchema({"type": ["string", "integer"], "format": "size"})]
+Duration = Annotated[float, BeforeValidator(_duration), WithJsonSchema({"type": ["string", "number"], "format": "duration"})]
+Count = Annotated[
+    int, BeforeValidator(_count), WithJsonSchema({"type": ["string", "integer"], "format": "number of parameters"})
+]
+AnyPath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string", "format": "path"})]
+_Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
+Workers = Annotated[_Workers, BeforeValidator(_whole_number, json_schema_input_type=_Workers)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
 
 
@@ -91,7 +106,9 @@ class WatchFolder(_Section):
     poll: Literal["auto", "always", "never"] = Field(
         "auto", description="Look by polling instead of file events: where events cannot work (NFS, SMB), always, or never."
     )
-    interval: Duration = Field(60.0, gt=0, description="How often the whole folder is looked at anew, whatever events say.")
+    interval: Duration = Field(
+        60.0, ge=SHORTEST_INTERVAL, description="How often the whole folder is looked at anew, whatever events say."
+    )
 
 
 class Match(_Section):
@@ -129,8 +146,8 @@ class Limits(_Section):
     """What qconvd may use of the machine."""
 
     memory: Size | None = Field(None, gt=0, description="Memory of all workers together; left out: half of the machine's.")
-    threads: int | None = Field(None, ge=1, description="Threads of all workers together; left out: one per core.")
-    jobs: int | None = Field(None, ge=1, description="Workers at a time; left out: as many as memory and threads allow.")
+    threads: Workers | None = Field(None, description="Threads of all workers together; left out: one per core.")
+    jobs: Workers | None = Field(None, description="Workers at a time; left out: as many as memory and threads allow.")
     stop_grace: Duration = Field(10.0, ge=0, description="How long a worker may take to stop before it is killed.")
     disk_reserve: Size = Field(1 << 30, ge=0, description="Free space on the output's disk that is left alone.")
 
@@ -173,7 +190,7 @@ class Config(_Section):
     recipes: dict[str, Recipe] = Field(min_length=1, description="What to make, by name.")
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}), description="What qconvd may use of the machine.")
     devices: Devices = Field(default_factory=lambda: Devices.model_validate({}), description="Which devices to convert on.")
-    names: str = Field("default", description=f"How artifacts are named: {', '.join(PROFILES)}.")
+    names: str = Field("default", description="How artifacts are named.", json_schema_extra={"enum": list(PROFILES)})
     _path: Path = PrivateAttr(Path("config.yaml"))
 
     @property
@@ -202,7 +219,7 @@ def load(path: Path) -> Config:
         raise _error(path, [Problem(document.value(()), (), "is empty; `qconvd init` writes one for this machine")])
     if not isinstance(data, dict):
         raise _error(path, problems or [Problem(document.value(()), (), "is no mapping of keys like `watch:` and `recipes:`")])
-    data, found = resolve_recipes(document, data)
+    data, found = resolve_recipes(document, data, path.absolute().parent)
     problems += found
     config: Config | None = None
     try:

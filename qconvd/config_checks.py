@@ -19,8 +19,11 @@ SAMPLE = "model"
 """Stands for any model's name when the names of two targets are compared."""
 
 
-def resolve_recipes(document: Document, data: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """`data` with every recipe's raw targets replaced by `Target` objects, and what is wrong with them."""
+def resolve_recipes(document: Document, data: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """`data` with every recipe's raw targets replaced by `Target` objects, and what is wrong with them.
+
+    Paths in targets are relative to `folder`.
+    """
     problems: list[Problem] = []
     recipes = data.get("recipes")
     if not isinstance(recipes, dict):
@@ -34,7 +37,7 @@ def resolve_recipes(document: Document, data: dict[str, Any]) -> tuple[dict[str,
         targets: list[Target] = []
         places: dict[str, tuple[int, Target]] = {}
         for index, item in enumerate(raw):
-            found, wrong = resolve(item)
+            found, wrong = resolve(item, folder)
             here = (*base, index)
             problems += [
                 Problem(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,8 +22,11 @@ from qconvd.bell import Bell
 from qconvd.config import Config
 from qconvd.departures import Departures
 from qconvd.errors import ConfigError, QconvdError
-from qconvd.ledger import Ledger
+from qconvd.in_force import note_config
+from qconvd.ledger import PENDING, Ledger
+from qconvd.ledger.database import unusable
 from qconvd.requests import Requests
+from qconvd.sightings import SightingsBoard
 from qconvd.state_lock import state_lock
 from qconvd.statuses import Statuses
 from qconvd.wishes import Wishes
@@ -30,8 +34,12 @@ from qconvd.work import Work
 
 log = logging.getLogger(__name__)
 LEDGER = "ledger.sqlite"
+TROUBLE_SECONDS = 2.0
+"""How long to wait before a turn that the state folder did not let through is tried again."""
 LONGEST_SLEEP = 0.5
 """Seconds within which a request of the command line is noticed; looking costs microseconds."""
+INTERRUPTED = 130
+"""The exit code of `--once` if it was stopped and work remains: that of a shell's command after Ctrl-C."""
 
 
 class Daemon:
@@ -41,17 +49,19 @@ class Daemon:
         self._config = config
         self._load = load
         self._stops = 0
+        self._trouble = ""
         self._reload_asked = False
 
     def run(self, once: bool = False) -> int:
         """Work until told to stop, or, with `once`, until there is nothing left to do; returns the exit code.
 
-        0: stopped, or everything was made. 1: with `once`, something failed or had to be left. Raises `QconvdError` if the
-        state folder is in use or unusable.
+        0: stopped, or everything was made. 1: with `once`, something failed or had to be left. 130: with `once`, it was
+        stopped before everything was done. Raises `QconvdError` if the state folder is in use or unusable.
         """
         config = self._config
         with state_lock(config.state), Bell() as bell, self._signals(bell):
             ledger = Ledger(config.state / LEDGER)
+            note_config(config.state, config.path)
             self._bell, self._ledger = bell, ledger
             self._wishes = Wishes(ledger)
             self._arrivals = Arrivals(ledger, self._wishes, bell.ring)
@@ -59,6 +69,7 @@ class Daemon:
             self._work = Work(ledger, config)
             self._departures = Departures(ledger)
             self._statuses = Statuses(ledger)
+            self._sightings = SightingsBoard(config.state)
             self._announcements = Announcements(ledger)
             try:
                 self._work.recover()
@@ -70,14 +81,47 @@ class Daemon:
                 ledger.close()
 
     def _loop(self, once: bool) -> int:
-        began = self._announcements.last
+        began, looked = self._announcements.last, False
         while not self._stops:
-            self._turn()
+            if not self._gets_through(self._turn):
+                self._bell.wait(TROUBLE_SECONDS)
+                continue
+            looked = True
             if once and self._arrivals.quiet() and not self._work.more():
                 return self._result(began)
             self._bell.wait(min(LONGEST_SLEEP, self._arrivals.next_due(), self._work.next_due()))
         self._stop()
-        return 0
+        if not once:
+            return 0
+        if not looked or self._ledger.targets(*PENDING) or not self._arrivals.quiet():
+            log.warning("work remains; running the same again goes on with it", extra={"action": "once.interrupted"})
+            return INTERRUPTED
+        return self._result(began)
+
+    def _gets_through(self, step: Callable[[], object]) -> bool:
+        """Whether a step came to its end. A full disk, or a ledger that somebody else holds, is told once and waited for.
+
+        What broke off is taken up again by the next turn: each change of the ledger is whole, and a task whose start or end
+        was not written down is found as after a crash. Raises `QconvdError` if the ledger is damaged or gone.
+        """
+        try:
+            self._ledger.check()
+            step()
+        except (sqlite3.OperationalError, OSError) as error:
+            if self._trouble != str(error):
+                self._trouble = str(error)
+                log.error("cannot go on: %s; it is tried again until it works. Look at the state folder %s and its disk",
+                          error, self._config.state, extra={"action": "daemon.trouble"},
+                          exc_info=log.isEnabledFor(logging.DEBUG))  # fmt: skip
+            return False
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:
+                raise  # what is wrong is a statement, not the file: a defect
+            raise unusable(self._ledger.path, error) from error
+        if self._trouble:
+            self._trouble = ""
+            log.info("goes on again", extra={"action": "daemon.trouble_over"})
+        return True
 
     def _turn(self) -> None:
         """Everything that is due now, in the order in which a model passes through."""
@@ -88,8 +132,17 @@ class Daemon:
         self._requests.tick(self._config)
         self._work.tick()
         self._departures.tick(self._config)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Everybody who listens or looks: the log and the plugins, the status files, the command line."""
+        arrivals, wishes = self._arrivals, self._wishes
+        candidates = list(arrivals.settling.candidates.values())
         self._announcements.tick()
-        self._statuses.tick(self._config.output, self._arrivals.settling.candidates.values(), self._wishes.refusals)
+        self._statuses.tick(self._config.output, candidates, wishes.refusals)
+        arriving = tuple((c.path, c.verdict, c.reason) for c in candidates)
+        seen = (arriving, tuple(arrivals.problems.items()), tuple(wishes.refusals.items()), self._ledger.mark())
+        self._sightings.tick(seen, lambda: [*arrivals.sightings(), *wishes.sightings()])
 
     def _configure(self, config: Config) -> None:
         self._config = config
@@ -121,9 +174,8 @@ class Daemon:
     def _stop(self) -> None:
         """Let the workers end within the grace; what they have done is in their journals."""
         log.info("stopping; running tasks are interrupted and go on at the next start", extra={"action": "daemon.stopping"})
-        self._work.stop(lambda: self._stops > 1, self._bell)
-        self._announcements.tick()
-        self._statuses.tick(self._config.output, self._arrivals.settling.candidates.values(), self._wishes.refusals)
+        self._gets_through(lambda: self._work.stop(lambda: self._stops > 1, self._bell))
+        self._gets_through(self._tell)
         log.info("stopped", extra={"action": "daemon.stopped"})
 
     def _result(self, began: int) -> int:

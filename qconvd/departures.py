@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from qconvd import intake
+from qconvd.checkpoints.files import is_there
 from qconvd.config import Config, WatchFolder
 from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger, Source
@@ -66,7 +67,8 @@ def depart(ledger: Ledger, output: Path, watch: WatchFolder, source: Source) -> 
     if not _all_made(ledger, output, source) or intake.look(path).fingerprint != source.fingerprint:
         return False
     try:
-        place = _move(path, watch.folder) if watch.after == "move" else _delete(path, watch.folder)
+        whole = _whole(path)
+        place = _move(whole, watch.folder) if watch.after == "move" else _delete(whole, watch.folder)
     except OSError as error:
         gone = "moved" if watch.after == "move" else "deleted"
         raise QconvdError(
@@ -81,7 +83,20 @@ def depart(ledger: Ledger, output: Path, watch: WatchFolder, source: Source) -> 
 
 def _all_made(ledger: Ledger, output: Path, source: Source) -> bool:
     live = [t for t in ledger.targets(source=source.id) if t.state != "superseded"]
-    return bool(live) and all(t.state == "done" and (output / t.folder / t.manifest_name).is_file() for t in live)
+    return bool(live) and all(t.state == "done" and is_there(output / t.folder / t.manifest_name) for t in live)
+
+
+def _whole(path: Path) -> Path:
+    """What leaves with a model: of a snapshot in the Hugging Face cache, which is links to `blobs/`, the repository."""
+    if path.parent.name != "snapshots" or not path.parent.parent.name.startswith("models--"):
+        return path
+    if others := [p.name for p in path.parent.iterdir() if p != path]:
+        raise QconvdError(
+            f"the source is done and stays: its files may be shared with the snapshot {others[0]}",
+            where=str(path),
+            fix="remove the repository by hand, or set `after: keep`",
+        )
+    return path.parent.parent
 
 
 def _move(path: Path, folder: Path) -> str:
@@ -91,7 +106,12 @@ def _move(path: Path, folder: Path) -> str:
     while os.path.lexists(place):
         number += 1
         place = done / f"{path.name}.{number}"
-    path.rename(place)
+    if path.is_symlink() and not (target := path.readlink()).is_absolute():
+        # One folder further down a relative link would lead elsewhere.
+        place.symlink_to(os.path.relpath(path.parent / target, done))
+        path.unlink()
+    else:
+        path.rename(place)
     return f"moved to {place}"
 
 

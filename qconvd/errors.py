@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class QconvdError(Exception):
     """What happened, where, and what to do about it.
@@ -20,7 +22,7 @@ class QconvdError(Exception):
         place = f"{self.where}: " if self.where else ""
         return f"{place}{self.what}" + (f"\n  {self.fix}" if self.fix else "")
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, Any]:
         """The error as JSON data, for events, the ledger and `--json`."""
         return {"error": type(self).__name__, "what": self.what, "where": self.where, "fix": self.fix}
 
@@ -47,6 +49,10 @@ class ConfigError(QconvdError):
     def __init__(self, what: str, *, where: str = "", fix: str = "", problems: tuple[str, ...] = ()) -> None:
         super().__init__(what, where=where, fix=fix)
         self.problems = problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """As every error, with every mistake on its own."""
+        return {**super().as_dict(), "problems": list(self.problems)} if self.problems else super().as_dict()
 
 
 def from_dict(data: dict[str, str]) -> QconvdError:

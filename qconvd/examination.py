@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from qconvd.checkpoints.files import is_folder, is_there
+
 if TYPE_CHECKING:
     from qconvd.config import Config
 
@@ -80,10 +82,12 @@ def _plugins(warm: bool) -> Iterator[Finding]:
 
     found = plugins()
     yield Finding("formats", "good" if found.formats else "bad", ", ".join(found.formats) or "none are installed")
+    own = found.findings(warm)  # first: it may break one more
     for broken in found.broken:
-        fix = f"`python -c 'import {broken.name}'` shows where it fails; uninstall {broken.distribution} if it is not wanted"
+        name = broken.distribution.partition(" ")[0]
+        fix = f"`python -c '{broken.code}'` shows where it fails; `pip uninstall {name}` if it is not wanted"
         yield Finding(f"plugin {broken.name}", "bad", f"cannot be loaded: {broken.reason}", fix)
-    yield from found.findings(warm)
+    yield from own
 
 
 def _inotify(config: Config | None) -> Iterator[Finding]:
@@ -97,7 +101,7 @@ def _inotify(config: Config | None) -> Iterator[Finding]:
     else:
         yield Finding("inotify", "good", found)
     for watch in config.watch if config else ():
-        if watch.folder.is_dir() and watch.poll != "always":
+        if is_folder(watch.folder) and watch.poll != "always":
             yield _watchable(watch.folder)
 
 
@@ -145,17 +149,17 @@ def _folder(what: str, folder: Path, *, write: bool) -> Finding:
     from qconvd.ledger.filesystem import mount_of
 
     kind = mount_of(folder).kind or "unknown"
-    if not folder.exists() and what == "watched":
+    if not is_there(folder) and what == "watched":
         return Finding(what, "note", f"{folder} is not there; it is watched as soon as it is", f"mkdir -p {folder}")
-    if not folder.exists():
-        above = next(p for p in folder.parents if p.exists())
+    if not is_there(folder):
+        above = next(p for p in folder.parents if is_there(p))
         if os.access(above, os.W_OK | os.X_OK):
             return Finding(what, "note", f"{folder} ({kind}) is not there yet; it will be made")
         return Finding(
             what, "bad", f"{folder} is not there and cannot be made", f"make it, or give this user write permission to {above}"
         )
     missing = [word for word, mode in (("read", os.R_OK | os.X_OK), ("written", os.W_OK)) if not os.access(folder, mode)]
-    if not folder.is_dir():
+    if not is_folder(folder):
         return Finding(what, "bad", f"{folder} is no folder", "move it away, or name another one")
     if "read" in missing or (write and missing):
         return Finding(
@@ -165,7 +169,7 @@ def _folder(what: str, folder: Path, *, write: bool) -> Finding:
 
 
 def _free(folder: Path) -> int:
-    there = next((p for p in (folder, *folder.parents) if p.is_dir()), Path("/"))
+    there = next((p for p in (folder, *folder.parents) if is_folder(p)), Path("/"))
     status = os.statvfs(there)
     return status.f_bavail * status.f_frsize
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -12,7 +13,7 @@ from qconvd.engine.plan import Array, Buffer, Device, Encoder, NameParts, Plan, 
 from qconvd.errors import QconvdError
 from qconvd.quantities import size
 
-Size: TypeAlias = Annotated[int, BeforeValidator(size), WithJsonSchema({"type": ["string", "integer"]})]
+Size: TypeAlias = Annotated[int, BeforeValidator(size), WithJsonSchema({"type": ["string", "integer"], "format": "size"})]
 """Bytes in a format's options, written as people write them: `5GB`, `512MiB`."""
 
 
@@ -28,6 +29,15 @@ class FormatOptions(BaseModel):
     non_finite: Literal["report", "refuse"] = Field(
         "report", description="NaN or infinite weights in the model: count them in the manifest, or fail and name the tensor."
     )
+
+
+@dataclass(frozen=True)
+class Detail:
+    """A table about a format, for `qconvd formats FORMAT`: given through the hook `qconvd_format_details`."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 class Format(Protocol):

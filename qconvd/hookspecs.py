@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qconvd.containers.base import Container
     from qconvd.engine.operations import Operation
     from qconvd.examination import Finding
-    from qconvd.formats import Format
+    from qconvd.formats import Detail, Format
 
 hookspec = pluggy.HookspecMarker("qconvd")
 hookimpl = pluggy.HookimplMarker("qconvd")
@@ -26,6 +26,11 @@ hookimpl = pluggy.HookimplMarker("qconvd")
 @hookspec
 def qconvd_formats() -> Iterable[Format]:  # type: ignore[empty-body]
     """Formats that recipes may name as targets."""
+
+
+@hookspec
+def qconvd_format_details(format: str) -> Iterable[Detail]:  # type: ignore[empty-body]
+    """What `qconvd formats FORMAT` shall show beside the options, e.g. the models that it can be made from."""
 
 
 @hookspec

@@ -154,6 +154,9 @@ class _Builder:
                 f"the tag {node.tag} or its value is not allowed here; write plain text, a number, true, false or null",
             )
             return None
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            self.problem(node, path, "an escape here is half of a character (a lone surrogate)")
+            return None
         # A bare date is a datetime to YAML; in a config it can only have been meant as text.
         return value if isinstance(value, str | int | float | bool | None) and isinstance(value, Hashable) else node.value
 

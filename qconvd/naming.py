@@ -170,6 +170,11 @@ def safe(text: str) -> str:
     return f"{text}_" if _RESERVED.fullmatch(text) else text
 
 
+def file_name(model_name: str) -> str:
+    """The model's name as it may stand before an ending: one safe path component that leaves room within 255 bytes."""
+    return _fill("{model}", model_name, {}, NAME_BYTES - SUFFIX_BYTES)
+
+
 def _row(parts: NameParts, profile: str) -> Row:
     if profile not in PROFILES:
         raise ConfigError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -24,11 +23,13 @@ from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, read_manif
 from qconvd.errors import QconvdError, from_dict
 from qconvd.executors.base import environment
 from qconvd.executors.local import LocalExecutor
+from qconvd.input_files import published
 from qconvd.ledger import RETRIES, Ledger, Task
 from qconvd.ledger import Target as LedgerTarget
 from qconvd.ledger.records import options_of
 from qconvd.progress import Progress
 from qconvd.scheduler import Start, next_tasks
+from qconvd.scratch import scratch
 from qconvd.targets import Target
 from qconvd.tasks import DeviceSpec, LimitsSpec, read_result, settle, spec_of, write_spec
 
@@ -100,19 +101,16 @@ class Conversion:
         self._prepare()
         self.identity = checkpoints.identity(model)
         self.called = self.name or model.name
-        # Not with the artifacts: SQLite wants a local disk, and nobody needs this ledger afterwards.
-        state = Path(tempfile.mkdtemp(prefix="qconvd-"))
         made = {t.digest: found for t in self.targets if (found := self._there(t)) is not None}
         todo = [t for t in self.targets if t.digest not in made]
-        keep = False
         try:
-            if todo:
-                made |= _Run(self, state, todo, listener).run()
-            keep = any(m.log for m in made.values())
+            # Not with the artifacts: SQLite wants a local disk, and nobody needs this ledger afterwards.
+            with scratch() as state:
+                if todo:
+                    made |= _Run(self, state.path, todo, listener).run()
+                state.keep = any(m.log for m in made.values())
             return [made[t.digest] for t in self.targets]
         finally:
-            if not keep:
-                shutil.rmtree(state, ignore_errors=True)
             self._tidy()
 
     def work(self, target: Target) -> Path:
@@ -185,7 +183,8 @@ class _Run:
     def __init__(self, wanted: Conversion, state: Path, todo: Sequence[Target], listener: Listener) -> None:
         self.wanted, self.state, self.listener = wanted, state, listener
         self.ledger = Ledger(state / "ledger.sqlite")
-        self.executor = LocalExecutor(state)
+        # Killed in whatever way, this process must not leave a worker that goes on alone.
+        self.executor = LocalExecutor(state, tied=True)
         found = self.ledger.source_seen(str(wanted.path.absolute()), wanted.identity, wanted.called, "")
         self.ledger.want(found.id, RECIPE, todo, wanted.profile)
         # The ledger keeps the order in which they were wanted.
@@ -211,6 +210,7 @@ class _Run:
             return {self.targets[row.id].digest: self._made(row) for row in self._rows()}
         finally:
             self._stop()
+            self.executor.close()
             self.ledger.close()
 
     def _rows(self) -> list[LedgerTarget]:
@@ -268,10 +268,7 @@ class _Run:
 
     def _hear(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "progress" and event.get("target") in self.targets:
-            progress = Progress(
-                int(event["done"]), int(event["total"]), float(event.get("seconds", 0)), str(event.get("unit", ""))
-            )
-            self.listener.progress(self.targets[event["target"]].label, progress)
+            self.listener.progress(self.targets[event["target"]].label, Progress.of(event))
 
     def _give_up(self) -> None:
         """Nobody waits for what this machine does not have; only another run at the same target is waited for."""
@@ -310,5 +307,5 @@ def _as_options(reason: str) -> str:
 
 
 def _wanted(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without where it is made."""
-    return {k: v for k, v in options.items() if k != "device"}
+    """Options as a manifest has them, without where it is made."""
+    return {k: v for k, v in published(options).items() if k != "device"}

@@ -6,7 +6,7 @@ import importlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qconvd.containers.base import Container
     from qconvd.engine.operations import Operation
     from qconvd.examination import Finding
-    from qconvd.formats import Format
+    from qconvd.formats import Detail, Format
 
 log = logging.getLogger(__name__)
 GROUP = "qconvd"
@@ -30,11 +30,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plugin that could not be imported, or whose hook raised: its entry point, its distribution, and why."""
+    """A plugin that could not be imported, or whose hook raised: its entry point, its distribution, and why.
+
+    `code` is Python that shows the whole traceback; empty for a plugin that did not come from an entry point.
+    """
 
     name: str
     distribution: str
     reason: str
+    code: str = ""
 
 
 class Plugins:
@@ -43,6 +47,9 @@ class Plugins:
     def __init__(self, extra: Iterable[tuple[str, Any]] = ()) -> None:
         self.broken: list[BrokenPlugin] = []
         self._owners: dict[str, str] = {}
+        self._givers: dict[int, str] = {}
+        """Who gave a thing, by its id: a family's class is gguf's, whoever made it. What is asked for by this is kept."""
+        self._entries: dict[str, metadata.EntryPoint] = {}
         self._manager = pluggy.PluginManager("qconvd")
         self._manager.add_hookspecs(hookspecs)
         for module in BUILT_IN:
@@ -57,49 +64,62 @@ class Plugins:
         self.operations: dict[str, Operation] = self._named(self._given("qconvd_operations"), "operation", "name")
         self.readers: list[CheckpointReader] = self._given("qconvd_checkpoint_readers")
 
+    @cached_property
     def gguf_families(self) -> list[Any]:
         """Families that plugins add to the gguf format."""
         return self._given("qconvd_gguf_families")
 
+    def details(self, format: str) -> list[Detail]:
+        """What plugins say of a format beside its options."""
+        return self._given("qconvd_format_details", format=format)
+
     def findings(self, warm: bool) -> list[Finding]:
         """What plugins say of themselves to `qconvd doctor`."""
-        return [f for fs in self._manager.hook.qconvd_findings(warm=warm) for f in fs]
+        return self._given("qconvd_findings", warm=warm)
 
     def notify(self, event: dict[str, Any]) -> None:
         """Tell plugins of an event; what they raise is logged and goes no further."""
-        try:
-            self._manager.hook.qconvd_task_event(event=event)
-        except Exception:
-            log.exception("a plugin failed on an event", extra={"action": "plugin.event_failed"})
+        for implementation in reversed(self._manager.hook.qconvd_task_event.get_hookimpls()):
+            try:
+                implementation.function(*(event for _ in implementation.argnames))
+            except Exception:
+                log.exception("the plugin %s failed on an event", implementation.plugin_name,
+                              extra={"action": "plugin.event_failed"})  # fmt: skip
 
     def distribution(self, thing: object) -> str:
-        """The distribution (`name version`) that a format or container came from."""
-        return self._owners.get(type(thing).__module__.partition(".")[0], "qconvd")
+        """The distribution (`name version`) that a format, a container or a family came from."""
+        return self._givers.get(id(thing)) or self._owners.get(type(thing).__module__.partition(".")[0], "qconvd")
 
     def _load(self, entry: metadata.EntryPoint) -> None:
+        self._entries[entry.name] = entry
         owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
         try:
             plugin = entry.load()
-        except Exception as error:  # noqa: BLE001 — somebody else's module may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 — somebody else's module may raise anything
             self._skip(entry.name, owner, error)
             return
         self._register(plugin, entry.name, owner)
 
-    def _skip(self, name: str, owner: str, error: Exception) -> None:
-        self.broken.append(BrokenPlugin(name, owner, f"{type(error).__name__}: {error}"))
+    def _skip(self, name: str, owner: str, error: BaseException, hook: str = "") -> None:
+        code = _code(self._entries[name], hook) if name in self._entries else ""
+        self.broken.append(BrokenPlugin(name, owner, f"{type(error).__name__}: {error}", code))
         log.warning("plugin %s (%s) is skipped: %s: %s", name, owner, type(error).__name__, error)
 
-    def _given(self, hook: str) -> list[Any]:
+    def _given(self, hook: str, **arguments: Any) -> list[Any]:
         """What all plugins give for a hook; one that raises is skipped like one that cannot be imported."""
         given = []
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            root = getattr(implementation.plugin, "__name__", implementation.plugin_name).partition(".")[0]
             try:
-                given += list(implementation.function())
-            except Exception as error:
+                things = list(implementation.function(**{name: arguments[name] for name in implementation.argnames}))
+            except (Exception, SystemExit) as error:
                 if implementation.plugin_name in BUILT_IN:
                     raise
-                root = getattr(implementation.plugin, "__name__", implementation.plugin_name).partition(".")[0]
-                self._skip(implementation.plugin_name, self._owners[root], error)
+                self._skip(implementation.plugin_name, self._owners[root], error, hook)
+                continue
+            if not arguments:  # an answer to a question is thrown away, and its id may be another thing's next
+                self._givers |= {id(thing): self._owners[root] for thing in things}
+            given += things
         return given
 
     def _register(self, plugin: Any, name: str, owner: str) -> None:
@@ -135,6 +155,12 @@ class Plugins:
         return dict(sorted(by_name.items()))
 
 
+def _code(entry: metadata.EntryPoint, hook: str) -> str:
+    """Python that loads the entry point, as a person would write it, and calls the hook if it is that which raised."""
+    load = f"from {entry.module} import {entry.attr}" if entry.attr else f"import {entry.module}"
+    return f"{load}; list({entry.attr or entry.module}.{hook}())" if hook else load
+
+
 @cache
 def plugins() -> Plugins:
     """The plugins of this process, loaded once."""
@@ -152,4 +178,9 @@ def container(kind: str) -> Container:
 
 def gguf_families() -> list[Any]:
     """Families of the gguf format that plugins of this process add."""
-    return plugins().gguf_families()
+    return plugins().gguf_families
+
+
+def given_by(thing: object) -> str:
+    """The distribution (`name version`) whose plugin gave a format, a container or a family."""
+    return plugins().distribution(thing)

@@ -9,9 +9,12 @@ from typing import Any
 
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.plan import LeftOut, Plan
+from qconvd.engine.working_memory import working_memory
 from qconvd.errors import QconvdError
 from qconvd.ledger.needs import BASE_MEMORY
 from qconvd.plugins import plugins
+from qconvd.quantities import show_size
+from qconvd.scheduler import Policy
 from qconvd.targets import Target
 
 SHOWN = 3
@@ -26,6 +29,8 @@ class Preview:
     place: str
     plan: Plan | None = None
     error: QconvdError | None = None
+    memory: int = 0
+    """Bytes that the scheduler reserves to convert it alone; with others the largest counts, not their sum."""
 
     @property
     def nbytes(self) -> int:
@@ -36,11 +41,6 @@ class Preview:
     def bits(self) -> float:
         """Bits per weight, headers and scales included."""
         return bits_per_weight(self.plan) if self.plan else 0.0
-
-    @property
-    def memory(self) -> int:
-        """Bytes that converting takes at the most: the worker and its largest unit."""
-        return BASE_MEMORY + max((u.memory.get("cpu", 0) for u in self.plan.units), default=0) if self.plan else 0
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -75,8 +75,11 @@ class Preview:
         }
 
 
-def preview(model: ModelInfo, target: Target, profile: str = "default", name: str | None = None) -> Preview:
-    """Plan one target. A refusal is part of the result; what is wrong with the model itself raises `QconvdError`."""
+def preview(model: ModelInfo, target: Target, policy: Policy, profile: str = "default", name: str | None = None) -> Preview:
+    """Plan one target. A refusal is part of the result; what is wrong with the model itself raises `QconvdError`.
+
+    `policy` is what the conversion may use of the machine.
+    """
     names = target.names(name or model.name, profile)
     place = f"{names.folder}/"
     format = plugins().formats[target.format]
@@ -85,7 +88,12 @@ def preview(model: ModelInfo, target: Target, profile: str = "default", name: st
     except QconvdError as error:
         return Preview(target, place, error=error)
     files = [f.path.replace("{stem}", names.stem) for f in plan.files]
-    return Preview(target, f"{place}{files[0]}" if names.shared and len(files) == 1 else place, named(plan, names.stem))
+    place = f"{place}{files[0]}" if names.shared and len(files) == 1 else place
+    need = {k: BASE_MEMORY + n for k, n in working_memory(plan, policy.threads_per_job).items()}
+    if need["least"] > policy.memory:
+        what = f"needs {show_size(need['least'])} of memory; limits.memory allows {show_size(policy.memory)}"
+        return Preview(target, place, error=QconvdError(what, fix="raise limits.memory, or give convert a larger --memory"))
+    return Preview(target, place, named(plan, names.stem), memory=min(need["cpu"], policy.memory))
 
 
 def named(plan: Plan, stem: str) -> Plan:

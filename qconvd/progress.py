@@ -16,17 +16,32 @@ GAP = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Bytes of one target that are encoded, of how many; `seconds` since its worker began, `unit` is the last one done."""
+    """Bytes of one target that are encoded, of how many, and in how many seconds; `unit` is the last one done.
+
+    `resumed` of them were made by an earlier run, before these seconds.
+    """
 
     done: int
     total: int
     seconds: float
     unit: str = ""
+    resumed: int = 0
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any]) -> Progress:
+        """What a worker's `progress` event says. Raises KeyError, TypeError or ValueError if it makes no sense."""
+        return cls(
+            int(event["done"]),
+            int(event["total"]),
+            float(event.get("seconds", 0)),
+            str(event.get("unit", "")),
+            int(event.get("resumed", 0)),
+        )
 
     @property
     def rate(self) -> float:
-        """Bytes per second over the whole run."""
-        return self.done / self.seconds if self.seconds > 0 else 0.0
+        """Bytes per second in this run."""
+        return max(0, self.done - self.resumed) / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def left(self) -> float | None:
@@ -50,9 +65,7 @@ class ProgressBoard:
             if event.get("event") != "progress":
                 continue
             try:
-                progress = Progress(
-                    int(event["done"]), int(event["total"]), float(event.get("seconds", 0)), str(event.get("unit", ""))
-                )
+                progress = Progress.of(event)
             except (KeyError, TypeError, ValueError):
                 continue
             self.targets[str(event.get("target", ""))] = progress

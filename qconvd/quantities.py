@@ -17,6 +17,9 @@ SIZE_UNITS = {
 DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
+LONGEST_NUMBER = 32
+"""Digits of a number that somebody can have meant; thousands of them are no float."""
+
 _NUMBER = re.compile(r"(\d+(?:[._]\d+)*)\s*([a-zA-Z]*)")
 
 
@@ -47,6 +50,19 @@ def show_size(nbytes: float) -> str:
     return f"{nbytes / 1024**power:.{1 if power < 3 else 2}f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
 
 
+def write_size(nbytes: int) -> str:
+    """As `size` reads it, exact and short: `1GiB`, `5GB`; bytes that are no multiple of anything stay a number."""
+    written = [("kB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12)]
+    written += [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)]
+    number, unit = min(((nbytes // n, unit) for unit, n in written if nbytes and nbytes % n == 0), default=(nbytes, ""))
+    return f"{number}{unit}"
+
+
+def write_duration(seconds: float) -> str:
+    """As `duration` reads it: `60s`, `0.5s`."""
+    return f"{seconds:g}s"
+
+
 def show_duration(seconds: float) -> str:
     """`45s`, `2m 05s`, `1h 02m`, `3d 4h`."""
     if seconds < 10 and seconds != int(seconds):
@@ -70,7 +86,7 @@ def show_count(number: int) -> str:
 
 
 def _amount(value: str | float, units: dict[str, int] | dict[str, float], what: str, example: str) -> float:
-    wrong = ValueError(f"{value!r} is not {what}; write for example {example}")
+    wrong = ValueError(f"{_shown(value)} is not {what}; write for example {example}")
     if isinstance(value, bool):
         raise wrong
     if isinstance(value, int | float):
@@ -85,9 +101,16 @@ def _amount(value: str | float, units: dict[str, int] | dict[str, float], what: 
         raise ValueError(f"{found[2]!r} in {value!r} is not a unit of {what.partition(' ')[2]}; write for example {example}")
     if number.count(".") > 1:
         raise wrong
+    if len(number) > LONGEST_NUMBER:
+        raise wrong
     # Integers stay integers: 2**63 bytes must not go through a float.
     return int(number) * units[unit] if "." not in number else float(number) * units[unit]
 
 
 def _whole(value: float) -> int:
     return value if isinstance(value, int) else round(value)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]}…{text[-1]}"

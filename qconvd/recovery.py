@@ -1,6 +1,6 @@
 """What a crash may leave in the output folder, and what is cleared away: at the start, and whenever a task has ended.
 
-A source that did not hold still is a crash of a kind, too: `second_chance`.
+A source that did not hold still is a crash of a kind, too: `second_chance` and `withdraw`.
 
 Tasks need no recovery of their own: their handles stand in the ledger, a worker that lives is found by its lock, one that is
 gone is `lost` and its targets are queued again, with the same work folder and journal. A commit that was cut short is taken
@@ -44,8 +44,22 @@ def second_chance(ledger: Ledger, source: int) -> list[str]:
 
     What such a source looks like to a reader is any damage at all, so everything that was said of its bytes counts.
     """
-    failed = [t.id for t in ledger.targets("failed", source=source) if t.error.get("error") in ("BadCheckpoint", "Incomplete")]
-    return ledger.retry(failed, "the model is at rest again")
+    return ledger.retry(_unread(ledger, source), "the model is at rest again")
+
+
+def withdraw(ledger: Ledger, source: int) -> list[str]:
+    """Let go of what failed only because the source was removed while it was read: nobody waits for it any more.
+
+    To be called when the source is gone. If it comes back, it is wanted anew.
+    """
+    gone = ledger.source(source)
+    return ledger.supersede(_unread(ledger, source), gone.reason) if gone.state == "gone" else []
+
+
+def _unread(ledger: Ledger, source: int) -> list[str]:
+    """Targets that failed for what a reader found in the place of the model."""
+    reading = ("BadCheckpoint", "Incomplete", "NotAModel")
+    return [t.id for t in ledger.targets("failed", source=source) if t.error.get("error") in reading]
 
 
 def _goes_on(target: Target | None) -> bool:

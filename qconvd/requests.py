@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qconvd import checkpoints, intake
 from qconvd.config import Config
 from qconvd.errors import QconvdError
-from qconvd.ledger import Ledger, Request
+from qconvd.ledger import Ledger, Request, Source
 from qconvd.wishes import Wishes
 
 log = logging.getLogger(__name__)
@@ -71,10 +71,34 @@ class Requests:
         refusal = self._wishes.refusals.get(source.id)
         if refusal and not others:
             raise QconvdError(refusal, where=str(path))
-        return _count(made, "will be made", "all that the recipe wants is there or on its way")
+        return "\n".join([*self._new(made), *self._earlier(source, recipe, made)]) or (
+            "all that the recipe wants is there or on its way"
+        )
+
+    def _new(self, made: list[str]) -> Iterator[str]:
+        """What is to become of the new targets, in sentences."""
+        new = [self._ledger.target(id) for id in made]
+        if going := [t.id for t in new if t.state == "waiting" and not t.waits_for]:
+            yield _count(going, "will be made", "")
+        for target in new:
+            if target.state != "waiting" or target.waits_for:
+                yield f"{target.label}: {target.reason}"
+
+    def _earlier(self, source: Source, recipe: str, made: list[str]) -> Iterator[str]:
+        """What came to nothing before, of this model here and of copies of it elsewhere."""
+        for job in self._ledger.jobs():
+            here = job.source.id == source.id
+            if job.source.digest != source.digest or (here and job.recipe != recipe):
+                continue
+            for target in job.targets:
+                if target.state in ("failed", "cancelled") and target.id not in made:
+                    of = "" if here else f" of the same model in {job.source.locator}"
+                    began = "failed before" if target.state == "failed" else "was cancelled before"
+                    why = f" ({target.reason})" if target.state == "failed" else ""
+                    yield f"{target.label}{of} {began}{why}; `qconvd retry {job.id}` tries it again"
 
     def _targets(self, request: Request) -> list[str]:
-        return [t.id for id in _ids(request.arguments) for t in self._ledger.find(id)]
+        return list(dict.fromkeys(t.id for id in _ids(request.arguments) for t in self._ledger.find(id)))
 
 
 def _ids(arguments: Mapping[str, Any]) -> list[str]:

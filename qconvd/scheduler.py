@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from qconvd.checkpoints.files import is_folder
 from qconvd.devices import Devices, Gpu, Snapshot
 from qconvd.ledger import Ledger, Target, Task
 from qconvd.quantities import show_size
@@ -153,7 +154,7 @@ def policy_of(limits: LimitSettings, settings: DeviceSettings, snapshot: Snapsho
 
 def disk_of(output: Path, targets: Iterable[str]) -> Disk:
     """The output's filesystem as it is now. A folder that is not there yet lies where its parent does."""
-    there = next((p for p in (output, *output.parents) if p.is_dir()), Path("/"))
+    there = next((p for p in (output, *output.parents) if is_folder(p)), Path("/"))
     status = os.statvfs(there)
     return Disk(status.f_bavail * status.f_frsize, {t: _allocated(output / ".qconvd" / "work" / t) for t in targets})
 
@@ -208,7 +209,8 @@ class _Room:
             self._busy.add(gpu.uuid)
         else:
             self._jobs -= 1
-        threads = self._policy.threads_per_job if task.kind == "convert" else 1
+        # A plan says what its conversion needs with the threads that this will get.
+        threads = 1 if task.kind == "verify" else self._policy.threads_per_job
         return Start(task, "cuda" if gpu else "cpu", gpu.uuid if gpu else "", memory, threads)
 
     def _device(self, task: Task, targets: Mapping[str, Target]) -> tuple[Gpu | None] | str:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from qconvd.config import Config
-from qconvd.naming import BARE, PROFILES
+from qconvd.naming import BARE
 from qconvd.plugins import plugins
 from qconvd.targets import short_names
 
@@ -19,7 +19,6 @@ def schema() -> dict[str, Any]:
     refs, whole = models_json_schema(models, ref_template="#/$defs/{model}")  # type: ignore[arg-type]
     definitions = whole["$defs"]
     top = definitions.pop(refs[(Config, "validation")]["$ref"].rpartition("/")[2])
-    top["properties"]["names"]["enum"] = list(PROFILES)
     options = {f.name: refs[(f.Options, "validation")] for f in formats.values()}
     definitions["Recipe"]["properties"]["targets"]["items"] = {"$ref": "#/$defs/Target"}
     definitions["Target"] = _target(options)

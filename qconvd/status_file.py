@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qconvd.naming import file_name
 from qconvd.quantities import show_size
 
 ENDING = ".status.txt"
@@ -15,13 +16,17 @@ SIGNATURE = "This file is written by qconvd and follows the model; it is safe to
 
 @dataclass(frozen=True)
 class ArtifactStatus:
-    """One artifact of a model: what it is called, how far it is, and where it lies once it is done."""
+    """One artifact of a model: what it is called, how far it is, and where it lies once it is done.
+
+    `notes` are what its plan has to say: tensors that fall back to another type, what the format cannot hold.
+    """
 
     label: str
     state: str
     reason: str = ""
     nbytes: int = 0
     place: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,40 +42,40 @@ class ModelStatus:
 
 
 def text(statuses: Sequence[ModelStatus]) -> str:
-    """The file's content; several models of one name stand below each other."""
+    """The file's content; several models of one file name stand below each other."""
     return "\n".join([*map(_section, statuses), SIGNATURE, ""])
 
 
-def write(output: Path, name: str, statuses: Sequence[ModelStatus]) -> None:
+def write(path: Path, statuses: Sequence[ModelStatus]) -> None:
     """Put the status in place atomically, if it says anything new. Raises OSError if the output cannot be written."""
-    path, content = path_of(output, name), text(statuses)
+    content = text(statuses)
     if _read(path) == content:
         return
-    draft = output / ".qconvd" / path.name
+    draft = path.parent / ".qconvd" / path.name
     draft.parent.mkdir(parents=True, exist_ok=True)
-    draft.write_text(content)
+    draft.write_text(content, encoding="utf-8")
     draft.replace(path)
 
 
-def remove(output: Path, name: str) -> None:
+def remove(path: Path) -> None:
     """Take a status away, if it is one of ours."""
-    path = path_of(output, name)
     if _ours(path):
         path.unlink(missing_ok=True)
 
 
-def written(output: Path) -> set[str]:
-    """Names of the models that have a status of ours in the output folder."""
+def written(output: Path) -> set[Path]:
+    """The status files of ours in the output folder."""
     try:
         with os.scandir(output) as entries:
             found = [Path(e.path) for e in entries if e.name.endswith(ENDING)]
     except OSError:
         return set()
-    return {path.name.removesuffix(ENDING) for path in found if _ours(path)}
+    return {path for path in found if _ours(path)}
 
 
 def path_of(output: Path, name: str) -> Path:
-    return output / f"{name}{ENDING}"
+    """Where the status of a model is: under its name as far as that is one for a file; a long one is cut short."""
+    return output / f"{file_name(name)}{ENDING}"
 
 
 def _section(status: ModelStatus) -> str:
@@ -87,7 +92,7 @@ def _section(status: ModelStatus) -> str:
 def _line(artifact: ArtifactStatus, width: int) -> str:
     size = show_size(artifact.nbytes) if artifact.nbytes else ""
     line = f"  {artifact.label:<{width}} {artifact.state:<11} {size:>10}  {artifact.place}".rstrip()
-    return f"{line}\n    {artifact.reason}" if artifact.reason else line
+    return "\n    ".join([line, *filter(None, (artifact.reason, *artifact.notes))])
 
 
 def _ours(path: Path) -> bool:
@@ -96,6 +101,6 @@ def _ours(path: Path) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""

@@ -11,6 +11,7 @@ from qconvd import intake, status_file
 from qconvd.ledger import Ledger, Source, Target
 from qconvd.status_file import ArtifactStatus, ModelStatus
 from qconvd.watch.settle import Candidate
+from qconvd.wishes import REMEDY
 
 log = logging.getLogger(__name__)
 STATES = {"planned": "waiting", "ready": "verifying"}
@@ -39,28 +40,37 @@ class Statuses:
             self._seen, self._complained = seen, ""
 
     def _write(self, output: Path, arriving: list[Candidate], refusals: Mapping[int, str]) -> None:
-        by_name: dict[str, list[ModelStatus]] = {}
+        files: dict[Path, list[ModelStatus]] = {}
+
+        def say(status: ModelStatus) -> None:
+            files.setdefault(status_file.path_of(output, status.name), []).append(status)
+
         waiting = {str(c.path): c for c in arriving}
         for source in self._ledger.sources():
             candidate = waiting.pop(source.locator, None)
             targets = [t for t in self._ledger.targets(source=source.id) if t.state != "superseded"]
             if candidate is not None:
-                by_name.setdefault(source.name, []).append(_arriving(candidate, source.name, targets))
+                say(_arriving(candidate, source.name, targets))
             elif source.state != "gone" or any(t.state != "cancelled" for t in targets):
-                by_name.setdefault(source.name, []).append(_of_source(source, targets, refusals.get(source.id, "")))
+                say(_of_source(source, targets, refusals.get(source.id, "")))
         for candidate in waiting.values():
-            name = intake.name_of(candidate.path)
-            by_name.setdefault(name, []).append(_arriving(candidate, name, []))
-        for name, statuses in by_name.items():
-            status_file.write(output, name, statuses)
-        for name in status_file.written(output) - set(by_name):
-            status_file.remove(output, name)
+            say(_arriving(candidate, intake.name_of(candidate.path), []))
+        failed: OSError | None = None
+        for path, statuses in files.items():
+            try:
+                status_file.write(path, statuses)
+            except OSError as error:
+                failed = error  # somebody's folder may have the name; that is no reason to tell nothing of the others
+        for path in status_file.written(output) - set(files):
+            status_file.remove(path)
+        if failed is not None:
+            raise failed
 
     def _complain(self, output: Path, error: OSError) -> None:
-        reason = os.strerror(error.errno or 0)
-        if reason != self._complained:
-            self._complained = reason
-            log.error("no status can be written to %s: %s", output, reason, extra={"action": "status.unwritable"})
+        place, reason = error.filename2 or error.filename or output, os.strerror(error.errno or 0)
+        if self._complained != (said := f"{place}: {reason}"):
+            self._complained = said
+            log.error("no status can be written to %s", said, extra={"action": "status.unwritable"})
 
 
 def _arriving(candidate: Candidate, name: str, targets: list[Target]) -> ModelStatus:
@@ -82,7 +92,7 @@ def _verdict(source: Source, targets: list[Target], refusal: str) -> tuple[str, 
         return (
             "not converted",
             f"{why[0].upper()}{why[1:]}.",
-            "add a recipe that takes it to config.yaml, or change its `match`",
+            REMEDY,
         )
     made = sum(t.state == "done" for t in targets)
     count = f"Artifacts made: {made} of {len(targets)}"
@@ -109,4 +119,5 @@ def _artifact(target: Target) -> ArtifactStatus:
     size = int((target.artifact if done else target.plan).get("nbytes", 0))
     # Of what is on its way the state says enough, unless there is something to wait for.
     reason = "" if done or target.reason == target.state else target.reason
-    return ArtifactStatus(target.label, state, reason, size, f"{target.folder}/" if done else "")
+    notes = () if target.state in ("failed", "cancelled") else tuple(map(str, target.plan.get("notes", ())))
+    return ArtifactStatus(target.label, state, reason, size, f"{target.folder}/" if done else "", notes)

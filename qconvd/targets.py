@@ -8,8 +8,9 @@ gguf: {types: [q8_0], device: cpu}
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -76,29 +77,61 @@ def resolve_target(raw: Any) -> list[Target]:
 
 
 def resolve_list(text: str) -> list[Target]:
-    """The targets of `--to fp16,q8_0,gguf:q4_0`. Raises `ConfigError`, also for one that stands there twice."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
+    """The targets of `--to fp16,q8_0,gguf:q4_0`. Raises `ConfigError`, also for one that stands there twice.
+
+    A format's options are written as in a recipe: `--to "fp16, gguf: {types: [q4_0], pure: true}"`.
+    """
+    words = [word.strip() for word in _outside_brackets(text) if word.strip()]
     if not words:
         raise ConfigError("no target is given", where="--to", fix=f"known targets: {', '.join(short_names())}")
     found: list[Target] = []
     for word in words:
         form, colon, rest = word.partition(":")
-        for target in resolve_target({form.strip(): rest.strip()} if colon else word):
+        for target in resolve_target({form.strip(): _inline(rest.strip(), word)} if colon else word):
             if any(target.digest == other.digest for other in found):
                 raise ConfigError(f"the target {target.label} is given twice", where="--to")
             found.append(target)
     return found
 
 
-def resolve(raw: Any) -> tuple[list[Target], list[Wrong]]:
-    """As `resolve_target`, but what is right is returned beside what is wrong."""
+def _outside_brackets(text: str) -> Iterator[str]:
+    """`text` cut at the commas that stand in no brackets."""
+    depth = start = 0
+    for at, character in enumerate(text):
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth <= 0:
+            yield text[start:at]
+            start = at + 1
+    yield text[start:]
+
+
+def _inline(text: str, word: str) -> Any:
+    """Options as YAML if they are in brackets, else the text itself."""
+    if not text.startswith(("{", "[")):
+        return text
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        fix = "write it as in a recipe, e.g. --to 'gguf: {types: [q4_0], pure: true}'"
+        raise ConfigError(f"{word!r} is not YAML: {problem}", where="--to", fix=fix) from error
+
+
+def resolve(raw: Any, folder: Path | None = None) -> tuple[list[Target], list[Wrong]]:
+    """As `resolve_target`, but what is right is returned beside what is wrong.
+
+    Paths in options are relative to `folder`; without one, to the current folder.
+    """
+    folder = folder or Path.cwd()
     if isinstance(raw, str):
-        return _resolve_one(raw, None, ())
+        return _resolve_one(raw, None, (), folder)
     if isinstance(raw, Mapping) and len(raw) == 1:
         ((name, value),) = raw.items()
         if isinstance(value, list):
-            return _resolve_all(name, value)
-        return _resolve_one(name, value, (name,))
+            return _resolve_all(name, value, folder)
+        return _resolve_one(name, value, (name,), folder)
     if isinstance(raw, Mapping) and raw:
         keys = ", ".join(map(str, raw))
         return [], [
@@ -117,11 +150,11 @@ def dotted_below(path: Sequence[str | int]) -> str:
     return "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in path).lstrip(".")
 
 
-def _resolve_all(name: str, items: list[Any]) -> tuple[list[Target], list[Wrong]]:
+def _resolve_all(name: str, items: list[Any], folder: Path) -> tuple[list[Target], list[Wrong]]:
     found: list[Target] = []
     wrong = [] if items else [Wrong((name,), "the list is empty; name at least one")]
     for index, item in enumerate(items):
-        targets, mistakes = _resolve_one(name, item, (name, index))
+        targets, mistakes = _resolve_one(name, item, (name, index), folder)
         found += targets
         wrong += mistakes
         if mistakes and not _format_of(name):
@@ -129,7 +162,7 @@ def _resolve_all(name: str, items: list[Any]) -> tuple[list[Target], list[Wrong]
     return found, wrong
 
 
-def _resolve_one(name: str, value: Any, path: KeyPath) -> tuple[list[Target], list[Wrong]]:
+def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[list[Target], list[Wrong]]:
     match = _format_of(name)
     if match is None:
         known = short_names()
@@ -153,7 +186,7 @@ def _resolve_one(name: str, value: Any, path: KeyPath) -> tuple[list[Target], li
             )
         ]
     try:
-        options = format.Options.model_validate({**preset, **given})
+        options = format.Options.model_validate({**preset, **given}, context={"folder": folder})
         if options.name is not None:
             check_template(options.name)
         return [Target(format.name, format.version, o, format.name_parts(o)) for o in format.expand(options)], []

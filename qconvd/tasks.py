@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qconvd.errors import QconvdError
+from qconvd.errors import OutOfSpace, QconvdError
 from qconvd.executors.base import Status
 from qconvd.executors.runner import record
 from qconvd.ledger import Ledger, Outcome, Source, Target, Task
@@ -51,6 +51,8 @@ class TargetSpec(_Data):
     stem: str
     manifest_name: str = "qconvd.json"
     recipe: str = ""
+    label: str = ""
+    """What the log calls it; without one, its id."""
 
 
 class LimitsSpec(_Data):
@@ -126,6 +128,7 @@ def spec_of(
                 stem=t.stem,
                 manifest_name=t.manifest_name,
                 recipe=t.recipes[0] if t.recipes else "",
+                label=t.label,
             )
             for t in targets
         ),
@@ -172,16 +175,17 @@ def read_result(folder: Path) -> TaskResult | None:
 def settle(ledger: Ledger, task: Task, status: Status, result: TaskResult | None, now: float) -> None:
     """Tell the ledger how an attempt ended. Raises `StaleFence` if the attempt does not count any more.
 
-    A refusal is for good, a crash is tried again, a stop is neither.
+    A refusal is for good, a crash or a full disk is tried again, a stop is neither.
     """
     if status.state in ("cancelled", "pending", "running") or status.exit_code == EXIT_CANCELLED:
-        ledger.release(task.id, task.fence, status.reason or "was interrupted and goes on later")
+        ledger.release(task.id, task.fence, "was interrupted and goes on later")
     elif status.exit_code == EXIT_BUSY:
         ledger.release(task.id, task.fence, "another worker still has the work folder", at=now + BUSY_DELAY)
     elif status.exit_code in (0, EXIT_ERROR) and result is not None and (result.targets or not result.error):
         ledger.finish(task.id, task.fence, {id: _outcome(r) for id, r in result.targets.items()})
     elif status.exit_code == EXIT_ERROR and result is not None:
-        ledger.fail(task.id, task.fence, result.error.get("what", "failed"), retry=False, error=result.error)
+        again = result.error.get("error") == OutOfSpace.__name__
+        ledger.fail(task.id, task.fence, result.error.get("what", "failed"), retry=again, error=result.error)
     else:
         ledger.fail(task.id, task.fence, _crash(status, result), retry=True)
 

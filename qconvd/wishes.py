@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.config import Config
 from qconvd.ledger import Ledger, Source
+from qconvd.sightings import Sighting
 
 log = logging.getLogger(__name__)
+REMEDY = "add a recipe that takes it to config.yaml, or change its `match`"
 
 
 class Wishes:
@@ -31,6 +33,11 @@ class Wishes:
     def asked(self, source: int) -> bool:
         """Whether a source was held against the present recipes."""
         return source in self._asked
+
+    def sightings(self) -> list[Sighting]:
+        """Models that no recipe takes."""
+        sources = [self._ledger.source(id) for id in self.refusals]
+        return [Sighting("unwanted", s.locator, s.name, self.refusals[s.id], REMEDY) for s in sources if s.state == "present"]
 
     def want(self, source: Source, model: ModelInfo, recipes: Sequence[str]) -> list[str]:
         """Let the ledger know what these recipes, and no others, want of a source. Returns the ids of new targets."""

@@ -7,6 +7,7 @@ and follows them as if nothing had happened; of those that are gone it knows wha
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable
 
@@ -16,11 +17,11 @@ from qconvd.devices import Devices
 from qconvd.errors import QconvdError
 from qconvd.executors.base import Status, environment
 from qconvd.executors.local import LocalExecutor
-from qconvd.ledger import Ledger, StaleFence, Task
+from qconvd.ledger import Ledger, StaleFence, Task, backoff
 from qconvd.progress import ProgressBoard
-from qconvd.recovery import second_chance, sweep
+from qconvd.recovery import second_chance, sweep, withdraw
 from qconvd.scheduler import Start, next_tasks
-from qconvd.tasks import DeviceSpec, LimitsSpec, read_result, settle, spec_of, write_spec
+from qconvd.tasks import EXIT_BUSY, EXIT_CANCELLED, DeviceSpec, LimitsSpec, TaskResult, read_result, settle, spec_of, write_spec
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.25
@@ -32,6 +33,9 @@ RETHINK_SECONDS = 10.0
 """How often what waits (for a disk, for a GPU that others hold) is thought about again though the ledger has not changed."""
 KILLED_SECONDS = 5.0
 """How long after its last grace a killed worker may take to be gone."""
+KILLED_TOGETHER = "the worker was killed together with the daemon"
+KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that come from outside; all others are the worker's own doing."""
 
 
 class Work:
@@ -43,7 +47,7 @@ class Work:
         self._board = ProgressBoard(config.state)
         self._cursors: dict[str, int] = {}
         self._mine: set[str] = set()
-        """Attempts that this daemon has started; the others are those of one before it."""
+        """Attempts that this daemon has started or seen alive; how the others ended, nobody saw."""
         self._open: list[Task] = []
         """Tasks that were queued or running when `tick` last looked."""
         self._thought: tuple[object, ...] = ()
@@ -133,32 +137,41 @@ class Work:
         try:
             if status.ended:
                 self._end(task, status)
-            elif task.lease_until - time.time() < LEASE_SECONDS / 2:
+                return
+            self._mine.add(task.handle)
+            if task.lease_until - time.time() < LEASE_SECONDS / 2:
                 self._ledger.renew(task.id, task.fence, LEASE_SECONDS)
         except StaleFence as error:
             log.warning("%s", error, extra={"action": "task.stale"})
 
     def _end(self, task: Task, status: Status) -> None:
         folder = self._executor.folder(task.handle)
+        result = read_result(folder)
         if status.state == "lost" and not (folder / "start.json").exists():
             self._ledger.release(task.id, task.fence, "the daemon was stopped before the worker was started")
-        elif status.state == "lost" and task.handle not in self._mine:
-            # It went down with the daemon before this one. That counts, or what kills the machine would do so for ever;
-            # but there is nothing to wait for.
-            reason = "the worker was killed together with the daemon"
-            self._ledger.fail(task.id, task.fence, reason, retry=True, at=time.time())
+        elif task.handle not in self._mine and _killed(status):
+            self._ledger.release(task.id, task.fence, KILLED_TOGETHER, at=self._after_a_kill(task))
         else:
-            settle(self._ledger, task, status, read_result(folder), time.time())
+            settle(self._ledger, task, status, result, time.time())
             source = self._ledger.source(task.source)
             if source.state == "present" and source.changed_at >= task.changed_at:
                 # Somebody touched it while it was read, and it came to rest before the task gave up.
                 second_chance(self._ledger, source.id)
-        log.info("task %d (%s) %s%s", task.id, task.kind, status.state, f": {status.reason}" if status.reason else "",
-                 extra={"action": "task.ended"})  # fmt: skip
+            withdraw(self._ledger, source.id)
+        log.info("task %d (%s) %s", task.id, task.kind, how_it_ended(status, result), extra={"action": "task.ended"})
         self._mine.discard(task.handle)
         self._cursors.pop(task.handle, None)
         self._executor.forget(task.handle)
         sweep(self._ledger, self._config.output)
+
+    def _after_a_kill(self, task: Task) -> float:
+        """When to try again what went down with the daemon: at once, and later each time that it happens again.
+
+        It is no failure, however often: three power cuts say nothing of a model. But if it is this task that brings the
+        machine down, there must be time between for a person to cancel it.
+        """
+        before = sum(e.reason == KILLED_TOGETHER for e in self._ledger.history(task=task.id))
+        return time.time() + backoff(before) if before else 0.0
 
     def _start(self) -> None:
         """Start what the scheduler lets start."""
@@ -189,3 +202,24 @@ class Work:
             log.error("task %d cannot be started: %s", task.id, error, extra={"action": "task.not_started"})
         else:
             log.info("task %d (%s) started", task.id, task.kind, extra={"action": "task.started"})
+
+
+def how_it_ended(status: Status, result: TaskResult | None) -> str:
+    """The end of an attempt in words; an exit code says too little where some targets went well and others did not."""
+    if status.exit_code == EXIT_BUSY:
+        return "found another worker at its targets"
+    if status.state == "cancelled" or status.exit_code == EXIT_CANCELLED:
+        return "was stopped"
+    if status.state == "lost":
+        return f"is lost: {status.reason}"
+    if result is not None and result.targets and (bad := sum(not r.ok for r in result.targets.values())):
+        good = len(result.targets) - bad
+        return f"did {good} of {len(result.targets)} targets; {bad} failed" if good else "failed"
+    if status.state == "succeeded":
+        return "is done"
+    return f"failed: {(result and result.error.get('what')) or status.reason}"
+
+
+def _killed(status: Status) -> bool:
+    """Whether an attempt was ended from outside, and not by what it did."""
+    return status.state == "lost" or (status.exit_code is not None and -status.exit_code in KILLS)

@@ -9,11 +9,11 @@ did is journalled.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
 import os
-import resource
 import shutil
 import signal
 import sqlite3
@@ -21,7 +21,6 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,17 @@ from qconvd import __version__, checkpoints
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.commit import BEGUN, commit
 from qconvd.engine.durable import write_whole
-from qconvd.engine.manifest import Manifest, read_manifest, write_manifest
-from qconvd.engine.plan import Device, Plan, RowSplit, Unit, from_json, to_json
+from qconvd.engine.manifest import OWN_NAME, Manifest, read_manifest, write_manifest
+from qconvd.engine.plan import Device, Plan, from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, convert
 from qconvd.engine.run import Limits as EngineLimits
+from qconvd.engine.working_memory import LEAST_ENGINE_MEMORY, working_memory
 from qconvd.errors import BadCheckpoint, OutOfSpace, QconvdError, Unsupported
 from qconvd.executors.base import MARK
 from qconvd.formats import Format
-from qconvd.ledger.needs import BASE_MEMORY, MIB
+from qconvd.input_files import published
+from qconvd.ledger.needs import BASE_MEMORY
+from qconvd.memory_limit import limit_memory, too_much
 from qconvd.plugins import plugins
 from qconvd.quality.verify import verify
 from qconvd.quantities import show_size
@@ -52,12 +54,6 @@ from qconvd.tasks import (
     result_error,
     write_result,
 )
-
-LEAST_ENGINE_MEMORY = 64 * MIB
-CHUNK = 16 * MIB
-"""A piece of a unit that may be cut into rows; larger ones are no quicker."""
-PLAN_MEMORY_LIMIT = 4 << 30
-"""Bytes of private memory that a plan task may map; the largest tokenizers take about one GiB as Python objects."""
 
 Emit = Callable[[Mapping[str, Any]], None]
 
@@ -79,8 +75,7 @@ def main(argv: list[str]) -> int:
     except QconvdError as error:
         print(error, file=sys.stderr)
         return EXIT_ERROR
-    if spec.kind == "plan":
-        _limit_memory()
+    limit_memory(spec)
     try:
         result = run(spec, emit, stop)
     except Cancelled:
@@ -90,9 +85,9 @@ def main(argv: list[str]) -> int:
     except QconvdError as error:
         return _refuse(spec, error, EXIT_ERROR)
     except Exception as error:  # noqa: BLE001 — the process ends here; the log keeps the traceback, the result one line
-        if isinstance(error, MemoryError) and spec.kind == "plan":
-            return _refuse(spec, _too_much(spec), EXIT_ERROR)
         traceback.print_exc()
+        if isinstance(error, MemoryError):
+            return _refuse(spec, too_much(spec), EXIT_ERROR)
         write_result(spec, TaskResult(ok=False, error=dict(result_error(error))))
         return 1
     write_result(spec, result)
@@ -114,10 +109,11 @@ def plan_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> 
             raise Cancelled
         try:
             results[target.id] = _planned(spec, target, model)
-        except MemoryError:
-            results[target.id] = _failed(_too_much(spec))
         except Exception as error:  # noqa: BLE001 — a plugin's planning: it fails this target, the others go on
-            results[target.id] = _failed(error)
+            results[target.id] = _failed(spec, target, error)
+        else:
+            plan = results[target.id].data
+            say(target, f"planned, {show_size(plan['nbytes'])} ({plan['nbytes']:,} bytes)", *plan["notes"])
         on_event({"event": "planned", "target": target.id, "ok": results[target.id].ok})
     return _together(results)
 
@@ -139,12 +135,14 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
             try:
                 wanted.append(_convert_target(target, model, spec, device))
             except Exception as error:  # noqa: BLE001 — a plugin's encoder: it fails this target, the others go on
-                results[target.id] = _failed(error)
+                results[target.id] = _failed(spec, target, error)
+        targets = {t.id: t for t in spec.targets}
         for id, manifest in _converted(model, wanted, spec, on_event, cancelled).items():
             if isinstance(manifest, Exception):
-                results[id] = _failed(manifest)
+                results[id] = _failed(spec, targets[id], manifest)
             else:
                 results[id] = TargetResult(ok=True, data={"nbytes": manifest.nbytes, "errors": dict(manifest.errors)})
+                say(targets[id], f"converted, {show_size(manifest.nbytes)}{_error_in_words(manifest)}")
     return _together(results)
 
 
@@ -159,8 +157,9 @@ def verify_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -
         except (Busy, Outdated):
             raise
         except Exception as error:  # noqa: BLE001 — told in the result; a defect's traceback is printed with it
-            results[target.id] = _failed(error)
+            results[target.id] = _failed(spec, target, error)
         else:
+            say(target, f"verified and in its place, {target.folder}")
             on_event({"event": "committed", "target": target.id, "folder": str(target.folder)})
     return _together(results)
 
@@ -169,6 +168,12 @@ def emit(event: Mapping[str, Any]) -> None:
     """Say something to whoever watches: one line, in one write."""
     sys.stdout.write(f"{MARK}{json.dumps(event, ensure_ascii=False)}\n")
     sys.stdout.flush()
+
+
+def say(target: TargetSpec, *sentences: str) -> None:
+    """Tell who reads the log how a target fares."""
+    for sentence in sentences:
+        print(f"{target.label or target.id}: {sentence}", flush=True)
 
 
 def load_plan(target: TargetSpec) -> Plan:
@@ -189,29 +194,6 @@ def named(plan: Plan, stem: str) -> Plan:
         files=tuple(dataclasses.replace(f, path=f.path.replace("{stem}", stem)) for f in plan.files),
         side_files=tuple(dataclasses.replace(f, path=f.path.replace("{stem}", stem)) for f in plan.side_files),
     )
-
-
-def working_memory(plan: Plan, threads: int) -> dict[str, int]:
-    """Bytes that converting keeps in flight: `cpu` with all threads at work, `least` with one; `cuda` per GPU.
-
-    As the engine counts: each of `threads + 1` pieces holds source, outputs and scratch, and an eighth is idle buffers.
-    """
-    cpu = max((_piece(u) for u in plan.units), default=0)
-    gpu = max((_piece(u) - u.memory.get("cpu", 0) + u.memory.get("cuda", 0) for u in plan.units), default=0)
-    return {
-        "cpu": max(LEAST_ENGINE_MEMORY, cpu * (threads + 1) * 8 // 7),
-        "least": max(LEAST_ENGINE_MEMORY, cpu * 2 * 8 // 7),
-        "cuda": gpu if any("cuda" in u.memory for u in plan.units) else 0,
-    }
-
-
-def _piece(unit: Unit) -> int:
-    """Bytes of the smallest sensible piece: a unit that may be cut counts as a chunk of it, or one row if that is more."""
-    whole = sum(4 * prod(x.shape) for x in unit.inputs) + sum(o.nbytes for o in unit.outputs)
-    if isinstance(unit.rows, RowSplit):
-        least = whole // max(1, unit.shape[0]) * unit.rows.multiple
-        whole = min(whole, max(CHUNK, least))
-    return whole + int(unit.memory.get("cpu", 0))
 
 
 def _refuse(spec: TaskSpec, error: QconvdError, code: int) -> int:
@@ -241,18 +223,6 @@ def _prefer_to_be_killed() -> None:
         Path("/proc/self/oom_score_adj").write_text("500")
     except OSError as error:
         print(f"cannot raise the OOM score: {error}", file=sys.stderr)
-
-
-def _limit_memory() -> None:
-    """A hostile file must not eat the machine. RLIMIT_DATA, not _AS: libraries reserve far more than they use."""
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = PLAN_MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(hard, PLAN_MEMORY_LIMIT)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-
-
-def _too_much(spec: TaskSpec) -> QconvdError:
-    what = f"planning needs more than the {show_size(PLAN_MEMORY_LIMIT)} of memory that it may take"
-    return QconvdError(what, where=str(spec.source.path), fix="look at the sizes of the tokenizer and of the header")
 
 
 def _model(spec: TaskSpec) -> ModelInfo:
@@ -325,10 +295,11 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
     plan = load_plan(target)
     write_whole(target.work / "plan.json", to_json(plan))
     about = {
-        "artifact": target.stem,
+        # In a folder of its own the file is called `model` whatever the model is; the folder has the name.
+        "artifact": target.folder.name if target.manifest_name == OWN_NAME else target.stem,
         "format": target.format,
         "recipe": target.recipe,
-        "options": target.options,
+        "options": published(target.options),
         "source": {"name": model.name, "identity": spec.source.digest},
         "versions": {form.name: form.version},
     }
@@ -394,7 +365,7 @@ def _committed(spec: TaskSpec, target: TargetSpec) -> bool:
     except QconvdError:
         return False
     return (manifest.source.get("identity"), manifest.format, dict(manifest.options)) == (
-        spec.source.digest, target.format, target.options,
+        spec.source.digest, target.format, published(target.options),
     )  # fmt: skip
 
 
@@ -418,10 +389,18 @@ def _still_mine(spec: TaskSpec, target: TargetSpec) -> None:
 
 
 def _lock(work: Path) -> int:
-    """Lock a work folder for this process and its children; the lock ends with the last of them. Raises `Busy`."""
+    """Lock a work folder for this process and its children; the lock ends with the last of them.
+
+    Raises `Busy`, and `QconvdError` if nothing can be written there.
+    """
     while True:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            continue  # whoever had it has just removed the folder
+        except OSError as error:
+            raise _unwritable(work, error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), (work / "lock").stat()):
@@ -436,11 +415,31 @@ def _lock(work: Path) -> int:
         os.close(lock)
 
 
-def _failed(error: Exception) -> TargetResult:
+def _error_in_words(manifest: Manifest) -> str:
+    relative = manifest.errors.get("relative_rms")
+    return "" if relative is None else ", exact" if relative == 0 else f", error {100 * float(relative):.2g} %"
+
+
+def _unwritable(work: Path, error: OSError) -> QconvdError:
+    output = work.parents[2]  # <output>/.qconvd/work/<target>
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfSpace("the output's disk is full", where=str(output), fix="make room, or choose another output")
+    return QconvdError(
+        f"the output cannot be written: {os.strerror(error.errno or 0)}",
+        where=str(output),
+        fix="give the user that runs qconvd write permission there, then `qconvd retry`",
+    )
+
+
+def _failed(spec: TaskSpec, target: TargetSpec, error: Exception) -> TargetResult:
     """A refusal is for good, a full disk is not; anything else is a defect or a passing trouble and keeps its traceback."""
+    if isinstance(error, MemoryError):
+        traceback.print_exception(error)
+        error = too_much(spec)
     if isinstance(error, QconvdError):
-        print(error, file=sys.stderr)
+        print(f"{target.label or target.id}: {error}", file=sys.stderr, flush=True)
         return TargetResult(ok=False, error=error.as_dict(), retry=isinstance(error, OutOfSpace))
+    print(f"{target.label or target.id} met a defect:", file=sys.stderr, flush=True)
     traceback.print_exception(error)
     data = dict(result_error(error))
     data["what"] = f"{data['error']}: {data['what']} (the log has the traceback)"

@@ -32,13 +32,16 @@ def converted(folder: Path, types: Sequence[str], out: Path, name: str | None = 
         plan = replace(plan, files=files)
         targets.append(ConvertTarget(type_, plan, gguf.encoder(plan, Device()), out / type_, {"artifact": type_}))
     limits = Limits(memory=256 << 20, threads=2)
-    results = convert(inspect(folder), targets, limits, operations={}, on_event=lambda _: None, cancelled=lambda: False)
+    operations = plugins().operations
+    results = convert(inspect(folder), targets, limits, operations=operations, on_event=lambda _: None, cancelled=lambda: False)
     for type_, result in results.items():
         if isinstance(result, Exception):
             raise AssertionError(f"{type_} failed") from result
     made = {t.id: t.work / "files" / t.plan.files[0].path for t in targets}
     for target in targets:
-        assert made[target.id].stat().st_size == target.plan.files[0].nbytes == target.plan.nbytes
+        for file in target.plan.files:
+            assert (target.work / "files" / file.path).stat().st_size == file.nbytes
+        assert sum(f.nbytes for f in target.plan.files) == target.plan.nbytes
     return made
 
 

@@ -5,6 +5,7 @@ Recipes for both: cyllama gives raw logits at every position; xllamacpp wraps ll
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +109,11 @@ def _server(path: Path, **settings: Any) -> Any:
 def reference(folder: Path, tokens: Sequence[int]) -> np.ndarray:
     """transformers' logits on the source in float32: [tokens, vocabulary]."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    sees = "vision_config" in json.loads((folder / "config.json").read_text())
+    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         return np.asarray(model(torch.tensor([list(tokens)])).logits[0].numpy())
 

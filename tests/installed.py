@@ -33,7 +33,8 @@ def describe(site: Path, name: str, version: str, entries: Mapping[str, str]) ->
 
 def python(code: str, site: Path, *arguments: str) -> Any:
     """What a fresh interpreter that has `site` installed prints: JSON on its last line. Its errors fail the caller."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(TESTS)]), "PYTHONDONTWRITEBYTECODE": "1"}
+    path = [str(site), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
     )

@@ -119,6 +119,12 @@ names: thebloke
                 "1:42: limits.threads: 'many' is not a whole number",
             ],
         ),
+        ("limits: {threads: yes}\n", ["1:19: limits.threads: true is not a number"]),
+        ("limits: {jobs: 100000}\n", ["1:16: limits.jobs: 100000 is too much; it may be 65536 at most"]),
+        (
+            "watch: [{folder: ./in, recipes: [r], interval: 1ms}]\n",
+            ["1:48: watch[0].interval: 0.001 is too little; it must be at least 0.1"],
+        ),
         ("limits: 5\n", ["1:9: limits: this must be a mapping of keys, not 5"]),
         ("limits:\n", ["1:8: limits: this must be a mapping of keys, not nothing"]),
         ("names: theblok\n", ["1:8: names: there is no name profile 'theblok' (did you mean thebloke?)"]),

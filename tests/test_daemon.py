@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from daemon_kit import Home, copy_in, move_in, tiny_model
+from qconvd.cli.exits import Exit
 
 pytestmark = pytest.mark.xdist_group("daemon")
 FP16_AND_GGUF = "[fp16, gguf: q8_0]"
@@ -55,6 +57,10 @@ def test_once_says_that_something_failed(home: Home) -> None:
     assert text.startswith("odd: failed\n\n  Artifacts made: 1 of 2.\n")
     assert "OddForCausalLM" in text
     assert [t.state for t in home.targets()] == ["done", "failed"]
+    assert "task 1 (plan) did 1 of 2 targets; 1 failed\n" in home.log()
+    assert "odd gguf Q8_0 failed: gguf does not know the architecture OddForCausalLM\n" in home.log()
+    for words in ("is planned", "is being converted", "is converted and waits to be verified", "is verified and in its place"):
+        assert f"odd fp16 {words}\n" in home.log()
 
 
 def test_once_does_not_wait_for_a_gpu_that_is_not_there(home: Home) -> None:
@@ -96,6 +102,86 @@ def test_stopping_interrupts_and_the_next_start_goes_on(home: Home) -> None:
     assert sorted(home.files()) == ["m-fp16/config.json", "m-fp16/model.safetensors", "m-fp16/qconvd.json"]
     with home.ledger() as ledger:
         assert ledger.targets()[0].failures == 0, "an interruption is no failure"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_once_that_is_interrupted_says_that_work_remains(home: Home, number: signal.Signals) -> None:
+    home.configure(settle="0s")
+    tiny_model(home.inbox / "m")
+    home.start("--once")
+    frozen = home.freeze("convert")
+    home.signal(number)
+    home.said("stopping")
+    os.kill(frozen[0], signal.SIGCONT)
+    assert home.join() == 130, home.log()
+    assert "work remains; running the same again goes on with it" in home.log()
+    assert home.once() == 0, home.log()
+    assert [t.state for t in home.targets()] == ["done"]
+
+
+def test_once_that_is_interrupted_while_a_model_settles(home: Home) -> None:
+    home.configure(settle="1h")
+    tiny_model(home.inbox / "m")
+    home.start("--once")
+    home.said("waits: it is still changing")
+    home.signal(signal.SIGTERM)
+    assert home.join() == 130, home.log()
+
+
+def test_what_goes_down_with_the_daemon_is_no_failure_however_often(home: Home) -> None:
+    home.configure(settle="0s")
+    tiny_model(home.inbox / "m")
+    for kills in range(4):
+        home.start()
+        home.said("qconvd runs", times=kills + 1)
+        if kills > 1:
+            home.wait(lambda: home.targets()[0].not_before, "the kill to be noticed")
+            assert home.targets()[0].reason == "the worker was killed together with the daemon"
+            assert home.ask("retry", ids=["1"]).answer == "1 artifact will be tried again"
+        home.freeze("convert")
+        home.kill()
+    home.start("--once")
+    home.wait(lambda: home.targets()[0].not_before, "the kill to be noticed")
+    assert home.targets()[0].failures == 0
+    home.ask("retry", ids=["1"])
+    assert home.join() == 0, home.log()
+    with home.ledger() as ledger:
+        assert [(t.kind, t.attempt) for t in ledger.tasks()] == [("plan", 1), ("convert", 5), ("verify", 1)]
+
+
+def test_a_worker_that_is_killed_while_no_daemon_lives_has_not_failed(home: Home) -> None:
+    home.configure(settle="0s")
+    tiny_model(home.inbox / "m")
+    home.start()
+    frozen = home.freeze("convert")
+    assert home.process is not None
+    home.process.kill()
+    home.process.wait()
+    home.process = None
+    os.kill(frozen[0], signal.SIGKILL)
+    home.wait(lambda: not home.workers(), "the runner to write down how the worker ended")
+    assert home.once() == 0, home.log()
+    with home.ledger() as ledger:
+        assert [(t.kind, t.attempt) for t in ledger.tasks()] == [("plan", 1), ("convert", 2), ("verify", 1)]
+        assert not any("attempt" in e.reason for e in ledger.history())
+
+
+def test_a_worker_that_is_killed_under_the_daemon_that_took_it_up_has_failed(home: Home) -> None:
+    home.configure(settle="0s")
+    tiny_model(home.inbox / "m")
+    home.start()
+    home.freeze("convert")
+    assert home.process is not None
+    home.process.kill()
+    home.process.wait()
+    home.start()
+    home.said("qconvd runs", times=2)
+    home.ask("reload")
+    for pid in home.workers():
+        os.kill(pid, signal.SIGKILL)
+    home.wait(lambda: home.targets()[0].failures, "the crash to be counted")
+    assert home.targets()[0].reason.startswith("attempt 1 of 3 failed: ")
+    home.said("m fp16 is to be tried again: attempt 1 of 3 failed: ")
 
 
 def test_a_second_sigterm_does_not_wait(home: Home) -> None:
@@ -212,7 +298,7 @@ def test_requests_are_answered(home: Home, tmp_path: Path) -> None:
     assert home.ask("add", path=str(model), recipe="everyday").answer == "1 artifact will be made"
     assert home.ask("add", path=str(model), recipe="everyday").answer == "all that the recipe wants is there or on its way"
     home.says("m", "asks for a GPU")
-    assert home.ask("cancel", ids=["1"]).answer == "1 artifact cancelled"
+    assert home.ask("cancel", ids=["1", "1"]).answer == "1 artifact cancelled"
     assert home.ask("cancel", ids=["1"]).answer == "nothing to cancel"
     assert home.says("m", "m: cancelled")
     assert home.ask("retry", ids=["1"]).answer == "1 artifact will be tried again"
@@ -228,6 +314,46 @@ def test_requests_are_answered(home: Home, tmp_path: Path) -> None:
     request = home.ask("add", path=str(model), recipe="everyday")
     assert request.state == "refused"
     assert request.answer.startswith(f"{model}: has a config.json but no weights yet")
+    end(home)
+
+
+def test_add_tells_of_copies_and_of_what_came_to_nothing(home: Home, tmp_path: Path) -> None:
+    home.configure(targets=FP16_AND_GGUF)
+    odd = tiny_model(tmp_path / "elsewhere" / "odd", architecture="OddForCausalLM")
+    home.start()
+    home.said("qconvd runs")
+    assert home.ask("add", path=str(odd), recipe="everyday").answer == "2 artifacts will be made"
+    home.says("odd", "odd: failed")
+    why = "gguf Q8_0{} failed before (gguf does not know the architecture OddForCausalLM); `qconvd retry 1` tries it again"
+    assert home.ask("add", path=str(odd), recipe="everyday").answer == why.format("")
+    copy = Path(shutil.copytree(odd, tmp_path / "second" / "odd"))
+    assert home.ask("add", path=str(copy), recipe="everyday").answer == "\n".join([
+        "1 artifact will be made",
+        f"fp16: made already from {odd}, which holds the same model",
+        why.format(f" of the same model in {odd}"),
+    ])  # fmt: skip
+    end(home)
+
+
+def test_a_copy_of_a_model_that_is_converted_waits_for_it(home: Home, tmp_path: Path) -> None:
+    home.configure(settle="0s")
+    first = move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    frozen = home.freeze("convert")
+    copy = Path(shutil.copytree(first, tmp_path / "elsewhere" / "m"))
+    answer = home.ask("add", path=str(copy), recipe="everyday").answer
+    assert answer == f"fp16: waits for the artifact that is made from {first}, which holds the same model"
+    assert [(t.state, t.failures) for t in home.targets()] == [("converting", 0), ("waiting", 0)]
+    assert home.ask("cancel", ids=["2"]).answer == "1 artifact cancelled"
+    again = "fp16 was cancelled before; `qconvd retry 2` tries it again"
+    assert home.ask("add", path=str(copy), recipe="everyday").answer == again
+    assert home.ask("retry", ids=["2"]).answer == "1 artifact will be tried again"
+    os.kill(frozen[0], signal.SIGCONT)
+    one, two = home.done(2)
+    assert two.reason == f"made already from {first}, which holds the same model"
+    assert one.artifact == two.artifact
+    with home.ledger() as ledger:
+        assert [t.kind for t in ledger.tasks()] == ["plan", "convert", "verify"]
     end(home)
 
 
@@ -283,6 +409,21 @@ def test_changed_while_read(home: Home) -> None:
     end(home)
 
 
+def test_removed_while_read(home: Home) -> None:
+    place = move_in(home, tiny_model(home.root / "drafts" / "m", width=1024))
+    home.start()
+    frozen = home.freeze("verify")
+    place.rename(home.root / "elsewhere")
+    os.kill(frozen[0], signal.SIGCONT)
+    home.said(f"{place} is no longer there")
+    home.wait(lambda: home.targets("superseded"), "the target to be let go")
+    home.wait(lambda: not home.status("m"), "the status to go")
+    assert home.targets("superseded")[0].reason == "the model was removed from the watched folder"
+    (home.root / "elsewhere").rename(place)
+    assert home.done(1), "what comes back is made"
+    end(home)
+
+
 def test_touched_while_read(home: Home) -> None:
     place = move_in(home, tiny_model(home.root / "drafts" / "m", width=1024))
     home.start()
@@ -312,6 +453,41 @@ def test_after_move(home: Home) -> None:
     end(home)
 
 
+@pytest.mark.parametrize("after", ["move", "delete"])
+def test_what_is_made_of_links_leaves_whole(home: Home, after: str) -> None:
+    home.configure(watch=f"after: {after}", interval="1s")
+    repository = home.inbox / "models--own--cached"
+    snapshot = repository / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    for file in tiny_model(home.root / "drafts" / "m").iterdir():
+        (repository / "blobs").mkdir(exist_ok=True)
+        file.rename(repository / "blobs" / f"blob-{file.name}")
+        (snapshot / file.name).symlink_to(f"../../blobs/blob-{file.name}")
+    linked = tiny_model(home.root / "store" / "linked", seed=2)
+    (home.inbox / "linked").symlink_to("../store/linked")
+    assert home.once() == 0
+    assert [p.name for p in home.inbox.iterdir() if not p.name.startswith(".")] == []
+    assert (linked / "model.safetensors").is_file(), "what a link points to is somebody else's"
+    if after == "move":
+        gone = home.inbox / ".qconvd-done"
+        assert (gone / "models--own--cached" / "snapshots" / "0123abc" / "model.safetensors").is_file()
+        assert (gone / "linked").is_symlink()
+        assert (gone / "linked").resolve() == linked
+
+
+def test_a_snapshot_beside_others_stays(home: Home) -> None:
+    home.configure(watch="after: delete")
+    snapshots = home.inbox / "models--own--cached" / "snapshots"
+    tiny_model(snapshots / "older")
+    tiny_model(snapshots / "newer", seed=2)
+    (snapshots.parent / "refs").mkdir()
+    (snapshots.parent / "refs" / "main").write_text("newer")
+    home.start()
+    home.said("the source is done and stays: its files may be shared with the snapshot older")
+    assert (snapshots / "newer" / "model.safetensors").is_file()
+    end(home)
+
+
 def test_after_delete(home: Home) -> None:
     home.configure(watch="after: delete", targets="[fp16, f32]")
     elsewhere = tiny_model(home.root / "elsewhere" / "linked", seed=5)
@@ -337,10 +513,38 @@ def test_after_failure(home: Home) -> None:
     assert (place / "model.safetensors").exists()
 
 
+def test_a_full_state_disk_is_told_and_waited_for(home: Home) -> None:
+    home.start()
+    home.said("is watched by events")
+    assert home.process is not None
+    # No file of the daemon may grow beyond what the ledger's log has now: what comes next does not fit.
+    full = (home.state / "ledger.sqlite-wal").stat().st_size
+    resource.prlimit(home.process.pid, resource.RLIMIT_FSIZE, (full, resource.RLIM_INFINITY))
+    move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.said("cannot go on: ")
+    assert home.process.poll() is None
+    resource.prlimit(home.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    home.said("goes on again")
+    home.done(1)
+    end(home)
+
+
+def test_a_ledger_that_was_removed_ends_the_daemon_in_words(home: Home) -> None:
+    home.start()
+    home.said("is watched by events")
+    (home.state / "ledger.sqlite").unlink()
+    assert home.join() == Exit.REFUSED
+    assert f"qconvd: {home.state / 'ledger.sqlite'}: the ledger was removed while it was in use" in home.log()
+    assert "Traceback" not in home.log()
+
+
 def test_an_output_that_cannot_be_written_is_told(home: Home) -> None:
     home.output.write_text("a file where the output should be")
     move_in(home, tiny_model(home.root / "drafts" / "m"))
     home.start()
     home.said("no status can be written to")
-    home.wait(lambda: home.targets("failed") or [t for t in home.targets() if t.failures], "the conversion to say so")
+    failed = home.wait(lambda: home.targets("failed"), "the conversion to say so")
+    assert failed[0].reason == "the output cannot be written: Not a directory"
+    assert failed[0].error["where"] == str(home.output)
+    assert "write permission" in failed[0].error["fix"]
     end(home)

@@ -29,6 +29,7 @@ def test_every_key_and_value_has_its_place() -> None:
         ("a:\n\tb: 2", 2, 1, "there is a tab on this line; YAML wants spaces"),
         ("a: &x [*x]", 1, 4, "is not valid YAML: an alias that contains itself"),
         ("a: *x", 1, 4, "is not valid YAML: found undefined alias 'x'"),
+        ('a: 1\nb: "x\\ud800"', 2, 4, "an escape here is half of a character (a lone surrogate)"),
         ("a: 1\nb: \x01", 2, 4, "holds a character that YAML does not allow: U+0001"),
         ("a: !!python/object:os.system x", 1, 4, "is not allowed here; write plain text, a number, true, false or null"),
         ("a: 1\n---\nb: 2", 2, 1, "is not valid YAML: expected a single document in the stream"),

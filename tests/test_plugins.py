@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -18,8 +20,9 @@ from qconvd.plugins import BrokenPlugin, Plugins, container, plugins
 HEAVY = ("numpy", "torch", "transformers", "numba", "tokenizers", "gguf", "safetensors", "sentencepiece", "huggingface_hub")
 WORKER = ("qconvd.worker", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.__main__")
 """What runs in a worker's process and may import anything. Of the engine, the control side uses only what is listed below."""
-CONTROL_OF_ENGINE = ("manifest", "plan", "expr", "operations", "durable", "commit")
+CONTROL_OF_ENGINE = ("manifest", "plan", "expr", "operations", "durable", "commit", "working_memory")
 HOOK = "from qconvd.api import hookimpl\n@hookimpl\ndef qconvd_formats():\n    "
+CALL = "import qconvd_bad; list(qconvd_bad.qconvd_formats())"
 LOAD = """
 import json, logging
 logging.basicConfig(level="ERROR")
@@ -61,29 +64,46 @@ def test_the_built_in_containers_and_formats_are_plugins_like_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"),
+    ("code", "reason", "shows"),
     [
-        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("def f(:", "SyntaxError: "),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
-        (
-            HOOK + "import no_such_module",
-            "ModuleNotFoundError: No module",
-        ),
-        (
-            HOOK + "return 3",
-            "TypeError: 'int' object is not iterable",
-        ),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'", "import qconvd_bad"),
+        ("def f(:", "SyntaxError: ", "import qconvd_bad"),
+        ("raise SystemExit('I leave')", "SystemExit: I leave", "import qconvd_bad"),
+        ("1 / 0", "ZeroDivisionError: division by zero", "import qconvd_bad"),
+        (HOOK + "import no_such_module", "ModuleNotFoundError: No module", CALL),
+        (HOOK + "return 3", "TypeError: 'int' object is not iterable", CALL),
     ],
 )
-def test_a_broken_plugin_is_named_and_skipped_and_the_others_work(tmp_path: Path, code: str, reason: str) -> None:
+def test_a_broken_plugin_is_named_and_skipped_and_the_others_work(tmp_path: Path, code: str, reason: str, shows: str) -> None:
     plugin(tmp_path, "bad", code)
     plugin(tmp_path, "good", format_called("good"))
     said = python(LOAD, tmp_path)
     assert {"fp16", "good", "gguf"} <= set(said["formats"])
-    ((name, distribution, why),) = said["broken"]
+    ((name, distribution, why, told),) = said["broken"]
     assert (name, distribution) == ("bad", "qconvd-bad 2.0")
     assert why.startswith(reason)
+    assert told == shows
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=False)
+    assert reason.removeprefix("SystemExit: ") in done.stderr, "the code that is told shows what is wrong"
+
+
+def test_doctor_names_the_module_of_a_broken_plugin(tmp_path: Path) -> None:
+    """The entry point's name (`bad`) is nothing that could be imported."""
+    plugin(tmp_path, "bad", "1 / 0")
+    code = """
+import json
+from qconvd.examination import examine
+print(json.dumps([[f.what, f.state, f.found, f.fix] for f in examine(None) if f.what.startswith("plugin ")]))
+"""
+    assert python(code, tmp_path) == [
+        [
+            "plugin bad",
+            "bad",
+            "cannot be loaded: ZeroDivisionError: division by zero",
+            "`python -c 'import qconvd_bad'` shows where it fails; `pip uninstall qconvd-bad` if it is not wanted",
+        ]
+    ]
 
 
 def test_a_broken_plugin_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -142,10 +162,21 @@ def test_events_reach_plugins_and_their_errors_go_no_further(caplog: pytest.LogC
         heard.append(event)
         raise RuntimeError("deaf")
 
-    found = Plugins([("ear", module("ear", qconvd_task_event))])
+    found = Plugins([("left", module("left", qconvd_task_event)), ("right", module("right", qconvd_task_event))])
     found.notify({"event": "done"})
-    assert heard == [{"event": "done"}]
+    assert heard == [{"event": "done"}] * 2, "one that fails keeps nothing from the other"
+    assert "the plugin left failed on an event" in caplog.text
     assert "deaf" in caplog.text
+
+
+def test_a_plugin_that_fails_to_examine_itself_is_named_and_the_others_speak() -> None:
+    @hookimpl
+    def qconvd_findings() -> list[Any]:
+        raise RuntimeError("no mirror")
+
+    found = Plugins([("vain", module("vain", qconvd_findings))])
+    assert found.findings(warm=False), "those of the built-in plugins"
+    assert [(b.name, b.reason) for b in found.broken] == [("vain", "RuntimeError: no mirror")]
 
 
 def test_loading_the_plugins_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -52,6 +52,13 @@ def test_rate_and_time_left() -> None:
     assert Progress(0, 100, 0.0).left is None
 
 
+def test_what_an_earlier_run_made_does_not_make_this_one_quick() -> None:
+    progress = Progress.of(event(85, resumed=75))
+    assert progress.rate == pytest.approx(5.0)
+    assert progress.left == pytest.approx(3.0)
+    assert Progress.of(event(75, resumed=75)).left is None
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"a": {"done": 1}}', "no JSON"])
 def test_a_damaged_file_is_no_progress(tmp_path: Path, content: str) -> None:
     (tmp_path / "progress.json").write_text(content)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from qconvd.quantities import count, duration, show_count, show_duration, show_size, size
+from qconvd.quantities import count, duration, show_count, show_duration, show_size, size, write_duration, write_size
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,8 @@ def test_counts(text: str | int, expected: int) -> None:
         (size, True, "True is not a size; write for example 20GiB, 5 GB or 512MiB"),
         (size, None, "None is not a size; write for example 20GiB, 5 GB or 512MiB"),
         (size, float("nan"), "nan is not a size; write for example 20GiB, 5 GB or 512MiB"),
+        (size, "9" * 400 + ".5GiB", f"'{'9' * 55}…' is not a size; write for example 20GiB, 5 GB or 512MiB"),
+        (duration, "9" * 400 + "w", f"'{'9' * 55}…' is not a duration; write for example 30s, 5m or 2h"),
         (duration, "soon", "'soon' is not a duration; write for example 30s, 5m or 2h"),
         (duration, "1h 30", "'1h 30' is not a duration; write for example 30s, 5m or 2h"),
         (duration, -2, "-2 is not a duration; write for example 30s, 5m or 2h"),
@@ -85,3 +87,18 @@ def test_counts_are_shown(number: int, shown: str) -> None:
 @pytest.mark.parametrize("text", ["20GiB", "1.5MiB", "7 B", "1023 B"])
 def test_what_is_shown_can_be_read_again(text: str) -> None:
     assert size(show_size(size(text))) == size(text)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "written"),
+    [(0, "0"), (1, "1"), (1500, "1500"), (2000, "2kB"), (1 << 20, "1MiB"), (5_000_000_000, "5GB"), (3 << 40, "3TiB")],
+)
+def test_sizes_are_written_short_and_exact(nbytes: int, written: str) -> None:
+    assert write_size(nbytes) == written
+    assert size(written) == nbytes
+
+
+@pytest.mark.parametrize(("seconds", "written"), [(60.0, "60s"), (0.5, "0.5s")])
+def test_durations_are_written_short_and_exact(seconds: float, written: str) -> None:
+    assert write_duration(seconds) == written
+    assert duration(written) == seconds

@@ -72,7 +72,7 @@ def test_jobs_at_a_time() -> None:
     outlook = look(running(1), task(2), task(3), task(4, "plan"))
     assert set(outlook.starts) == {2, 4}, "a plan takes no slot"
     assert outlook.holds == {3: "waits for a free worker; 2 may run at a time"}
-    assert (outlook.starts[2].threads, outlook.starts[4].threads) == (8, 1)
+    assert (outlook.starts[2].threads, outlook.starts[4].threads) == (8, 8), "a plan is made for the threads of its conversion"
 
 
 def test_models_are_planned_one_after_the_other() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from qconvd import status_file
@@ -14,7 +17,7 @@ STATUS = ModelStatus(
     "1 of 2 artifacts is made.",
     "rename one of the two models",
     (
-        ArtifactStatus("fp16", "done", nbytes=1 << 20, place="Llama-fp16/"),
+        ArtifactStatus("fp16", "done", nbytes=1 << 20, place="Llama-fp16/", notes=("x is F16 because y", "z is dropped")),
         ArtifactStatus("gguf Q8_0", "failed", "the disk is full"),
     ),
 )
@@ -28,6 +31,8 @@ What to do:
 
 Artifacts:
   fp16      done           1.0 MiB  Llama-fp16/
+    x is F16 because y
+    z is dropped
   gguf Q8_0 failed
     the disk is full
 
@@ -49,24 +54,45 @@ def test_models_of_one_name_share_a_file() -> None:
 
 
 def test_it_is_written_whole_and_only_when_it_says_something_new(tmp_path: Path) -> None:
-    status_file.write(tmp_path, "Llama", [STATUS])
-    path = tmp_path / "Llama.status.txt"
+    path = status_file.path_of(tmp_path, "Llama")
+    status_file.write(path, [STATUS])
+    assert path == tmp_path / "Llama.status.txt"
     assert path.read_text() == TEXT
     before = path.stat().st_ino
-    status_file.write(tmp_path, "Llama", [STATUS])
+    status_file.write(path, [STATUS])
     assert path.stat().st_ino == before
-    assert status_file.written(tmp_path) == {"Llama"}
+    assert status_file.written(tmp_path) == {path}
     assert [p.name for p in (tmp_path / ".qconvd").iterdir()] == [], "no draft is left"
 
 
 def test_only_ours_are_removed(tmp_path: Path) -> None:
-    status_file.write(tmp_path, "ours", [STATUS])
+    ours = tmp_path / "ours.status.txt"
+    status_file.write(ours, [STATUS])
     (tmp_path / "theirs.status.txt").write_text("my own notes")
-    assert status_file.written(tmp_path) == {"ours"}
+    assert status_file.written(tmp_path) == {ours}
     for name in ("ours", "theirs", "never"):
-        status_file.remove(tmp_path, name)
+        status_file.remove(tmp_path / f"{name}.status.txt")
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["theirs.status.txt"]
 
 
 def test_an_output_that_is_not_there_holds_no_status(tmp_path: Path) -> None:
     assert status_file.written(tmp_path / "nothing") == set()
+
+
+def test_a_name_that_no_file_can_have_is_cut_short_or_mended(tmp_path: Path) -> None:
+    long = status_file.path_of(tmp_path, "x" * 250)
+    assert len(long.name.encode()) <= 255
+    assert long != status_file.path_of(tmp_path, "x" * 249 + "y"), "what is cut off is told apart by a hash"
+    status_file.write(long, [STATUS])
+    assert status_file.path_of(tmp_path, "two\nlines\x1b[31m").name == "twolines[31m.status.txt"
+    assert status_file.path_of(tmp_path, "../up").name == "up.status.txt"
+
+
+def test_words_of_every_script_survive_a_locale_without_them(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from qconvd import status_file as s;"
+        "m = s.ModelStatus('m', Path('/inbox/m'), 'refused', '\\u65e5\\u672c');"
+        "s.write(Path('m.status.txt'), [m]); assert '\\u65e5\\u672c' in Path('m.status.txt').read_text('utf-8')"
+    )
+    ascii_only = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **ascii_only}, check=True)

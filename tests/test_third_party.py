@@ -13,9 +13,11 @@ import pytest
 from safetensors.torch import load_file
 
 from installed import install, python
+from olmo import write_olmo
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests/thirdparty/qconvd-tiny"
+OLMO = ROOT / "tests/thirdparty/qconvd-olmo"
 OWN = sorted(p for p in (ROOT / "plugins").iterdir() if p.name.startswith("qconvd_"))
 
 CONVERT = """
@@ -77,12 +79,61 @@ print(json.dumps([[t.options.round, t.names("My-Model").folder] for t in targets
     assert {folder for _, folder in said} == {"My-Model-int8rows"}
 
 
-def test_the_guide_shows_the_package_as_it_is() -> None:
-    """docs/how-to/write-a-format.md holds every file of the package, so what it says was run by the tests above."""
-    text = (ROOT / "docs/how-to/write-a-format.md").read_text()
+def test_a_third_partys_gguf_family_is_listed_with_who_added_it(tmp_path: Path) -> None:
+    install(OLMO, tmp_path / "site")
+    code = """
+import json
+from qconvd.plugins import plugins
+print(json.dumps([[d.title, *map(list, d.rows)] for d in plugins().details("gguf")]))
+"""
+    ((title, *families),) = python(code, tmp_path / "site")
+    assert title == "Model families"
+    assert ["olmo", "OlmoForCausalLM, OLMoForCausalLM", "qconvd-olmo 1.0"] in families
+    assert [added for name, _, added in families if name in ("llama", "gpt2")] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu': llama.cpp's graph for this family has SiLU built in"),
+        ({"attention_bias": True}, "attention_bias is True: llama.cpp's olmo has no biases"),
+        ({"clip_qkv": 8.0}, ""),
+    ],
+)
+def test_a_third_partys_gguf_family_plans(tmp_path: Path, change: dict[str, Any], refusal: str) -> None:
+    """On a folder whose weights are named as OLMo's; that llama.cpp computes with the result, tests/readers shows."""
+    install(OLMO, tmp_path / "site")
+    write_olmo(tmp_path / "m", change)
+    code = """
+import json, sys
+from pathlib import Path
+from qconvd.errors import QconvdError
+from qconvd.checkpoints import inspect
+from qconvd_gguf import families, mapping
+model = inspect(Path(sys.argv[1]))
+try:
+    found = mapping.apply(families.family_of(model), model)
+    keys = mapping.metadata(found, model.config, ("general.file_type", "u32", 1))
+    print(json.dumps({"tensors": [t.name for t in found.tensors], "keys": {name: value for name, _, value in keys}}))
+except QconvdError as error:
+    print(json.dumps(error.as_dict()))
+"""
+    said = python(code, tmp_path / "site", str(tmp_path / "m"))
+    if refusal:
+        assert said["what"] == refusal
+        return
+    assert len(said["tensors"]) == 2 + 2 * 7
+    assert said["keys"]["olmo.attention.clamp_kqv"] == 8.0
+    assert said["keys"]["olmo.attention.layer_norm_epsilon"] == 1e-5
+
+
+@pytest.mark.parametrize(("guide", "package"), [("write-a-format", TINY), ("add-a-gguf-family", OLMO)])
+def test_the_guide_shows_the_package_as_it_is(guide: str, package: Path) -> None:
+    """The guide holds every file of the package, so what it says was run by tests."""
+    text = (ROOT / f"docs/how-to/{guide}.md").read_text()
     shown = dict(re.findall(r"`([^`\n]+)`:\n\n```\w+\n(.*?)```\n", text, flags=re.S))
-    files = {str(p.relative_to(TINY)): p.read_text() for p in TINY.rglob("*.*") if p.suffix in (".py", ".toml")}
-    files.pop("ruff.toml")
+    files = {str(p.relative_to(package)): p.read_text() for p in package.rglob("*.*") if p.suffix in (".py", ".toml")}
+    files.pop("ruff.toml", None)
     assert shown.keys() == files.keys()
     for name, body in files.items():
         assert shown[name] == body, name
@@ -100,7 +151,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("package", [*OWN, TINY / "qconvd_tiny"], ids=lambda p: p.name)
+@pytest.mark.parametrize("package", [*OWN, TINY / "qconvd_tiny", OLMO / "qconvd_olmo"], ids=lambda p: p.name)
 def test_plugins_import_nothing_of_qconvd_but_its_api(package: Path) -> None:
     files = sorted(package.rglob("*.py"))
     assert files
@@ -116,6 +167,11 @@ def test_only_gguf_uses_another_plugin() -> None:
     for package in OWN:
         used = {m.partition(".")[0] for path in package.rglob("*.py") for m in imports(path)} & (names - {package.name})
         assert used <= ({"qconvd_ggml"} if package.name == "qconvd_gguf" else set()), package.name
+
+
+def test_the_guide_names_what_a_family_may_import() -> None:
+    used = {m for p in OLMO.rglob("*.py") for m in imports(p) if m.startswith("qconvd_gguf.")}
+    assert used == {f"qconvd_gguf.families.{name}" for name in ("base", "steps", "rope")}
 
 
 def test_every_name_of_the_api_exists_and_is_listed() -> None:

@@ -18,10 +18,12 @@ import pytest
 
 from qconvd import checkpoints
 from qconvd.engine.manifest import read_manifest
+from qconvd.engine.working_memory import working_memory
 from qconvd.errors import OutOfSpace, QconvdError
 from qconvd.executors.base import environment, events_in
 from qconvd.executors.local import LocalExecutor
 from qconvd.ledger import Ledger, Task
+from qconvd.memory_limit import ceiling
 from qconvd.targets import resolve_list
 from qconvd.tasks import (
     EXIT_BUSY,
@@ -36,7 +38,7 @@ from qconvd.tasks import (
     spec_of,
     write_spec,
 )
-from qconvd.worker import Outdated, load_plan, named, run, working_memory
+from qconvd.worker import Outdated, load_plan, named, run
 
 LIMITS = LimitsSpec(memory=512 << 20, threads=2)
 
@@ -350,11 +352,33 @@ def test_a_full_disk_is_tried_again_and_leaves_nothing(shop: Shop) -> None:
     assert not (shop.work(spec.targets[0].id) / "files" / "qconvd.json").exists()
 
 
-def test_out_of_space_is_no_lasting_refusal() -> None:
+def test_out_of_space_is_no_lasting_refusal(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     from qconvd.worker import _failed
 
-    assert _failed(OutOfSpace("full")).retry
-    assert not _failed(QconvdError("no")).retry
+    spec = shop.claim()
+    (target,) = spec.targets
+    assert _failed(spec, target, OutOfSpace("full")).retry
+    assert not _failed(spec, target, QconvdError("no", fix="yes")).retry
+    assert capsys.readouterr().err == "fp16: full\nfp16: no\n  yes\n"
+    assert _failed(spec, target, IndexError("3")).retry
+    assert capsys.readouterr().err.startswith("fp16 met a defect:\nIndexError: 3")
+
+
+def test_the_log_tells_in_words_what_is_made_and_what_the_plan_has_to_say(tmp_path: Path, glass: Path) -> None:
+    shop = Shop(tmp_path, glass, "q8_0")
+    said = []
+    for _ in range(3):
+        spec = shop.claim()
+        done = shop.run(spec)
+        shop.settle(read_result(spec.folder), done.returncode)
+        said += [line for line in done.stdout.decode().splitlines() if not line.startswith("@@q ")]
+    notes = [f"gguf Q8_0: {note}" for note in shop.ledger.targets()[0].plan["notes"]]
+    assert notes[0].startswith("gguf Q8_0: 4 of 38 tensors of the Q8_0 file are F16 because rows of 341 weights")
+    assert said == [
+        "gguf Q8_0: planned, 1.0 MiB (1,097,696 bytes)", *notes, "gguf Q8_0: converted, 1.0 MiB, error 0.42 %",
+        f"gguf Q8_0: verified and in its place, {shop.output}/glass-GGUF",
+    ]  # fmt: skip
+    shop.ledger.close()
 
 
 def test_a_plan_may_not_eat_the_machine(shop: Shop) -> None:
@@ -424,6 +448,70 @@ def test_a_target_without_a_plan_says_so(shop: Shop) -> None:
     gone = spec.targets[0].model_copy(update={"plan_path": shop.state / "gone.json"})
     with pytest.raises(QconvdError, match="the plan cannot be read"):
         load_plan(gone)
+
+
+HOARD = """
+import qconvd_fp16.format as format
+HELD = []
+def hoard(*_):
+    while len(HELD) < 200:
+        HELD.append(bytearray(64 << 20))
+    raise AssertionError("nobody stopped it")
+class Hoarder:
+    encode = hoard
+if {kind!r} == "convert":
+    format.PlainCast.encoder = lambda self, plan, device: Hoarder()
+else:
+    format.PlainCast.decode = hoard
+"""
+
+
+@pytest.mark.parametrize(("kind", "doing"), [("convert", "converting"), ("verify", "verifying")])
+def test_a_worker_that_runs_away_is_stopped_and_says_so(
+    tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch, kind: str, doing: str
+) -> None:
+    """A format that takes 12 GiB: what it does not touch costs this machine nothing."""
+    while (spec := shop.claim()).kind != kind:
+        done = shop.run(spec)
+        shop.settle(read_result(spec.folder), done.returncode)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HOARD.format(kind=kind))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    done = shop.run(spec)
+    assert done.returncode == EXIT_ERROR, done.stderr.decode()
+    result = read_result(spec.folder)
+    assert result is not None
+    (target,) = result.targets.values()
+    assert target.error["what"] == (
+        f"{doing} needs more memory than limits.memory allows: 512.0 MiB were reserved, and even 2.28 GiB were not enough"
+    )
+    assert target.error["fix"] == (
+        "raise limits.memory (--memory); if the plan reserves no more then, its format is wrong about what it needs"
+    )
+    assert not target.retry
+    assert b"MemoryError" in done.stderr, "the log has the traceback"
+
+
+def test_the_ceiling_is_no_hindrance_and_a_gpu_has_none(shop: Shop) -> None:
+    spec = shop.claim()
+    assert ceiling(spec) == 4 << 30
+    convert = spec.model_copy(update={"kind": "convert"})
+    assert ceiling(convert) == (2 * 512 + 1024 + 128 + 8 * (2 * 2 + 16)) << 20
+    assert ceiling(convert.model_copy(update={"device": DeviceSpec(kind="cuda", id="GPU-1")})) is None
+
+
+def test_plan_tells_the_memory_that_the_scheduler_reserves(tmp_path: Path, glass: Path) -> None:
+    from qconvd.preview import preview
+    from qconvd.scheduler import Policy
+
+    shop = Shop(tmp_path, glass, "fp16,q4_0")
+    assert shop.step().ok
+    shop.ledger.make_tasks()
+    (task,) = shop.ledger.tasks("queued")
+    policy = Policy(memory=LIMITS.memory, threads=LIMITS.threads, jobs=1)
+    shown = [preview(checkpoints.inspect(shop.model), target, policy).memory for target in resolve_list("fp16,q4_0")]
+    assert max(shown) == task.need["memory"]
+    shop.ledger.close()
 
 
 def test_memory_is_predicted_from_pieces_not_from_tensors() -> None:

@@ -3,6 +3,7 @@
     kernels.encode     rows of BF16, F16 or F32 weights to Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q6_K, F32, F16 or BF16 (numba)
     decode.decode      those bytes back to float32, in plain numpy; shares no code with the encoders
     decode.error_bound how far a right decoding may be from the weights
+    dequantize         the operation that reads these types as a source
     cache              where compiled kernels are kept: folder(), warm(), is_warm()
 
 The bytes are llama.cpp's own; docs/reference/kernels.md says how far that goes. Within: tile.py holds what kernels are built
@@ -14,8 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qconvd.api import Finding, hookimpl
+from qconvd.api import Finding, Operation, hookimpl
 from qconvd_ggml import cache
+from qconvd_ggml.dequantize import GgmlDequantize
+
+
+@hookimpl
+def qconvd_operations() -> Iterable[Operation]:
+    """`ggml`: packed weights as float32."""
+    return (GgmlDequantize(),)
 
 
 @hookimpl

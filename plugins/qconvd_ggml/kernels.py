@@ -8,45 +8,71 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvd.api import UnitReport, row_bytes, storage
-from qconvd_ggml import cache, cast, legacy, measure, q6_k, tile
+from qconvd.api import UnitReport, Unsupported, row_bytes, storage
+from qconvd_ggml import cache, cast, legacy, legacy_weighted, measure, q6_k, tile, weighting
 
 log = logging.getLogger(__name__)
 SOURCES = {"BF16": (tile.BF16, np.uint16), "F16": (tile.F16, np.uint16), "F32": (tile.F32, np.float32)}
-_ENTRIES: dict[str, tuple[Any, int]] = {
-    "Q4_0": (legacy.q4_0, legacy.BLOCK),
-    "Q4_1": (legacy.q4_1, legacy.BLOCK),
-    "Q5_0": (legacy.q5_0, legacy.BLOCK),
-    "Q5_1": (legacy.q5_1, legacy.BLOCK),
-    "Q8_0": (legacy.q8_0, legacy.BLOCK),
-    "Q6_K": (q6_k.q6_k, q6_k.SUB),
-    "F32": (cast.f32, measure.STEP),
-    "F16": (cast.f16, measure.STEP),
-    "BF16": (cast.bf16, measure.STEP),
+
+
+class Entry(NamedTuple):
+    """How a type is encoded."""
+
+    plain: Any
+    """The kernel without an importance matrix (tile.SIGNATURE); None for a type that cannot do without one."""
+    width: int
+    """Weights of one lane."""
+    weighted: Any = None
+    """The kernel with an importance matrix (tile.WEIGHTED_SIGNATURE); None where a matrix changes nothing."""
+    squares: bool = False
+    """Whether the weighted kernel reads the sum of squares of whole rows."""
+
+
+_ENTRIES: dict[str, Entry] = {
+    "Q4_0": Entry(legacy.q4_0, legacy.BLOCK, legacy_weighted.q4_0, squares=True),
+    "Q4_1": Entry(legacy.q4_1, legacy.BLOCK),
+    "Q5_0": Entry(legacy.q5_0, legacy.BLOCK, legacy_weighted.q5_0, squares=True),
+    "Q5_1": Entry(legacy.q5_1, legacy.BLOCK),
+    "Q8_0": Entry(legacy.q8_0, legacy.BLOCK),
+    "Q6_K": Entry(q6_k.q6_k, q6_k.SUB),
+    "F32": Entry(cast.f32, measure.STEP),
+    "F16": Entry(cast.f16, measure.STEP),
+    "BF16": Entry(cast.bf16, measure.STEP),
 }
-"""Per type: its kernel, and the weights of one lane."""
+_KERNELS: dict[str, Any] = {
+    **{dtype: entry.plain for dtype, entry in _ENTRIES.items() if entry.plain is not None},
+    **{f"{dtype}.imatrix": entry.weighted for dtype, entry in _ENTRIES.items() if entry.weighted is not None},
+    "squares": weighting.squares,
+}
+"""All kernels, by the name that the cache knows them by."""
 _lock = threading.Lock()
 _ready: set[str] = set()
 _NO_HALVES, _NO_SINGLES = np.empty(0, np.uint16), np.empty(0, np.float32)
 
 
 def encode(
-    dtype: str, x: NDArray[Any], source_dtype: str, out: NDArray[np.uint8] | None = None
+    dtype: str,
+    x: NDArray[Any],
+    source_dtype: str,
+    out: NDArray[np.uint8] | None = None,
+    importance: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.uint8], UnitReport]:
     """Encode `x` of shape (rows, columns), holding `source_dtype`, as `dtype`.
 
-    `x` is uint16 bit patterns for BF16, uint16 or float16 for F16, float32 for F32; read-only arrays are fine. Returns uint8 of
-    shape (rows, row_bytes), which is `out` if given (C-contiguous, writable, of that shape), and what it did to the numbers:
-    finite weights that a reader will see as infinite or NaN are `overflows`; `underflows` are counted by F32, F16, BF16 only.
-    The bytes do not depend on how rows are divided into calls. NaN and infinite weights are counted and encoded as the
-    kernel's module says.
+    `x` is uint16 bit patterns for BF16, uint16 or float16 for F16, float32 for F32; read-only arrays are fine. `importance`,
+    float32 of shape (columns,), says how much an error in each column counts (a row of llama.cpp's importance matrix); types
+    that make no use of one ignore it. Returns uint8 of shape (rows, row_bytes), which is `out` if given (C-contiguous,
+    writable, of that shape), and what it did to the numbers: finite weights that a reader will see as infinite or NaN are
+    `overflows`; `underflows` are counted by F32, F16, BF16 only. The bytes do not depend on how rows are divided into calls.
+    NaN and infinite weights are counted and encoded as the kernel's module says.
 
-    Raises `Unsupported` if the columns are no multiple of the type's block, ValueError or TypeError for arrays of another kind.
+    Raises `Unsupported` if the columns are no multiple of the type's block, if the importance does not fit the columns, is
+    negative or not finite, or if the type needs one and there is none; ValueError or TypeError for arrays of another kind.
     """
     if dtype not in _ENTRIES or source_dtype not in SOURCES:
         raise ValueError(f"no kernel from {source_dtype} to {dtype}")
@@ -63,55 +89,103 @@ def encode(
         out = np.empty(shape, np.uint8)
     elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(f"out must be a writable, contiguous uint8 array of shape {shape}")
-    sums = np.zeros(measure.SUMS * tile.LANES)
-    _run(dtype, kind, flat, out.reshape(-1), sums)
+    entry, sums = _ENTRIES[dtype], np.zeros(measure.SUMS * tile.LANES)
+    if importance is not None:
+        importance = _checked(importance, x.shape[1])
+    if importance is not None and entry.weighted is not None:
+        rows = _Rows(kind, flat, importance, entry.squares)
+        _run(dtype, ready(f"{dtype}.imatrix"), rows, out.reshape(-1), sums)
+    elif entry.plain is None and importance is None:
+        raise Unsupported(
+            f"{dtype} cannot be made without an importance matrix", fix="give one (an imatrix file), or choose a larger type"
+        )
+    else:
+        _run(dtype, ready(dtype), _Rows(kind, flat), out.reshape(-1), sums)
     return out, measure.report(flat.size, sums)
 
 
-def ready(dtype: str) -> Any:
-    """The kernel of a type, compiled or loaded from the disk cache if it was not used before in this process."""
-    entry = _ENTRIES[dtype][0]
-    if dtype in _ready:
+def ready(name: str) -> Any:
+    """A kernel (`Q4_0`, `Q4_0.imatrix`), compiled or loaded from the disk cache if it was not used before in this process."""
+    entry = _KERNELS[name]
+    if name in _ready:
         return entry
     with _lock:
-        if dtype not in _ready:
+        if name not in _ready:
             with cache.compiling():
-                _compile(dtype, entry)
-            _ready.add(dtype)
+                _compile(name, entry)
+            _ready.add(name)
     return entry
 
 
-def _compile(dtype: str, entry: Any) -> None:
+def _compile(name: str, entry: Any) -> None:
     try:
-        entry.compile(tile.SIGNATURE)
-        cache.mark(dtype)
+        entry.compile(entry.declared)
+        cache.mark(name)
     except OSError as error:
         # The machine code is there, only keeping it failed (disk full): that must not stop a conversion.
         if not entry.signatures:
             raise
-        log.warning("the %s kernel could not be kept in %s and will be compiled again: %s", dtype, cache.folder(), error)
+        log.warning("the %s kernel could not be kept in %s and will be compiled again: %s", name, cache.folder(), error)
     entry.disable_compile()
 
 
-def _run(dtype: str, kind: int, flat: NDArray[Any], out: NDArray[np.uint8], sums: NDArray[np.float64]) -> None:
+def _checked(importance: NDArray[Any], columns: int) -> NDArray[np.float32]:
+    if importance.dtype != np.float32:
+        raise TypeError(f"importance comes as float32, not as {importance.dtype}")
+    if importance.shape != (columns,):
+        raise Unsupported(
+            f"an importance matrix of shape {importance.shape} does not fit rows of {columns} weights",
+            fix="use one that was made with this very model",
+        )
+    if not (np.isfinite(importance).all() and (importance >= 0).all()):
+        wrong = int(np.argmin(np.isfinite(importance) & (importance >= 0)))
+        raise Unsupported(
+            f"the importance matrix says {importance[wrong]} of column {wrong}, which is no weight",
+            fix="make it again: every value must be finite, and not negative",
+        )
+    return np.require(importance, requirements=["C", "A"])
+
+
+class _Rows:
+    """The weights of a call, flat, and how to hand a part of them to a kernel."""
+
+    def __init__(
+        self, kind: int, flat: NDArray[Any], importance: NDArray[np.float32] | None = None, squares: bool = False
+    ) -> None:
+        self.kind, self.flat, self.importance = kind, flat, importance
+        self.squares = _NO_SINGLES
+        if importance is not None and squares:
+            rows = flat.size // importance.size if importance.size else 0
+            # Zeros for the rows that the filling of the last tile would belong to.
+            self.squares = np.zeros(rows + tile.LANES, np.float32)
+            ready("squares")(kind, *self._source(flat), importance.size, self.squares[:rows])
+
+    def encode(
+        self, kernel: Any, part: NDArray[Any], out: NDArray[np.uint8], first: int, groups: int, sums: NDArray[np.float64]
+    ) -> None:
+        """`part` is some of the weights, perhaps filled up with zeros, from group `first` on."""
+        if self.importance is None:
+            kernel(self.kind, *self._source(part), out, groups, sums)
+        else:
+            weighting = (self.importance, self.squares, self.importance.size, first)
+            kernel(self.kind, *self._source(part), *weighting, out, groups, sums)
+
+    def _source(self, part: NDArray[Any]) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+        return (_NO_HALVES, part) if part.dtype == np.float32 else (part, _NO_SINGLES)
+
+
+def _run(dtype: str, kernel: Any, rows: _Rows, out: NDArray[np.uint8], sums: NDArray[np.float64]) -> None:
     """Whole tiles go to the kernel as they are, the rest in a tile of its own that is filled up with zeros."""
-    kernel, width = ready(dtype), _ENTRIES[dtype][1]
+    flat, width = rows.flat, _ENTRIES[dtype].width
     block, size = storage(dtype)
     per_tile = width * tile.LANES
     whole = flat.size // per_tile * per_tile
     written = whole // block * size
     if whole:
-        _call(kernel, kind, flat[:whole], out[:written], whole // width, sums)
+        rows.encode(kernel, flat[:whole], out[:written], 0, whole // width, sums)
     if whole < flat.size:
         padded = np.zeros(per_tile, flat.dtype)
         padded[: flat.size - whole] = flat[whole:]
         room = np.empty(per_tile // block * size, np.uint8)
-        _call(kernel, kind, padded, room, tile.LANES, sums)
+        rows.encode(kernel, padded, room, whole // width, tile.LANES, sums)
         out[written:] = room[: out.size - written]
-
-
-def _call(kernel: Any, kind: int, flat: NDArray[Any], out: NDArray[np.uint8], groups: int, sums: NDArray[np.float64]) -> None:
-    if flat.dtype == np.float32:
-        kernel(kind, _NO_HALVES, flat, out, groups, sums)
-    else:
-        kernel(kind, flat, _NO_SINGLES, out, groups, sums)

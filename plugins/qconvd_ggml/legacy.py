@@ -20,18 +20,11 @@ from typing import Any
 import numpy as np
 
 from qconvd_ggml.measure import STEP, measure
+from qconvd_ggml.symmetric import largest_step
 from qconvd_ggml.tile import LANES, Scalar, Vector, f16_bits, f16_value, fold, inline, kernel, load, put16, whole
 
 BLOCK = 32
 _HUGE = np.float32(3.4028234663852886e38)
-
-
-@inline
-def _largest_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) -> Scalar:  # noqa: ARG001
-    magnitude, signed = state
-    v = x[j * LANES + lane]
-    a = abs(v)
-    return (a if a > magnitude else magnitude, v if a > magnitude else signed)
 
 
 @inline
@@ -41,7 +34,7 @@ def _range_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar
     return (v if v < low else low, v if v > high else high)
 
 
-_largest = fold(_largest_step, BLOCK)
+_largest = fold(largest_step, BLOCK)
 _range = fold(_range_step, BLOCK)
 
 
@@ -112,10 +105,40 @@ def _dequantize_8(q: Scalar, d: Scalar, m: Scalar) -> Scalar:  # noqa: ARG001
     return d * np.float32(q)
 
 
-def _blocks(bits: int, has_minimum: bool, scale: Any, quantize: Any, dequantize: Any) -> Callable[..., None]:
-    """The whole kernel of one type, for the entry points below to call."""
+def packing(bits: int, has_minimum: bool) -> tuple[int, Callable[..., None]]:
+    """The bytes of a block, and what writes those of a tile from its levels, scales and minimums: pack(q, d16, m16, out)."""
     header = 4 if has_minimum else 2
     size = header + BLOCK * bits // 8
+
+    @inline
+    def pack(q: Vector, d16: Vector, m16: Vector, out: Vector) -> None:
+        for lane in range(LANES):
+            at = lane * size
+            put16(out, at, d16[lane])
+            if has_minimum:
+                put16(out, at + 2, m16[lane])
+            at += header
+            if bits == 5:
+                fifth = np.uint32(0)
+                for j in range(BLOCK):
+                    fifth |= np.uint32(q[j * LANES + lane] >> np.uint8(4)) << np.uint32(j)
+                for k in range(4):
+                    out[at + k] = np.uint8(fifth >> np.uint32(8 * k))
+                at += 4
+            if bits == 8:
+                for j in range(BLOCK):
+                    out[at + j] = q[j * LANES + lane]
+            else:
+                for j in range(BLOCK // 2):
+                    nibble = q[j * LANES + lane] & np.uint8(15)
+                    out[at + j] = np.uint8(nibble | np.uint8(q[(j + BLOCK // 2) * LANES + lane] << np.uint8(4)))
+
+    return size, pack
+
+
+def _blocks(bits: int, has_minimum: bool, scale: Any, quantize: Any, dequantize: Any) -> Callable[..., None]:
+    """The whole kernel of one type, for the entry points below to call."""
+    size, pack = packing(bits, has_minimum)
 
     @inline
     def run(kind: Scalar, narrow: Vector, wide: Vector, out: Vector, groups: Scalar, sums: Vector) -> None:
@@ -141,27 +164,7 @@ def _blocks(bits: int, has_minimum: bool, scale: Any, quantize: Any, dequantize:
                     y[j * LANES + lane] = dequantize(level, d[lane], m[lane])
             for start in range(0, BLOCK * LANES, STEP * LANES):
                 measure(x[start : start + STEP * LANES], y[start : start + STEP * LANES], sums)
-            tile = out[first * size : (first + LANES) * size]
-            for lane in range(LANES):
-                at = lane * size
-                put16(tile, at, d16[lane])
-                if has_minimum:
-                    put16(tile, at + 2, m16[lane])
-                at += header
-                if bits == 5:
-                    fifth = np.uint32(0)
-                    for j in range(BLOCK):
-                        fifth |= np.uint32(q[j * LANES + lane] >> np.uint8(4)) << np.uint32(j)
-                    for k in range(4):
-                        tile[at + k] = np.uint8(fifth >> np.uint32(8 * k))
-                    at += 4
-                if bits == 8:
-                    for j in range(BLOCK):
-                        tile[at + j] = q[j * LANES + lane]
-                else:
-                    for j in range(BLOCK // 2):
-                        nibble = q[j * LANES + lane] & np.uint8(15)
-                        tile[at + j] = np.uint8(nibble | np.uint8(q[(j + BLOCK // 2) * LANES + lane] << np.uint8(4)))
+            pack(q, d16, m16, out[first * size : (first + LANES) * size])
 
     return run
 

@@ -29,33 +29,56 @@ Vector: TypeAlias = Any
 """A numpy array inside a kernel."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_u8, _u16, _f32, _f64 = types.uint8, types.uint16, types.float32, types.float64
-SIGNATURE = types.void(
-    types.int64,
-    types.Array(_u16, 1, "C", readonly=True),
-    types.Array(_f32, 1, "C", readonly=True),
-    types.Array(_u8, 1, "C"),
-    types.int64,
-    types.Array(_f64, 1, "C"),
-)
+_i64 = types.int64
+_halves = types.Array(types.uint16, 1, "C", readonly=True)
+_singles = types.Array(types.float32, 1, "C", readonly=True)
+_bytes = types.Array(types.uint8, 1, "C")
+_sums = types.Array(types.float64, 1, "C")
+SIGNATURE = types.void(_i64, _halves, _singles, _bytes, _i64, _sums)
 """(source kind, source if 16 bits wide, source if F32, bytes to fill, number of groups, sums for the report).
 
 A read-only parameter takes writable arrays too, so this one signature serves every caller and is compiled once.
 """
+WEIGHTED_SIGNATURE = types.void(_i64, _halves, _singles, _singles, _singles, _i64, _i64, _bytes, _i64, _sums)
+"""(source kind, source if 16 bits wide, source if F32, importance, squares, columns, first, bytes to fill, groups, sums).
+
+`importance` is one float32 per column of the rows. Group `g` of a call is group `first + g` of the rows, so it begins at
+column `(first + g) * width % columns` of row `(first + g) * width // columns`. `squares` holds the sum of the squares of each
+row for kernels that ask for it (`kernels.Entry.squares`), otherwise nothing. The last tile of the rows is filled up with
+zeros; `squares` reaches as far as it does.
+"""
+SQUARES_SIGNATURE = types.void(_i64, _halves, _singles, _i64, types.Array(types.float32, 1, "C"))
+"""(source kind, source if 16 bits wide, source if F32, columns, one sum per row to fill)."""
 
 
 def kernel(function: Function) -> Any:
-    """An entry point: kept in the disk cache, compiled for SIGNATURE when `kernels.ready` asks.
+    """An entry point of SIGNATURE: kept in the disk cache, compiled when `kernels.ready` asks.
 
     It must stand at module level and reach its building blocks as globals, otherwise numba cannot find it in the cache again.
     """
+    return _entry(function, SIGNATURE)
+
+
+def weighted_kernel(function: Function) -> Any:
+    """The same with WEIGHTED_SIGNATURE: for encoding with an importance matrix."""
+    return _entry(function, WEIGHTED_SIGNATURE)
+
+
+def squares_kernel(function: Function) -> Any:
+    """The same with SQUARES_SIGNATURE."""
+    return _entry(function, SQUARES_SIGNATURE)
+
+
+def _entry(function: Function, signature: Any) -> Any:
     settings: Any = numba.config
     before = settings.CACHE_DIR
     settings.CACHE_DIR = str(cache.folder())
     try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+        compiled: Any = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     finally:
         settings.CACHE_DIR = before
+    compiled.declared = signature
+    return compiled
 
 
 def inline(function: Function) -> Function:
@@ -159,6 +182,16 @@ def load(kind: Scalar, narrow: Vector, wide: Vector, first: Scalar, width: Scala
     for lane in range(LANES):
         for j in range(width):
             x[j * LANES + lane] = rows[lane * width + j]
+
+
+@inline
+def load_importance(importance: Vector, columns: Scalar, first: Scalar, width: Scalar, w: Vector) -> None:
+    """Fill a tile with what `width` weights each of the LANES groups from `first` on count; see WEIGHTED_SIGNATURE."""
+    for lane in range(LANES):
+        column = (first + lane) * width % columns
+        part = importance[column : column + width]
+        for j in range(width):
+            w[j * LANES + lane] = part[j]
 
 
 @inline

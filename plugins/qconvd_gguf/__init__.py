@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qconvd.api import Format, hookimpl
+from qconvd.api import Detail, Format, hookimpl
 
 
 @hookimpl
@@ -13,3 +13,13 @@ def qconvd_formats() -> Iterable[Format]:
     from qconvd_gguf.format import Gguf
 
     return (Gguf(),)
+
+
+@hookimpl
+def qconvd_format_details(format: str) -> Iterable[Detail]:
+    """For `gguf`, the model families that it knows, those of other plugins included."""
+    if format != "gguf":
+        return ()
+    from qconvd_gguf.families import details
+
+    return (details(),)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from qconvd.api import Array, Buffer, Device, Encoder, FormatOptions, ModelInfo, NameParts, Plan, Unit, Unsupported
 from qconvd_gguf.encoder import BlockEncoder
+from qconvd_gguf.file_types import ALIASES, FILE_TYPES, PLAIN
 from qconvd_gguf.options import GgufOptions, type_names
 
 
@@ -15,11 +16,12 @@ class Gguf:
 
     name: ClassVar[str] = "gguf"
     version: ClassVar[str] = "1"
-    summary: ClassVar[str] = "GGUF for llama.cpp, Ollama and LM Studio: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1"
+    summary: ClassVar[str] = "GGUF for llama.cpp, Ollama and LM Studio: every type of llama-quantize, from f32 to iq1_s"
     Options: ClassVar[type[FormatOptions]] = GgufOptions
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "q4_0": {"types": ["Q4_0"]}, "q4_1": {"types": ["Q4_1"]}, "q5_0": {"types": ["Q5_0"]}, "q5_1": {"types": ["Q5_1"]},
-        "q8_0": {"types": ["Q8_0"]}, "q4": {"types": ["Q4_0"]}, "q5": {"types": ["Q5_0"]}, "q8": {"types": ["Q8_0"]},
+        **{name.lower(): {"types": [name]} for name in FILE_TYPES if name not in PLAIN},
+        **{alias.lower(): {"types": [name]} for alias, name in ALIASES.items()},
+        "q4": {"types": ["Q4_0"]}, "q5": {"types": ["Q5_0"]}, "q8": {"types": ["Q8_0"]},
     }  # fmt: skip
     """The plain types have no short name of their own: `f16` alone is safetensors, `gguf: f16` is this."""
     devices: ClassVar[Sequence[str]] = ("cpu",)
@@ -30,7 +32,7 @@ class Gguf:
 
     def expand(self, options: GgufOptions) -> Sequence[GgufOptions]:
         """One file per type."""
-        return [options.model_copy(update={"types": (name,)}) for name in options.types]
+        return [options.of(name) for name in options.types]
 
     def name_parts(self, options: GgufOptions) -> NameParts:
         from qconvd_gguf.planning import name_parts
@@ -48,13 +50,35 @@ class Gguf:
             raise Unsupported(f"gguf has no kernels for {device.kind} yet", fix="say device: auto or device: cpu")
         return BlockEncoder()
 
-    def decode(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Sequence[Array]:  # noqa: ARG002
-        """The numbers of a tensor's blocks, by the decoders of qconvd_ggml, which are not its encoders."""
+    def decode(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Sequence[Array]:
+        """The numbers of a tensor's blocks, by the decoders of qconvd_ggml, which are not its encoders.
+
+        What was copied in a type that is no float is held against the source as it is stored.
+        """
         from qconvd_ggml.decode import decode
 
+        if _copied(unit):
+            return (_stored(unit.outputs[0].dtype, data[0], rows[1] - rows[0]),)
         return (decode(unit.outputs[0].dtype, data[0], unit.shape[1]),)
 
     def bound(self, unit: Unit, x: Sequence[Array]) -> Sequence[Array]:
+        import numpy as np
+
         from qconvd_ggml.decode import error_bound
 
-        return (error_bound(unit.outputs[0].dtype, x[0]),)
+        if _copied(unit):
+            return (np.zeros(x[0].shape, np.float32),)
+        return (error_bound(unit.outputs[0].dtype, x[0], weighted=bool(unit.statistics)),)
+
+
+def _copied(unit: Unit) -> bool:
+    return unit.inputs[0].dtype not in ("F32", "F16", "BF16")
+
+
+def _stored(dtype: str, data: Buffer, rows: int) -> Array:
+    """Bytes as the engine hands a tensor of this type to an encoder, with the float64 of old files as float32."""
+    import numpy as np
+
+    held = {"I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F64": "<f8"}.get(dtype, "u1")
+    array = np.frombuffer(data, held).reshape(rows, -1)
+    return array.astype(np.float32) if dtype == "F64" else array

@@ -6,6 +6,7 @@ Nothing is passed over in silence: a tensor that the family does not name, lacks
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,6 +44,7 @@ class MappedModel:
 
 def apply(family: Family, model: ModelInfo) -> MappedModel:
     """Map a model. Raises `Unsupported` with the names and numbers that do not fit."""
+    tied = _tied(family, model)
     config = language_config(model.config)
     model = replace(model, config=config)
     numbers = _numbers(family, config, str(model.path / "config.json"))
@@ -50,7 +52,6 @@ def apply(family: Family, model: ModelInfo) -> MappedModel:
     if numbers[family.layers] > len(model.tensors):
         what = f"config.json says {numbers[family.layers]} layers, but the model has {len(model.tensors)} tensors"
         raise Unsupported(what, where=str(model.path))
-    tied = bool(config.get("tie_word_embeddings", family.ties))
     sources = _Sources(family, model, numbers)
     mapped = [m for tensor in family.tensors for m in sources.take(tensor, tied)]
     dropped = sources.rest(tied)
@@ -72,6 +73,17 @@ def language_config(config: Config) -> Config:
     return {**config, **inner} if isinstance(inner, Mapping) else config
 
 
+def _tied(family: Family, model: ModelInfo) -> bool:
+    """Whether the output layer is the embeddings. A multimodal config that says both is settled by what the model holds."""
+    inner = model.config.get("text_config")
+    configs = (model.config, inner) if isinstance(inner, Mapping) else (model.config,)
+    said = {bool(config["tie_word_embeddings"]) for config in configs if "tie_word_embeddings" in config}
+    if len(said) < 2:
+        return said.pop() if said else family.ties
+    heads = (name for tensor in family.tensors if tensor.untied for name in (tensor.source, *tensor.also))
+    return not any(head.replace("{p}", prefix) in model.tensors for head in heads for prefix in family.prefixes)
+
+
 def metadata(mapping: MappedModel, model: ModelInfo, file_type: tuple[str, str, Any]) -> Metadata:
     """The architecture's keys in the order of its converter, `file_type` where that writes it."""
     arch = mapping.family.name
@@ -87,9 +99,12 @@ def metadata(mapping: MappedModel, model: ModelInfo, file_type: tuple[str, str, 
     return keys
 
 
-def vocabulary_metadata(mapping: MappedModel) -> Metadata:
+def vocabulary_metadata(mapping: MappedModel, model: ModelInfo) -> Metadata:
     """The family's keys that stand with the tokenizer; their names are whole."""
-    return [key for entry in mapping.family.vocabulary for key in _key("", entry, mapping.numbers)]
+    keys: Metadata = []
+    for entry in mapping.family.vocabulary:
+        keys += entry.make(model) if isinstance(entry, FromFiles) else _key("", entry, mapping.numbers)
+    return keys
 
 
 def _key(prefix: str, entry: Key | Fixed, numbers: Mapping[str, Any]) -> Metadata:
@@ -122,9 +137,12 @@ def _default(number: Number, config: Config, numbers: Mapping[str, Any]) -> Any:
 
 
 def _fits(value: Any, number: Number) -> bool:
-    whole = not (number.real or isinstance(number.default, float))
-    kind = int if whole else (int, float)
-    return not isinstance(value, bool) and isinstance(value, kind) and (not whole or value >= number.least)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if not (number.real or isinstance(number.default, float)):
+        return isinstance(value, int) and value >= number.least
+    # NaN and Infinity are numbers to Python's JSON; 10^400 is an int, but no float.
+    return abs(value) <= sys.float_info.max
 
 
 def _find(config: Config, dotted: str) -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from qconvd.api import FormatOptions
-from qconvd_gguf.tensor_types import FILE_TYPES, WEIGHT_TYPES
+from qconvd.api import FormatOptions, InputFile, Size
+from qconvd_gguf.file_types import ALIASES, FILE_TYPES, PLAIN, WEIGHT_TYPES
 
 SHORT = {
     "Q4": "Q4_0",
@@ -24,29 +25,60 @@ SHORT = {
 """What people also write; a bare q4 has always meant q4_0."""
 
 
-def type_name(text: Any, known: Sequence[str] = tuple(FILE_TYPES)) -> str:
-    """llama.cpp's spelling of a type. Raises ValueError with what there is."""
-    name = str(text).strip().upper()
-    name = SHORT.get(name, name)
-    if name not in known:
-        raise ValueError(f"gguf has no type {str(text).strip()!r} (yet); it has {', '.join(t.lower() for t in known)}")
-    return name
+def file_type(text: Any) -> str:
+    """llama.cpp's spelling of a file's type. Raises ValueError with what there is."""
+    name = _upper(text)
+    return _known(text, ALIASES.get(name, name), tuple(FILE_TYPES), "type")
 
 
 def type_names(given: Any) -> tuple[str, ...]:
     """Types from a list or from text such as `q8_0, q4_0`, each once."""
     words = re.split(r"[,\s]+", given.strip()) if isinstance(given, str) else given
     if not isinstance(words, list | tuple):
-        raise ValueError("types are a list, e.g. [q8_0, q4_0]")
-    names = tuple(dict.fromkeys(type_name(word) for word in words if str(word).strip()))
+        raise ValueError("types are a list, e.g. [q8_0, q4_k_m]")
+    names = tuple(dict.fromkeys(file_type(word) for word in words if str(word).strip()))
     if not names:
-        raise ValueError(f"no type is named; gguf has {', '.join(t.lower() for t in FILE_TYPES)}")
+        raise ValueError(f"no type is named; gguf has {_list(FILE_TYPES)}")
     return names
 
 
 def weight_type(given: Any) -> str | None:
     """The type of a single tensor."""
-    return None if given is None else type_name(given, WEIGHT_TYPES)
+    return None if given is None else _known(given, _upper(given), WEIGHT_TYPES, "tensor type")
+
+
+def tensor_types(given: Any) -> tuple[tuple[str, str], ...]:
+    """Patterns and types, in their order, from a mapping or from pairs."""
+    pairs = list(given.items()) if isinstance(given, Mapping) else given
+    if not isinstance(pairs, list | tuple) or any(not isinstance(p, list | tuple) or len(p) != 2 for p in pairs):
+        raise ValueError("tensor_types is a mapping from patterns to types, e.g. {ffn_down: q8_0}")
+    found = []
+    for pattern, dtype in pairs:
+        if not isinstance(pattern, str) or not pattern:
+            raise ValueError(f"{pattern!r} is no pattern; write part of a tensor's name, e.g. ffn_down")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        found.append((pattern, _known(dtype, _upper(dtype), WEIGHT_TYPES, "tensor type")))
+    return tuple(found)
+
+
+def _upper(text: Any) -> str:
+    name = str(text).strip().upper()
+    return SHORT.get(name, name)
+
+
+def _known(text: Any, name: str, known: Sequence[str], what: str) -> str:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {near[0].lower()}?)" if near else f"; it has {_list(known)}"
+        raise ValueError(f"gguf has no {what} {str(text).strip()!r}{hint}")
+    return name
+
+
+def _list(names: Any) -> str:
+    return ", ".join(n.lower() for n in names)
 
 
 def _spellings(names: Sequence[str]) -> list[Any]:
@@ -55,6 +87,7 @@ def _spellings(names: Sequence[str]) -> list[Any]:
 
 Types = Annotated[tuple[str, ...], BeforeValidator(type_names, json_schema_input_type=Any)]
 WeightType = Annotated[str | None, BeforeValidator(weight_type)]
+TensorTypes = Annotated[tuple[tuple[str, str], ...], BeforeValidator(tensor_types, json_schema_input_type=Any)]
 
 
 class GgufOptions(FormatOptions):
@@ -62,13 +95,26 @@ class GgufOptions(FormatOptions):
 
     types: Types = Field(
         min_length=1,
-        description="Types to make, one file each, as llama-quantize calls them, e.g. `[q8_0, q4_0]`.",
-        json_schema_extra={"type": ["array", "string"], "items": {"enum": _spellings(tuple(FILE_TYPES))}},
+        description="Types to make, one file each, as llama-quantize calls them, e.g. `[q8_0, q4_k_m]`.",
+        json_schema_extra={
+            "type": ["array", "string"],
+            "items": {"enum": _spellings((*FILE_TYPES, *ALIASES))},
+        },
+    )
+    imatrix: InputFile | None = Field(
+        None,
+        description="An importance matrix that llama-imatrix made of this model: a path, relative to this file.",
     )
     pre: str | None = Field(
         None,
         min_length=1,
         description="The pre-tokenizer (`tokenizer.ggml.pre`), for a tokenizer that is not recognised, e.g. `llama-bpe`.",
+    )
+    tensor_types: TensorTypes = Field(
+        (),
+        description="Types of single tensors in quantized files: regular expressions, searched in GGUF's names; the first "
+        "that is found decides, e.g. `{ffn_down: q8_0}`.",
+        json_schema_extra={"type": "object", "additionalProperties": {"enum": _spellings(WEIGHT_TYPES)}},
     )
     output_tensor_type: WeightType = Field(
         None,
@@ -80,4 +126,30 @@ class GgufOptions(FormatOptions):
         description="The embeddings' type in quantized files, instead of llama-quantize's choice.",
         json_schema_extra={"enum": [*_spellings(WEIGHT_TYPES), None]},
     )
-    pure: bool = Field(False, description="Quantize the output layer and tied embeddings to the file's type as well.")
+    leave_output_tensor: bool = Field(False, description="Leave the output layer in the checkpoint's type in quantized files.")
+    pure: bool = Field(False, description="No mix: every quantized tensor gets the file's type.")
+
+    split_max_size: Size = Field(
+        50_000_000_000,
+        gt=0,
+        description="Split the file above this many bytes of tensors, e.g. `20GB`; llama.cpp's names and metadata.",
+    )
+    split_max_tensors: int | None = Field(None, gt=0, description="Split the file after this many tensors.")
+    allow_requantize: bool = Field(
+        False,
+        description="From a GGUF that is quantized already: make the type from its rounded weights, which are worse than "
+        "the original's.",
+    )
+
+    def of(self, name: str) -> GgufOptions:
+        """The options of one file. What changes nothing in a plain file is left out, so that it is not made again for it."""
+        if name not in PLAIN:
+            return self.model_copy(update={"types": (name,)})
+        return self.model_copy(update={**_DEFAULTS, "types": (name,)})
+
+
+_DEFAULTS = {
+    name: GgufOptions.model_fields[name].default
+    for name in ("imatrix", "tensor_types", "output_tensor_type", "token_embedding_type", "leave_output_tensor", "pure")
+}
+"""Options that are about quantized files only."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from qconvd.checkpoints import json_text
 from qconvd.errors import BadCheckpoint
 
 SIDE_FILE_LIMIT = 256 << 20
@@ -103,8 +103,8 @@ class ModelInfo:
     def read_json(self, name: str) -> Any:
         """The content of a JSON side file. Raises `BadCheckpoint` with line and column if it is not JSON."""
         try:
-            return json.loads(self.read_bytes(name))
-        except (ValueError, RecursionError) as error:  # ValueError: also numbers too long for int
+            return json_text.loads(self.read_bytes(name))
+        except ValueError as error:  # also numbers too long for int
             raise BadCheckpoint(f"is not valid JSON: {error}", where=str(self.path / name)) from error
 
 

@@ -7,7 +7,6 @@ become paths, only regular files are opened (a FIFO would block for ever), and e
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import stat
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from qconvd.checkpoints import json_text
 from qconvd.checkpoints.base import FileInfo
 from qconvd.errors import BadCheckpoint, Incomplete, QconvdError
 
@@ -110,18 +110,24 @@ def is_side_file(path: str) -> bool:
     return bool(_SIDE.fullmatch(name))
 
 
+_GGUF_TYPE = re.compile(r"(?<=.)[-._](?:I?Q\d(?:_[0-9A-Z]+)*|TQ\d_\d|MXFP4(?:_MOE)?|BF16|FP?16|FP?32)$", re.IGNORECASE)
+
+
 def model_name(path: Path) -> str:
     """The name that a model's outputs are made from: the folder's, or the file's without its ending and shard number.
 
-    A snapshot in the Hugging Face cache (`models--owner--name/snapshots/<revision>`) is called by its repository's name.
+    What only says that the model is a GGUF, and of which type (`-GGUF`, `.Q4_K_M`), is no part of its name. A snapshot in the
+    Hugging Face cache (`models--owner--name/snapshots/<revision>`) is called by its repository's name.
     """
     path = absolute(path)
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
         return path.parent.parent.name.rpartition("--")[2]
     ending = path.suffix.lower()
     if ending in MODEL_ENDINGS and not is_folder(path):
-        return re.sub(r"-\d{5,6}-of-\d{5,6}$", "", path.name[: -len(ending)])
-    return path.name
+        name = re.sub(r"-\d{5,6}-of-\d{5,6}$", "", path.name[: -len(ending)])
+        return _GGUF_TYPE.sub("", name) if ending == ".gguf" else name
+    name = re.sub(r"(?<=.)-GGUF$", "", path.name, flags=re.IGNORECASE)
+    return _GGUF_TYPE.sub("", name) if name != path.name else name
 
 
 def entries(folder: Path, most: int | None = ENTRIES) -> list[Entry]:
@@ -231,10 +237,9 @@ def parse_json(text: bytes, where: str, what: str = "is", **options: Any) -> Any
     if text.count(b",") + text.count(b"[") + text.count(b"{") > JSON_VALUES:
         raise BadCheckpoint(f"{what} not sensible JSON: more than {JSON_VALUES} values", where=where)
     try:
-        return json.loads(text.decode(), **options)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise BadCheckpoint(f"{what} not valid JSON: {reason}", where=where, fix="copy or download the file again") from error
+        return json_text.loads(text, **options)
+    except ValueError as error:
+        raise BadCheckpoint(f"{what} not valid JSON: {error}", where=where, fix="copy or download the file again") from error
 
 
 def file_size(path: Path) -> int:

@@ -25,19 +25,23 @@ from qconvd.checkpoints.files import (
     model_name,
     opened,
     quoted,
+    read_at,
     truncated,
 )
 from qconvd.checkpoints.gguf_stream import ARRAY, STRING, LongArray, Stream
+from qconvd.checkpoints.refusals import TEXT_START, refuse_text
 from qconvd.errors import BadCheckpoint, Incomplete, QconvdError, Unsupported
 from qconvd.ggml_types import REMOVED, TYPES
 
-__all__ = ["GgufReader", "Header", "LongArray", "read_header"]
+__all__ = ["GgufReader", "Header", "LongArray", "gguf_metadata", "read_header"]
 
 MAX_TENSORS = 100_000
 MAX_KEYS = 4096
 MAX_AXES = 4
 NAME_LIMIT = 1024
 KEY_LIMIT = 1024
+METADATA_LIMIT = 256 << 20
+"""Bytes of metadata that are carried over to another file; the largest vocabularies take about 20 MB."""
 ALIGNMENT_LIMIT = 1 << 20
 _INT64 = 1 << 63
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -112,6 +116,9 @@ def read_header(folder: Path, file: str) -> Header:
     """
     path = folder / file
     with opened(path) as (descriptor, size):
+        start = read_at(descriptor, 0, TEXT_START)
+        if not (start.startswith(b"GGUF") or b"GGUF".startswith(start)):
+            refuse_text(path, start, size, "a GGUF file")
         stream = Stream(descriptor, size, str(path))
         version = _version(stream)
         tensor_count = stream.count("tensors", MAX_TENSORS)
@@ -128,6 +135,30 @@ def read_header(folder: Path, file: str) -> Header:
         named[tensor.name] = tensor
     _check_places(placed, alignment, data, path, size, stream.position)
     return Header(version, metadata, named, alignment, data, size)
+
+
+def gguf_metadata(model: ModelInfo) -> list[tuple[str, bytes]]:
+    """The metadata of a GGUF model as it stands in its (first) file: key, and type and value in the file's own bytes.
+
+    Long arrays are all there, unlike in `Header.metadata`. Raises as `read_header` does, and `BadCheckpoint` for more than
+    `METADATA_LIMIT` bytes.
+    """
+    path = model.path / next(f.path for f in model.files if f.role == "weights")
+    with opened(path) as (descriptor, size):
+        stream = Stream(descriptor, size, str(path))
+        _version(stream)
+        stream.count("tensors", MAX_TENSORS)
+        spans = []
+        for _ in range(stream.count("metadata keys", MAX_KEYS)):
+            key = stream.text("a metadata key", KEY_LIMIT)
+            start = stream.position
+            _value(stream, key)
+            spans.append((key, start, stream.position))
+        if stream.position > METADATA_LIMIT:
+            raise BadCheckpoint(
+                f"has {stream.position} bytes of metadata; {METADATA_LIMIT} is the most that is kept", where=str(path)
+            )
+        return [(key, read_at(descriptor, start, stop - start)) for key, start, stop in spans]
 
 
 def _version(stream: Stream) -> int:
@@ -154,14 +185,17 @@ def _metadata(stream: Stream, count: int) -> dict[str, Any]:
         key = stream.text("a metadata key", KEY_LIMIT)
         if key in found:
             raise BadCheckpoint(f"has the metadata key {quoted(key)} twice", where=stream.where, fix=_AGAIN)
-        kind = stream.u32(f"the type of {quoted(key)}")
-        if kind == STRING:
-            found[key] = stream.kept_text(f"the value of {quoted(key)}")
-        elif kind == ARRAY:
-            found[key] = stream.array(f"the array {quoted(key)}")
-        else:
-            found[key] = stream.scalar(kind, f"the value of {quoted(key)}")
+        found[key] = _value(stream, key)
     return found
+
+
+def _value(stream: Stream, key: str) -> Any:
+    kind = stream.u32(f"the type of {quoted(key)}")
+    if kind == STRING:
+        return stream.kept_text(f"the value of {quoted(key)}")
+    if kind == ARRAY:
+        return stream.array(f"the array {quoted(key)}")
+    return stream.scalar(kind, f"the value of {quoted(key)}")
 
 
 def _alignment(metadata: Mapping[str, Any], where: str) -> int:

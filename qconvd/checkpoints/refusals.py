@@ -6,6 +6,7 @@ and weights in formats that nothing here reads.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ OTHER_WEIGHTS = {
     ".nemo": "NeMo", ".ot": "rust-bert (.ot)", ".mlmodel": "Core ML", ".mlpackage": "Core ML", ".engine": "TensorRT",
     ".ggml": "GGML (before GGUF)", ".llamafile": "llamafile",
 }  # fmt: skip
+
+TEXT_START = 256
+"""Bytes that tell text from anything else."""
 
 _ORIGINAL = "give qconvd the model that it was made from, in 16 or 32 bits"
 
@@ -85,6 +89,25 @@ def refuse_tensors(where: str, names: Iterable[str]) -> None:
             raise Unsupported(f"is a LoRA adapter, as its tensor {quoted(name)} shows", where=where, fix=_MERGE)
         if name.startswith("model.diffusion_model."):
             raise Unsupported(f"is a diffusion model, as its tensor {quoted(name)} shows", where=where, fix=_LANGUAGE)
+
+
+def refuse_text(path: Path, start: bytes, size: int, kind: str) -> None:
+    """Raise `BadCheckpoint` if a file that should be `kind` ("a GGUF file") begins as text: what a server sent instead of it.
+
+    `start` are the file's first bytes, up to `TEXT_START`. Servers answer a download that is not allowed, or a wrong address,
+    with a web page or a sentence, and `curl` without `--fail` saves that under the model's name.
+    """
+    fix = "download it again, signed in if need be"
+    try:
+        # Incremental: the last letter may be cut in two.
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(start[:TEXT_START]).strip()
+    except UnicodeDecodeError:
+        return
+    if text.lower().startswith(("<!doctype", "<html", "<head", "<?xml")):
+        raise BadCheckpoint(f"is a web page, not {kind}", where=str(path), fix=fix)
+    if text and all(c.isprintable() or c.isspace() for c in text):
+        first = text.splitlines()[0]
+        raise BadCheckpoint(f"is a text of {size} bytes, not {kind}: {quoted(first)}", where=str(path), fix=fix)
 
 
 def quantization(config: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from qconvd.checkpoints.files import (
     read_at,
     read_json,
 )
-from qconvd.checkpoints.refusals import NotAModel, refuse_config, refuse_layout
+from qconvd.checkpoints.refusals import TEXT_START, NotAModel, refuse_config, refuse_layout, refuse_text
 from qconvd.errors import BadCheckpoint, Incomplete, QconvdError, Unsupported
 
 ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
@@ -73,11 +73,11 @@ class TorchReader:
 def check_complete(path: Path) -> None:
     """Return if a zip's end record is there, or nothing can be said.
 
-    Raises `Incomplete` if the record is missing, `Unsupported` for GGML and GGUF under torch's endings, `NotAModel` for
-    what is no checkpoint at all.
+    Raises `Incomplete` if the record is missing, `Unsupported` for GGML and GGUF under torch's endings, `BadCheckpoint` for
+    text and for what has a checkpoint's name and is none; `NotAModel` for anything else that has one of the endings.
     """
     with opened(path) as (descriptor, size):
-        first = read_at(descriptor, 0, 8)
+        first = read_at(descriptor, 0, TEXT_START)
         tail = read_at(descriptor, max(0, size - _END_SIZE - _COMMENT_LIMIT), _END_SIZE + _COMMENT_LIMIT)
     if not first.strip(b"\0"):
         raise Incomplete("is empty, or begins with zeros", where=str(path), fix="wait for the copy to finish")
@@ -86,11 +86,15 @@ def check_complete(path: Path) -> None:
         raise Unsupported(what, where=str(path), fix="give qconvd the original model as safetensors")
     if first[:4] == b"GGUF":
         raise Unsupported("is a GGUF file under another ending", where=str(path), fix="rename it to end in .gguf")
-    if first[:2] == b"PK":
+    if first[:2] in (b"P", b"PK"):
         if not _ends(tail, size):
             what = f"the end record of the zip is not there ({size} bytes so far)"
             raise Incomplete(what, where=str(path), fix="wait for the copy to finish, or copy the file again")
     elif first[0] != 0x80:  # the opcode that every pickle since protocol 2 begins with
+        refuse_text(path, first, size, f"a PyTorch {path.suffix} file")
+        if _WEIGHTS.fullmatch(path.name):
+            what = "is no PyTorch checkpoint: it begins like neither a zip nor a pickle"
+            raise BadCheckpoint(what, where=str(path), fix="copy or download the file again")
         raise NotAModel("is not a model file", where=str(path), fix="models are folders with safetensors and a config.json")
 
 

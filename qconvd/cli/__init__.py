@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
+from typing import Any
 
 import typer
 
@@ -26,6 +29,9 @@ from qconvd.cli import (
 )
 from qconvd.cli.exits import Exit
 from qconvd.errors import ConfigError, QconvdError
+
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+"""click's UsageError: typer brings a click of its own, or takes the installed one, as its version has it."""
 
 app = typer.Typer(
     name="qconvd",
@@ -69,10 +75,24 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command line; what a person can mend is told in sentences, everything else keeps its traceback."""
+    """Run the command line; what a person can mend is told in sentences, everything else keeps its traceback.
+
+    With `--json` the sentences are also printed as JSON, so that a script always has something to read.
+    """
+    _open_standard_streams()
+    _take_names_as_utf8()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        app()
+        try:
+            # Not standalone: typer would print a mistake of the command line itself, and not as JSON.
+            code = app(standalone_mode=False) or Exit.OK
+        finally:
+            sys.stdout.flush()
+        sys.exit(code)
+    except _UsageError as error:
+        error.show()
+        _tell_script(QconvdError(error.format_message(), fix="`--help` after the command lists what it takes"), "UsageError")
+        sys.exit(Exit.USAGE)
     except ConfigError as error:
         sys.exit(_tell(error, Exit.BAD_CONFIG))
     except QconvdError as error:
@@ -83,6 +103,38 @@ def main() -> None:
         # `qconvd jobs | head`: who reads has seen enough. Python would complain once more when it flushes at exit.
         sys.stderr.close()
         sys.exit(Exit.OK)
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        # What is left in the buffer would fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"qconvd: what it prints cannot be written: {os.strerror(error.errno)}", file=sys.stderr)
+        sys.exit(Exit.FAILED)
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where whoever started this has closed a stream.
+
+    Otherwise the next file that is opened gets its number, and with it what is printed or logged.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode))
+
+
+def _take_names_as_utf8() -> None:
+    """Begin anew in Python's UTF-8 mode where the locale has another encoding.
+
+    Names that it cannot spell would be passed over in watched folders, and could not be printed.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # workers inherit it
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def _tell(error: QconvdError, code: Exit) -> Exit:
@@ -91,4 +143,12 @@ def _tell(error: QconvdError, code: Exit) -> Exit:
         print(f"qconvd: {len(problems)} mistakes\n{error}", file=sys.stderr)
     else:
         print(f"qconvd: {error}", file=sys.stderr)
+    _tell_script(error, type(error).__name__)
     return code
+
+
+def _tell_script(error: QconvdError, kind: str) -> None:
+    if "--json" in sys.argv[1:]:
+        from qconvd.cli.output import as_json
+
+        as_json(error.as_dict() | {"error": kind})

@@ -20,7 +20,7 @@ def add(
     """
     from qconvd import checkpoints
     from qconvd.cli.options import load_config
-    from qconvd.cli.requests import ask, ledger_path
+    from qconvd.cli.requests import ask
     from qconvd.errors import QconvdError
     from qconvd.ledger import Ledger
     from qconvd.suggest import did_you_mean
@@ -33,5 +33,5 @@ def add(
         )
     # The reason why it cannot be converted is told now, whether a daemon runs or not.
     checkpoints.inspect(model)
-    Ledger(ledger_path(loaded)).close()
+    Ledger(loaded.state / "ledger.sqlite").close()
     ask(loaded.path, "add", path=str(model.absolute()), recipe=recipe)

@@ -7,6 +7,7 @@ from qconvd.cli.options import AsJson, ConfigFile
 
 def check(config: ConfigFile = None, json: AsJson = False) -> None:
     """Check the config file and say what it would do."""
+    from qconvd.checkpoints.files import is_folder
     from qconvd.cli import output
     from qconvd.cli.options import load_config
     from qconvd.quantities import show_size
@@ -18,7 +19,7 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
         return
     print(f"{found.path} is right.\n")
     for watch in found.watch:
-        print(f"A model dropped into {watch.folder}{'' if watch.folder.is_dir() else ' (not there yet)'} becomes:")
+        print(f"A model dropped into {watch.folder}{'' if is_folder(watch.folder) else ' (not there yet)'} becomes:")
         rows = []
         for name in watch.recipes:
             recipe = found.recipes[name]

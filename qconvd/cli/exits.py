@@ -22,5 +22,6 @@ MEANING = {
     Exit.USAGE: "the command line is wrong",
     Exit.REFUSED: "something you can mend stands in the way: the message says what, where and what to do",
     Exit.BAD_CONFIG: "the config file is wrong or missing (EX_CONFIG of sysexits.h; systemd does not restart on it)",
-    Exit.INTERRUPTED: "stopped with Ctrl-C; running the same command again goes on where it stopped",
+    Exit.INTERRUPTED: "stopped with Ctrl-C (`convert` and `run --once` also with SIGTERM) while work remained; running the "
+    "same command again goes on where it stopped",
 }

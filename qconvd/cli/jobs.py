@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qconvd.cli.options import AsJson, ConfigFile
+from qconvd.cli.place import opened
 
 if TYPE_CHECKING:
-    from qconvd.config import Config
-    from qconvd.ledger import Job, Ledger, Target
+    from qconvd.ledger import Job, Target
     from qconvd.progress import Progress
+    from qconvd.sightings import Sighting
 
 
 def jobs(
@@ -21,20 +20,38 @@ def jobs(
     json: AsJson = False,
     every: Annotated[bool, typer.Option("--all", "-a", help="Also those that something newer has replaced.")] = False,
 ) -> None:
-    """List jobs: one model times one recipe, newest last."""
+    """List jobs: one model times one recipe, newest last.
+
+    Models that are not complete have no number yet; they come last, with what is missing.
+    """
     from qconvd.cli import output
     from qconvd.progress import read_progress
+    from qconvd.sightings import read_sightings
 
-    with opened(config) as (loaded, ledger):
-        found = [j for j in ledger.jobs() if every or j.state != "superseded"]
-        progress = read_progress(loaded.state)
+    with opened(config) as (place, ledger):
+        known = ledger.jobs()
+        progress = read_progress(place.state)
+    found = [j for j in known if every or j.state != "superseded"]
+    awaited = [s for s in read_sightings(place.state) if s.awaited]
     if json:
-        output.as_json([_job(j, progress) for j in found])
-    elif not found:
-        print("There are no jobs yet.")
+        output.as_json([*(_job(j, progress) for j in found), *map(_awaited, awaited)])
+        return
+    if found or awaited:
+        rows: list[tuple[object, ...]] = [
+            (j.id, j.source.name, j.recipe, j.state, _count(j), _percent(j, progress)) for j in found
+        ]
+        rows += [("-", s.name, ", ".join(s.recipes), s.kind, "", "") for s in awaited]
+        reasons = [[_said(j.state, j.reason)] for j in found] + [[s.reason] for s in awaited]
+        output.table(("JOB", "MODEL", "RECIPE", "STATE", "DONE", ""), rows, right=(0, 4, 5), sentences=reasons)
     else:
-        rows = [(j.id, j.source.name, j.recipe, j.state, _count(j), _percent(j, progress), j.reason) for j in found]
-        output.table(("JOB", "MODEL", "RECIPE", "STATE", "DONE", "", "REASON"), rows, right=(0, 4, 5), whole=(2, 3))
+        print("There are no jobs yet.")
+    if hidden := len(known) - len(found):
+        text = (
+            "1 job that something newer has replaced is"
+            if hidden == 1
+            else f"{hidden} jobs that something newer has replaced are"
+        )
+        output.note(f"{text} not shown; --all shows {'it' if hidden == 1 else 'them'}.")
 
 
 def job(
@@ -44,14 +61,15 @@ def job(
 ) -> None:
     """Show one job and its history.
 
-    Its artifacts with their states and reasons, and what happened when.
+    Its artifacts with their states and reasons, what the plans say of them, and what happened when.
     """
     from qconvd.cli import output
     from qconvd.progress import read_progress
+    from qconvd.quantities import show_size
 
-    with opened(config) as (loaded, ledger):
+    with opened(config) as (place, ledger):
         found = ledger.job(id)
-        progress = read_progress(loaded.state)
+        progress = read_progress(place.state)
         history = sorted((e for t in found.targets for e in ledger.history(target=t.id)), key=lambda e: e.id)
     labels = {t.id: t.label for t in found.targets}
     if json:
@@ -60,20 +78,29 @@ def job(
         return
     output.pairs([
         ("job", found.id), ("model", found.source.name), ("source", found.source.locator), ("recipe", found.recipe),
-        ("state", found.state), ("reason", found.reason),
+        ("state", found.state),
     ])  # fmt: skip
     print()
-    rows = [(t.id, t.label, _state(t, progress.get(t.id)), t.artifact.get("folder", t.folder), t.reason) for t in found.targets]
-    output.table(("TARGET", "", "STATE", "FOLDER", "REASON"), rows, whole=(0, 1, 2))
+    rows, sentences = [], []
     for target in found.targets:
-        if target.error.get("fix"):
-            print(f"\n{target.label}: {output.safe(target.error['fix'])}")
+        size = int((target.artifact or target.plan).get("nbytes", 0))
+        place_of = target.artifact.get("folder", target.folder)
+        rows.append(
+            (target.id, target.label, _state(target, progress.get(target.id)), show_size(size) if size else "", place_of)
+        )
+        sentences.append([_said(target.state, target.reason), target.error.get("fix", ""), *notes_of(target)])
+    output.table(("TARGET", "", "STATE", "SIZE", "FOLDER"), rows, right=(3,), sentences=sentences)
     print()
     output.table(
-        ("WHEN", "TARGET", "STATE", ""),
-        [(when(e.at), labels.get(e.target or "", ""), e.to_state, e.reason) for e in history],
-        whole=(0, 1),
+        ("WHEN", "TARGET", "STATE"),
+        [(when(e.at), labels.get(e.target or "", ""), e.to_state) for e in history],
+        sentences=[[_said(e.to_state, e.reason)] for e in history],
     )
+
+
+def notes_of(target: Target) -> list[str]:
+    """What a target's plan has to say: tensors that fall back to another type and why, what the format cannot hold."""
+    return [str(note) for note in target.plan.get("notes", ())]
 
 
 def when(seconds: float) -> str:
@@ -81,22 +108,6 @@ def when(seconds: float) -> str:
     from datetime import datetime
 
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
-
-
-@contextmanager
-def opened(file: Any) -> Iterator[tuple[Config, Ledger]]:
-    """The config and its ledger, to read from. Raises `QconvdError` if no daemon ever ran."""
-    from qconvd.cli.options import load_config
-    from qconvd.cli.requests import check_ledger, ledger_path
-    from qconvd.ledger import Ledger
-
-    config = load_config(file)
-    check_ledger(config)
-    ledger = Ledger(ledger_path(config))
-    try:
-        yield config, ledger
-    finally:
-        ledger.close()
 
 
 def _job(job: Job, progress: dict[str, Progress]) -> dict[str, Any]:
@@ -109,12 +120,25 @@ def _job(job: Job, progress: dict[str, Progress]) -> dict[str, Any]:
                 "id": t.id, "label": t.label, "format": t.format, "options": dict(t.options), "state": t.state,
                 "reason": t.reason,
                 "error": dict(t.error), "failures": t.failures, "folder": t.folder, "manifest": t.manifest_name,
-                "planned_bytes": t.plan.get("nbytes"), "artifact": dict(t.artifact),
+                "planned_bytes": t.plan.get("nbytes"), "notes": notes_of(t), "artifact": dict(t.artifact),
                 "progress": {"done": p.done, "total": p.total, "seconds": p.seconds} if (p := progress.get(t.id)) else None,
             }
             for t in job.targets
         ],
     }  # fmt: skip
+
+
+def _awaited(sighting: Sighting) -> dict[str, Any]:
+    """A model that is not complete, with the keys of a job."""
+    return {
+        "job": None, "model": sighting.name, "source": sighting.path, "recipe": ", ".join(sighting.recipes),
+        "state": sighting.kind, "reason": sighting.reason, "fix": sighting.fix, "targets": [],
+    }  # fmt: skip
+
+
+def _said(state: str, reason: str) -> str:
+    """A reason that says more than the state does."""
+    return "" if reason == state else reason
 
 
 def _state(target: Target, progress: Progress | None) -> str:

@@ -12,16 +12,20 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 """Columns where the output is no terminal; then nothing is cut, long cells go on in the next line."""
+UNBROKEN = 100_000
+"""Columns of a table whose rows are one line each, however long: a terminal breaks it, a file need not."""
+INDENT = "    "
 
 
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
     """Where to print: colours and the real width on a terminal, plain text of 80 columns elsewhere."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(
-        file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False, width=None if stream.isatty() else WIDTH
-    )
+        file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False,
+        width=width or (None if stream.isatty() else WIDTH),
+    )  # fmt: skip
 
 
 def table(
@@ -31,27 +35,61 @@ def table(
     right: Sequence[int] = (),
     whole: Sequence[int] = (),
     under: Sequence[str] = (),
+    sentences: Sequence[Sequence[str]] = (),
 ) -> None:
     """Print aligned columns; those in `right` are numbers, those in `whole` are never broken.
 
-    `under` holds a line to stand below each row, for what may be longer than any column.
+    `under` holds a line to stand below each row, for what may be longer than any column. `sentences` holds some for each
+    row: a lone one stands beside it if there is room, others below it in lines that fit. With either, no column is broken.
     """
+    grid = _grid(headings, rows, right, whole, one_line=bool(under or sentences))
+    # rich pads every line to the table's width.
+    lines = [line.rstrip() for line in grid]
+    if under:
+        lines = [lines[0], *(one for line, path in zip(lines[1:], under, strict=True) for one in (line, f"  {safe(path)}"))]
+    if sentences:
+        beside = max(map(_width, grid), default=0)
+        lines = [
+            lines[0],
+            *(one for line, texts in zip(lines[1:], sentences, strict=True) for one in _told(line, texts, beside)),
+        ]
+    print("\n".join(lines))
+
+
+def _grid(
+    headings: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int], whole: Sequence[int], *, one_line: bool
+) -> list[str]:
     from rich.table import Table
 
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
     for number, heading in enumerate(headings):
         numeric = number in right
-        grid.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric or number in whole, overflow="fold")
+        unbroken = one_line or numeric or number in whole
+        grid.add_column(heading, justify="right" if numeric else "left", no_wrap=unbroken, overflow="fold")
     for row in rows:
-        grid.add_row(*(safe(str(cell)) for cell in row))
-    out = console()
+        cells = [safe(str(cell)) for cell in row]
+        grid.add_row(*([" ".join(cell.split("\n")) for cell in cells] if one_line else cells))
+    out = console(width=UNBROKEN if one_line else None)
     with out.capture() as captured:
         out.print(grid)
-    # rich pads every line to the table's width.
-    lines = [line.rstrip() for line in captured.get().splitlines()]
-    if under:
-        lines = [lines[0], *(one for line, path in zip(lines[1:], under, strict=True) for one in (line, f"  {safe(path)}"))]
-    print("\n".join(lines))
+    return captured.get().splitlines()
+
+
+def _told(line: str, texts: Sequence[str], beside: int) -> list[str]:
+    """A row with its sentences."""
+    from rich.cells import cell_len
+
+    texts = [safe(text) for text in texts if text]
+    if len(texts) == 1 and "\n" not in texts[0] and beside + 2 + cell_len(texts[0]) <= console().width:
+        return [f"{line}{' ' * (beside + 2 - _width(line))}{texts[0]}"]
+    return [line, *(filled(part, INDENT) for text in texts for part in text.splitlines())]
+
+
+def _width(line: str) -> int:
+    """Columns that a line takes on a terminal, without the codes for colours."""
+    from rich.text import Text
+
+    return Text.from_ansi(line).cell_len
 
 
 def pairs(rows: Sequence[tuple[str, object]]) -> None:

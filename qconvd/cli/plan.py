@@ -11,7 +11,9 @@ from qconvd.cli.exits import Exit
 from qconvd.cli.options import AsJson, ConfigFile, Model
 
 if TYPE_CHECKING:
+    from qconvd.config import Config
     from qconvd.preview import Preview
+    from qconvd.scheduler import Policy
     from qconvd.targets import Target
 
 To = Annotated[str | None, typer.Option("--to", metavar="TARGETS", help="What to make, e.g. fp16,q8_0,q4_0 or gguf:q8_0.")]
@@ -34,16 +36,19 @@ def plan(
     """
     from qconvd import checkpoints
     from qconvd.cli import output
+    from qconvd.cli.options import load_config
     from qconvd.preview import preview
     from qconvd.quantities import show_count, show_size
 
     found = checkpoints.inspect(model)
     targets, profile, unmatched = wanted(to, recipe, config, found)
-    previews = [preview(found, target, profile, name) for target in targets]
+    policy = _policy(None if to is not None and config is None else load_config(config))
+    previews = [preview(found, target, policy, profile, name) for target in targets]
     refused = [p for p in previews if p.error]
     if json:
         output.as_json({
             "model": found.name, "path": found.path, "parameters": found.parameters, "source_bytes": found.weight_bytes,
+            "memory": max((p.memory for p in previews), default=0), "threads": policy.threads_per_job,
             "artifacts": [p.as_dict() for p in previews], "not_matched": unmatched,
         })  # fmt: skip
     else:
@@ -56,8 +61,23 @@ def plan(
             total = sum(p.nbytes for p in previews)
             count = f"{len(previews) - len(refused)} of {len(previews)}"
             print(f"\n{count} can be made: {show_size(total)} ({total:,} bytes) on disk.")
+            if len(refused) < len(previews):
+                memory = show_size(max(p.memory for p in previews))
+                print(f"One pass makes all of them, with {memory} of memory (threads: {policy.threads_per_job}).")
     if refused:
         raise typer.Exit(Exit.REFUSED)
+
+
+def _policy(config: Config | None) -> Policy:
+    """What a conversion may use: of the daemon, as its config says; of `qconvd convert`, half the memory and every core."""
+    from qconvd.config import Devices as DeviceSettings
+    from qconvd.config import Limits
+    from qconvd.devices import Devices
+    from qconvd.scheduler import policy_of
+
+    limits = config.limits if config else Limits.model_validate({"jobs": 1})
+    settings = config.devices if config else DeviceSettings.model_validate({})
+    return policy_of(limits, settings, Devices("none").snapshot())
 
 
 def wanted(to: str | None, recipe: str | None, config: Path | None, model: Any) -> tuple[list[Target], str, dict[str, str]]:

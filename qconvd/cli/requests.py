@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from qconvd.cli.exits import Exit
 from qconvd.cli.options import ConfigFile
-
-if TYPE_CHECKING:
-    from qconvd.config import Config
 
 Jobs = Annotated[
     list[str], typer.Argument(metavar="JOB...", help="Numbers of jobs, or ids of single targets (`qconvd job N`).")
@@ -48,7 +45,10 @@ def reload(config: ConfigFile = None) -> None:
 
     A bad one is refused with its mistakes, and the old one stays.
     """
-    ask(config, "reload")
+    from qconvd.cli.options import load_config
+
+    # Its mistakes are told here, all at once.
+    ask(load_config(config).path, "reload")
 
 
 def ask(file: Any, kind: str, **arguments: Any) -> None:
@@ -56,19 +56,19 @@ def ask(file: Any, kind: str, **arguments: Any) -> None:
     import time
 
     from qconvd.cli import output
-    from qconvd.cli.options import load_config
+    from qconvd.cli.place import check_ledger, find_place
     from qconvd.ledger import Ledger
 
-    config = load_config(file)
-    check_ledger(config)
-    ledger = Ledger(ledger_path(config))
+    place = find_place(file)
+    check_ledger(place)
+    ledger = Ledger(place.ledger)
     try:
         for id in arguments.get("ids", ()):
             ledger.find(id)
         number = ledger.request(kind, **arguments)
-        (config.state / "wake").touch()
-        if not running(config):
-            print(f"No daemon runs on {config.state}; it will be done when one is started (`qconvd run`).")
+        (place.state / "wake").touch()
+        if not place.daemon:
+            print(f"No daemon runs on {place.state}; it will be done when one is started (`qconvd run`).")
             return
         end = time.monotonic() + WAIT
         while (answer := ledger.asked(number)).state == "open":
@@ -82,22 +82,3 @@ def ask(file: Any, kind: str, **arguments: Any) -> None:
         output.note(f"qconvd: {answer.answer}")
         raise typer.Exit(Exit.REFUSED)
     print(answer.answer)
-
-
-def ledger_path(config: Config) -> Any:
-    return config.state / "ledger.sqlite"
-
-
-def check_ledger(config: Config) -> None:
-    """Raise `QconvdError` if no daemon ever ran with this config: there is nothing to ask."""
-    from qconvd.errors import QconvdError
-
-    if not ledger_path(config).exists():
-        raise QconvdError("no daemon has run with this config yet", where=str(config.state), fix="start one with `qconvd run`")
-
-
-def running(config: Config) -> int | None:
-    """The daemon's process id, if one runs."""
-    from qconvd.state_lock import holder
-
-    return holder(config.state)

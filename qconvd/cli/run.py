@@ -14,7 +14,8 @@ from qconvd.cli.options import ConfigFile
 def run(
     config: ConfigFile = None,
     once: Annotated[
-        bool, typer.Option("--once", help="Do all there is to do, then end; exit code 1 if something failed.")
+        bool,
+        typer.Option("--once", help="Do all there is to do, then end; exit code 1 if something failed, 130 if stopped before."),
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
@@ -23,6 +24,7 @@ def run(
     Ctrl-C or SIGTERM stops it within `limits.stop_grace`, a second one at once; SIGHUP reads the config again.
     """
     from qconvd import config as configuration
+    from qconvd.checkpoints.files import is_there
     from qconvd.daemon import Daemon
 
     path = config or configuration.find()
@@ -38,7 +40,7 @@ def run(
     # Its debug lines are two for every file, in its own terms.
     logging.getLogger("watchdog").setLevel(logging.INFO)
     for watch in loaded.watch:
-        if not watch.folder.exists():
+        if not is_there(watch.folder):
             logging.getLogger(__name__).warning(
                 "the watched folder %s does not exist yet; it is taken up when it does", watch.folder
             )

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from qconvd.cli.jobs import opened
 from qconvd.cli.options import AsJson, ConfigFile
+from qconvd.cli.place import opened
 
 
 def status(config: ConfigFile = None, json: AsJson = False) -> None:
-    """Show whether the daemon runs, and what it does now."""
+    """Show whether the daemon runs, what it does now, and what it waits for."""
     from qconvd.cli import output
-    from qconvd.cli.requests import running
     from qconvd.progress import read_progress
     from qconvd.quantities import show_duration, show_size
+    from qconvd.sightings import read_sightings
 
-    with opened(config) as (loaded, ledger):
-        pid = running(loaded)
+    with opened(config) as (place, ledger):
+        pid = place.daemon
         jobs = ledger.jobs()
-        tasks = ledger.tasks("running")
+        tasks = ledger.tasks("running") if pid else []
         refused = [s for s in ledger.sources() if s.state == "refused"]
         labels = {t.id: t.label for j in jobs for t in j.targets}
         names = {j.source.id: j.source.name for j in jobs}
-        progress = read_progress(loaded.state) if pid else {}
+        progress = read_progress(place.state) if pid else {}
+        seen = read_sightings(place.state)
     states: dict[str, int] = {}
     for job in jobs:
         states[job.state] = states.get(job.state, 0) + 1
     states.pop("superseded", None)
     if json:
-        running_tasks = (
-            [{"task": t.id, "kind": t.kind, "targets": t.targets, "attempt": t.attempt} for t in tasks] if pid else []
-        )
-        refusals = [{"path": s.locator, "reason": s.reason, **s.error} for s in refused]
-        output.as_json({"config": loaded.path, "daemon": pid, "jobs": states, "running": running_tasks, "refused": refusals})
+        output.as_json({
+            "config": place.config, "config_mistakes": place.mistakes, "daemon": pid, "jobs": states,
+            "running": [{"task": t.id, "kind": t.kind, "targets": t.targets, "attempt": t.attempt} for t in tasks],
+            "refused": [{"path": s.locator, "reason": s.reason, **s.error} for s in refused],
+            "seen": [{"kind": s.kind, "path": s.path, "reason": s.reason, "fix": s.fix} for s in seen],
+        })  # fmt: skip
         return
     print(f"The daemon runs (process {pid})." if pid else "No daemon runs; `qconvd run` starts one.")
     print(f"Jobs: {', '.join(f'{n} {state}' for state, n in states.items()) or 'none yet'}.")
-    for task in tasks if pid else ():
+    for task in tasks:
         print(f"\n{task.kind} of {output.safe(names.get(task.source, 'a model'))} (task {task.id}, attempt {task.attempt})")
         for target in task.targets:
             now = progress.get(target)
@@ -44,7 +46,20 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
             left = f", {show_duration(now.left)} left" if now.left is not None else ""
             percent = 100 * now.done // max(1, now.total)
             print(f"  {labels.get(target, target)}: {percent} % of {show_size(now.total)}, {show_size(now.rate)}/s{left}")
+    waits = "waits" if pid else "waited when the daemon ended"
+    words = {
+        "arriving": waits, "incomplete": waits, "unwanted": "is not converted",
+        "unreadable": "cannot be read" if pid else "could not be read when the daemon ended",
+    }  # fmt: skip
+    for sighting in seen:
+        _tell(f"{sighting.path} {words[sighting.kind]}: {sighting.reason}", sighting.fix)
     for source in refused:
-        print(f"\n{output.safe(source.locator)} is not converted: {output.safe(source.reason)}")
-        if source.error.get("fix"):
-            print(f"  {output.safe(source.error['fix'])}")
+        _tell(f"{source.locator} is not converted: {source.reason}", source.error.get("fix", ""))
+
+
+def _tell(sentence: str, fix: str) -> None:
+    from qconvd.cli import output
+
+    print(f"\n{output.filled(sentence)}")
+    if fix:
+        print(output.filled(fix, "  "))

@@ -7,8 +7,10 @@ Source: the GGUF page of ggml's documentation (docs/gguf.md).
 
 from __future__ import annotations
 
+import base64
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +22,7 @@ from qconvd.ggml_types import TYPES
 MAGIC = b"GGUF"
 VERSION = 3
 ALIGNMENT = 32
+MOST_PARTS = 0xFFFF
 
 VALUE_TYPES = {
     "u8": (0, "<B"), "i8": (1, "<b"), "u16": (2, "<H"), "i16": (3, "<h"), "u32": (4, "<I"), "i32": (5, "<i"),
@@ -27,28 +30,42 @@ VALUE_TYPES = {
 }  # fmt: skip
 """Scalar metadata types: their number in the file and how a value is packed."""
 STRING, ARRAY = 8, 9
+RAW = "raw"
+"""A value carried over from another GGUF file: base64 of its type and its bytes, as they stand there."""
 
 TENSOR_TYPES = {t.name: number for number, t in TYPES.items()}
 """ggml's numbers of the tensor types."""
 
 
 class GgufContainer:
-    """One GGUF file per artifact; tensors stand in the order in which they are given."""
+    """One GGUF file per artifact, or several; tensors stand in the order in which they are given.
+
+    `ContainerSpec.options`: `path` (default `{stem}.gguf`), `max_size` (bytes of tensors in a file) and `max_tensors`. Above
+    either the artifact is split as llama.cpp's gguf-split does it, into `{stem}-00001-of-00003.gguf` and so on: the metadata
+    is in the first file, and every file says which of how many it is. A tensor is never cut, however large it is.
+    """
 
     kind: ClassVar[str] = "gguf"
 
     def layout(self, spec: ContainerSpec, tensors: Sequence[OutputTensor]) -> tuple[FileSpec, ...]:
-        """One file, `spec.options["path"]` or `{stem}.gguf`. Raises `QconvdError` for what GGUF cannot hold."""
-        alignment = _alignment(spec)
-        at = _padded(_head_size(spec, tensors), alignment)
-        placed = []
-        for tensor in tensors:
-            placed.append(Placed(tensor.name, at, tensor.nbytes))
-            at += _padded(tensor.nbytes, alignment)
-        return (FileSpec(spec.options.get("path", "{stem}.gguf"), at, tuple(placed)),)
+        """The files with every offset final. Raises `QconvdError` for what GGUF cannot hold."""
+        path = str(spec.options.get("path", "{stem}.gguf"))
+        parts = list(_parts(spec, tensors))
+        if len(parts) < 2:
+            return (_placed(spec, tensors, path),)
+        if len(parts) > MOST_PARTS:
+            fix = "allow larger parts"
+            raise QconvdError(f"a split into {len(parts)} files is more than GGUF can number ({MOST_PARTS})", fix=fix)
+        files = []
+        for number, part in enumerate(parts, 1):
+            own = replace(spec, metadata=(*_carried(spec, number), *_split_keys(number, len(parts), len(tensors))))
+            name = f"{path.removesuffix('.gguf')}-{number:05}-of-{len(parts):05}.gguf"
+            file = replace(_placed(own, part, name), shard=number)
+            files.append(replace(file, header=base64.b64encode(self.header(own, file, part)).decode()))
+        return tuple(files)
 
     def header(self, spec: ContainerSpec, file: FileSpec, tensors: Sequence[OutputTensor]) -> bytes:
-        """Everything before the first tensor, padding included."""
+        """Everything before the first tensor of a file that is not split, padding included."""
         alignment = _alignment(spec)
         end = _padded(_head_size(spec, tensors), alignment)
         offsets = {p.tensor: p.offset - end for p in file.tensors}
@@ -62,6 +79,39 @@ class GgufContainer:
         from qconvd.checkpoints.gguf import read_header
 
         return list(read_header(path.parent, path.name).tensors.values())
+
+
+def _parts(spec: ContainerSpec, tensors: Sequence[OutputTensor]) -> Iterator[Sequence[OutputTensor]]:
+    """The tensors of each file. Source: gguf-split.cpp, which counts padded tensors and no metadata."""
+    most_bytes, most_tensors = spec.options.get("max_size"), spec.options.get("max_tensors")
+    start = size = 0
+    for at, tensor in enumerate(tensors):
+        nbytes = _padded(tensor.nbytes, ALIGNMENT)
+        full = (most_bytes is not None and size + nbytes > most_bytes) or at - start == most_tensors
+        if full and at > start:
+            yield tensors[start:at]
+            start, size = at, 0
+        size += nbytes
+    yield tensors[start:]
+
+
+def _placed(spec: ContainerSpec, tensors: Sequence[OutputTensor], path: str) -> FileSpec:
+    alignment = _alignment(spec)
+    at = _padded(_head_size(spec, tensors), alignment)
+    placed = []
+    for tensor in tensors:
+        placed.append(Placed(tensor.name, at, tensor.nbytes))
+        at += _padded(tensor.nbytes, alignment)
+    return FileSpec(path, at, tuple(placed))
+
+
+def _carried(spec: ContainerSpec, number: int) -> Iterable[tuple[str, str, Any]]:
+    return spec.metadata if number == 1 else [entry for entry in spec.metadata if entry[0] == "general.alignment"]
+
+
+def _split_keys(number: int, count: int, tensors: int) -> Iterable[tuple[str, str, Any]]:
+    # In gguf-split the count is set last, once it is known, which puts it at the end.
+    return ("split.no", "u16", number - 1), ("split.tensors.count", "i32", tensors), ("split.count", "u16", count)
 
 
 def _alignment(spec: ContainerSpec) -> int:
@@ -93,6 +143,8 @@ def _metadata(spec: ContainerSpec, tensors: int) -> bytes:
 
 
 def _value(kind: str, value: Any) -> bytes:
+    if kind == RAW:
+        return base64.b64decode(value, validate=True)
     if kind == "str":
         return struct.pack("<I", STRING) + _string(value)
     if kind.startswith("arr[") and kind.endswith("]"):

@@ -139,7 +139,8 @@ class Graph:
         for part in group.parts:
             # Rows without a byte need no cutting; a tensor of 2^40 of them is a line in a hostile header.
             if isinstance(part.unit.rows, Whole) or not any(t.nbytes for t in part.unit.outputs):
-                self.grids[part.target][part.unit.id] = (part.unit.shape[0], part.unit.shape[0])
+                whole = max(1, part.unit.shape[0])  # no step of 0, if there are no rows either
+                self.grids[part.target][part.unit.id] = (whole, whole)
             else:
                 alike.setdefault(-(-sizes[id(part)] // part.unit.shape[0]), []).append(part)
         for row, parts in alike.items():

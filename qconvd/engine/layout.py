@@ -23,7 +23,7 @@ class Layout:
         for problem in self._problems():
             raise QconvdError(f"the plan contradicts itself: {problem}", fix="this is a defect of the format's plugin")
         for unit in plan.units:
-            if unit.statistics:
+            if unit.statistics and not plan.statistics:
                 raise Unsupported(f"{unit.id} needs statistics from calibration, which this version does not gather")
 
     def pieces(self, unit: Unit, rows: tuple[int, int]) -> Iterator[tuple[int, int, int]]:

@@ -54,6 +54,8 @@ class Manifest:
     left_out: tuple[Mapping[str, str], ...] = ()
     loads_with: tuple[Mapping[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    statistics: tuple[Mapping[str, Any], ...] = ()
+    """Files that errors were weighed with (an imatrix): kind, file, sha256, and the tensors it held nothing for."""
     verification: Mapping[str, Any] | None = None
     """What verifying found; None until it was done."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -90,7 +92,8 @@ def read_manifest(path: Path) -> Manifest:
         raise QconvdError("is a manifest of another version of qconvd", where=str(path), fix=fix)
     try:
         data["files"] = tuple(ManifestFile(**f) for f in data["files"])
-        data.update({key: tuple(data[key]) for key in ("left_out", "loads_with", "notes")})
+        # Manifests of the first versions have no statistics.
+        data.update({key: tuple(data.get(key, ())) for key in ("left_out", "loads_with", "notes", "statistics")})
         manifest = Manifest(**data)
     except (KeyError, TypeError) as error:
         raise QconvdError(f"is a damaged manifest: {error}", where=str(path)) from error

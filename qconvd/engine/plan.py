@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter
 from qconvd.engine.expr import Expr, rows_columns
 
 DeviceKind: TypeAlias = Literal["cpu", "cuda"]
+StatKind: TypeAlias = Literal["hessian", "mean_square"]
 Array: TypeAlias = Any
 """numpy on the CPU, a torch tensor on a GPU. BF16 travels as uint16 bit patterns, F8 as uint8: the unit says which."""
 Buffer: TypeAlias = Any
@@ -60,10 +61,29 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class StatRequest:
-    """A statistic that calibration must gather before the unit can be encoded."""
+    """A statistic of what a linear was multiplied with. The unit cannot be encoded without it."""
 
     linear: str
-    kind: Literal["hessian", "mean_square"]
+    """As the plan's file of statistics, or calibration, calls it."""
+    kind: StatKind
+
+    @property
+    def key(self) -> str:
+        """What the encoder finds it under."""
+        return f"{self.linear}:{self.kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsFile:
+    """A file that holds statistics of the model, as it was when the plan was made."""
+
+    path: str
+    sha256: str
+    kind: str = "imatrix"
+    kinds: tuple[StatKind, ...] = ("mean_square",)
+    """The statistics that such a file holds."""
+    without: tuple[str, ...] = ()
+    """Tensors that would use it and that it holds nothing for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +196,8 @@ class Plan:
     loads_with: tuple[Reader, ...] = ()
     notes: tuple[str, ...] = ()
     """Warnings for the person who asked (a fallback, a guess that was made)."""
+    statistics: tuple[StatisticsFile, ...] = ()
+    """Where the units' statistics come from; only what they ask for is read."""
 
     @property
     def nbytes(self) -> int:
@@ -236,7 +258,11 @@ class Encoder(Protocol):
     """Pure arithmetic: thread-safe, opens no file, keeps no state between calls, never writes to its inputs."""
 
     def encode(self, unit: Unit, rows: tuple[int, int], x: Sequence[Array], stats: Mapping[str, Array]) -> Encoded:
-        """Encode rows `rows[0]:rows[1]`. `x` holds these rows of each input, each of shape (rows, columns)."""
+        """Encode rows `rows[0]:rows[1]`. `x` holds these rows of each input, each of shape (rows, columns).
+
+        `stats` holds what the unit asked for, by `StatRequest.key`: float32 for the whole unit, whatever the rows. A mean
+        square is (columns,), or (experts * columns,) where the unit stacks experts.
+        """
         ...
 
 

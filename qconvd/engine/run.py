@@ -30,6 +30,7 @@ from qconvd.engine.operations import Operation
 from qconvd.engine.pipeline import Lease, Syncer, Write, Writer
 from qconvd.engine.regions import needs
 from qconvd.engine.source import Buffers, Source, Window
+from qconvd.engine.statistics import Statistics
 from qconvd.engine.target import ConvertTarget, TargetRun, buffers
 from qconvd.engine.writer import Hashing
 from qconvd.errors import BadCheckpoint, QconvdError
@@ -100,6 +101,7 @@ class _Run:
         idle = limits.memory // IDLE_SHARE
         self._credits = Credits(limits.memory - idle)
         self._source = Source(model, Buffers(idle))
+        self._statistics = Statistics()
         self._runs: list[TargetRun] = []
         self._results: dict[str, Manifest | Exception] = {}
         self._fatal: Exception | None = None
@@ -138,6 +140,7 @@ class _Run:
         self._writer.close()
         self._syncer.close()
         self._hashing.close()
+        self._statistics.close()
         for run in self._runs:
             if run.error:
                 run.discard()
@@ -163,6 +166,7 @@ class _Run:
             return
         for expr in (x for unit in target.plan.units for x in unit.inputs):
             _check_expression(expr, self._source, self._operations)
+        self._statistics.open(target.plan)
         self._runs.append(run)
 
     def _convert(self) -> None:
@@ -179,6 +183,8 @@ class _Run:
                 self._check(run, run.begin(graph.grids[i]))
             except Exception as error:  # noqa: BLE001 — a plugin's container writes the header
                 run.fail(error)
+        # What an earlier run made was read back until now: time that says nothing about how long the rest takes.
+        self._began = time.monotonic()
         for item in graph.items(lambda i, unit, rows: self._runs[i].error is not None or self._runs[i].done(unit, rows)):
             self._hand_out(item)
         while not self._credits.idle(TICK):
@@ -242,7 +248,8 @@ class _Run:
             run.fail(error)
             return
         try:
-            encoded = run.target.encoder.encode(unit, chunk.rows, [held[k] for k in keys], {})
+            stats = self._statistics.of(run.target.plan, unit)
+            encoded = run.target.encoder.encode(unit, chunk.rows, [held[k] for k in keys], stats)
             data = buffers(unit, [n for _, _, n in run.layout.pieces(unit, chunk.rows)], encoded.data)
             report = encoded.report.plain()
         except Exception as error:  # noqa: BLE001 — a plugin's encoder, likewise
@@ -263,6 +270,7 @@ class _Run:
         for run in self._runs:
             if run.error is None:
                 try:
+                    self._statistics.check(run.target.plan)
                     self._results[run.id] = run.finish(self._tick)
                 except (OSError, QconvdError) as error:
                     run.fail(error)
@@ -295,6 +303,7 @@ class _Run:
                 "target": run.id,
                 "unit": run.unit,
                 "done": run.done_bytes,
+                "resumed": run.resumed_bytes,
                 "total": run.total_bytes,
                 "read": self._source.bytes_read,
                 "written": self._writer.nbytes,

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -54,6 +54,8 @@ class TargetRun:
         self.layout = Layout(target.plan)
         self.error: Exception | None = None
         self.done_bytes = 0
+        self.resumed_bytes = 0
+        """Of `done_bytes`, those that an earlier run made."""
         self.total_bytes = sum(t.nbytes for t in target.plan.tensors)
         self.unit = ""
         """The unit last written, for progress."""
@@ -107,7 +109,10 @@ class TargetRun:
         unit = self.layout.units[record.unit]
         if self.files.crcs(unit, record.rows) != record.crcs:
             return set()
-        return self.note(unit, record.rows, record.report)
+        grown = self.note(unit, record.rows, record.report)
+        with self._lock:
+            self.resumed_bytes += self._nbytes(unit, record.rows)
+        return grown
 
     def done(self, unit: str, rows: Rows) -> bool:
         return (unit, rows) in self._reports
@@ -117,7 +122,7 @@ class TargetRun:
         with self._lock:
             self._reports[unit.id, rows] = report
             self.unit = unit.id
-            self.done_bytes += sum(nbytes for _, _, nbytes in self.layout.pieces(unit, rows))
+            self.done_bytes += self._nbytes(unit, rows)
             return self.files.written(unit, rows)
 
     def record(self, records: Iterable[Record], files: Iterable[DataFile]) -> None:
@@ -161,6 +166,9 @@ class TargetRun:
     def close(self) -> None:
         self.files.close()
         self._close_journal()
+
+    def _nbytes(self, unit: Unit, rows: Rows) -> int:
+        return sum(nbytes for _, _, nbytes in self.layout.pieces(unit, rows))
 
     def _resume(self) -> None:
         """Open the journal of an earlier run, or clear the ground if it was about something else."""
@@ -226,6 +234,10 @@ class TargetRun:
             left_out=tuple(asdict(x) for x in plan.left_out),
             loads_with=tuple(asdict(x) for x in plan.loads_with),
             notes=plan.notes,
+            statistics=tuple(
+                {"kind": f.kind, "file": PurePosixPath(f.path).name, "sha256": f.sha256, "without": list(f.without)}
+                for f in plan.statistics
+            ),
             extra={k: v for k, v in about.items() if k != "artifact"},
         )
 
@@ -256,8 +268,10 @@ class TargetRun:
 
 
 def _fingerprint(target: ConvertTarget) -> bytes:
+    """What decides over the bytes. Where a file of statistics lies does not."""
     versions = json.dumps(target.about.get("versions", {}), sort_keys=True)
-    return to_json(target.plan) + versions.encode()
+    placeless = tuple(replace(f, path=PurePosixPath(f.path).name) for f in target.plan.statistics)
+    return to_json(replace(target.plan, statistics=placeless)) + versions.encode()
 
 
 def _stem(target: ConvertTarget) -> str:

@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,23 @@ CHUNK = 1 << 20
 
 
 class LocalExecutor:
-    """One session per attempt, led by a small runner that records the exit code. `state` is the state folder."""
+    """One session per attempt, led by a small runner that records the exit code. `state` is the state folder.
 
-    def __init__(self, state: Path, command: Sequence[str] = COMMAND, *, nice: int = 0) -> None:
+    Attempts outlive this process, unless they are `tied` to it: then they are stopped when it ends, however it ends.
+    """
+
+    def __init__(self, state: Path, command: Sequence[str] = COMMAND, *, nice: int = 0, tied: bool = False) -> None:
         self._state = state
         self._command = tuple(command)
         self._nice = nice
         self._children: dict[str, int] = {}
+        self._tie = _high_pipe() if tied else None
+
+    def close(self) -> None:
+        """Let go of the pipe that `tied` attempts hang on; those that still run are stopped."""
+        for end in self._tie or ():
+            os.close(end)
+        self._tie = None
 
     def folder(self, handle: str) -> Path:
         """Where an attempt's files are."""
@@ -73,7 +84,7 @@ class LocalExecutor:
     def poll(self, handle: str) -> Status:
         self._reap()
         folder = self.folder(handle)
-        alive = _locked(folder / "alive")
+        alive = locked(folder / "alive")
         ended, cancel = _read(folder / "exit.json"), _read(folder / "cancel.json")
         if ended is not None:
             return _status_of(int(ended.get("code", 1)), str(ended.get("reason", "")), cancelled=cancel is not None)
@@ -109,7 +120,8 @@ class LocalExecutor:
         deadline = _now() + grace
         before = _read(folder / "cancel.json")
         if before is None or deadline < float(before.get("deadline", 0)):
-            runner.record(folder / "cancel.json", {"deadline": deadline})
+            with suppress(OSError):  # a full disk must not keep the worker from hearing of it
+                runner.record(folder / "cancel.json", {"deadline": deadline})
         if before is None:
             self._signal(folder, signal.SIGTERM)
         self.poll(handle)
@@ -137,15 +149,18 @@ class LocalExecutor:
             command = (*self._command, str(spec))
             if self._nice:
                 command = ("nice", "-n", str(self._nice), *command)
+            tied = ("--tied",) if self._tie else ()
+            tie = [(os.POSIX_SPAWN_DUP2, self._tie[0], runner.TIE)] if self._tie else []
             self._children[handle] = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-P", runner.__file__, str(spec.parent), str(timeout or 0), *command],
+                [sys.executable, "-P", runner.__file__, *tied, str(spec.parent), str(timeout or 0), *command],
                 dict(env),
                 # Duplicates lose the close-on-exec flag that the originals keep. The log first: it may have the lock's number.
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, log, 1),
                     (os.POSIX_SPAWN_DUP2, log, 2),
                     (os.POSIX_SPAWN_DUP2, lock, runner.LOCK),
+                    *tie,
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 ],
                 setsid=True,
@@ -169,7 +184,7 @@ class LocalExecutor:
     def _signal(self, folder: Path, number: signal.Signals) -> None:
         """Signal every process of an attempt, if its group is still its own."""
         known = _read(folder / "pid.json")
-        if known is None or known.get("boot") != runner.boot_id() or not _locked(folder / "alive"):
+        if known is None or known.get("boot") != runner.boot_id() or not locked(folder / "alive"):
             return
         pid = int(known["pid"])
         # No process of that number: the runner was killed. Its group's number stays taken as long as the worker lives.
@@ -193,16 +208,25 @@ def _status_of(code: int, reason: str, *, cancelled: bool) -> Status:
 
 
 def _open_high(path: Path) -> int:
-    """Open under a number that the worker's own descriptors 0 to 3 cannot collide with."""
-    low = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    return _high(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+
+
+def _high_pipe() -> tuple[int, int]:
+    """The reading and the writing end."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    return _high(reading), writing
+
+
+def _high(descriptor: int) -> int:
+    """The same file under a number that the runner's own descriptors 0 to 4 cannot collide with."""
     try:
-        return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 10)
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
     finally:
-        os.close(low)
+        os.close(descriptor)
 
 
-def _locked(path: Path) -> bool:
-    """Whether a process of the attempt lives."""
+def locked(path: Path) -> bool:
+    """Whether some process holds a file's lock; of an attempt's `alive`, whether a process of the attempt lives."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

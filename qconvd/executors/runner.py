@@ -1,9 +1,10 @@
 """The parent of a worker, in a session of its own: it outlives the daemon and records how the worker ended.
 
-    python -P runner.py FOLDER TIMEOUT COMMAND…
+    python -P runner.py [--tied] FOLDER TIMEOUT COMMAND…
 
-Descriptor 3 is the attempt's lock. Runner and worker hold it, so it is free exactly when both are gone. Only the standard
-library is imported: this process exists once per running task.
+Descriptor 3 is the attempt's lock. Runner and worker hold it, so it is free exactly when both are gone. With --tied, descriptor
+4 reads from a pipe that whoever started the attempt holds the other end of, and the attempt ends with that process. Only the
+standard library is imported: this process exists once per running task.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 LOCK = 3
+TIE = 4
 TIMEOUT_GRACE = 5.0
 
 
-def main(folder: Path, timeout: float | None, command: list[str]) -> None:
+def main(folder: Path, timeout: float | None, command: list[str], *, tied: bool = False) -> None:
     # A handler, not SIG_IGN: that would be inherited by the worker, which must hear the signal.
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, lambda *_: None)
@@ -35,6 +39,8 @@ def main(folder: Path, timeout: float | None, command: list[str]) -> None:
     except OSError as error:
         record(folder / "exit.json", {"code": 127, "reason": f"cannot be started: {error}"})
         return
+    if tied:
+        threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         record(folder / "exit.json", {"code": worker.wait(timeout)})
     except subprocess.TimeoutExpired:
@@ -45,6 +51,14 @@ def main(folder: Path, timeout: float | None, command: list[str]) -> None:
             worker.kill()
             code = worker.wait()
         record(folder / "exit.json", {"code": code, "reason": f"took longer than {timeout:g} s and was stopped"})
+
+
+def end_with_parent() -> None:
+    """Stop the worker when the other end of the pipe closes, which the kernel does even for a process killed with -9."""
+    os.read(TIE, 1)
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(TIMEOUT_GRACE)
+    os.killpg(0, signal.SIGKILL)
 
 
 def record(path: Path, data: dict[str, Any]) -> None:
@@ -75,4 +89,7 @@ def boot_id() -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]) or None, sys.argv[3:])
+    given = sys.argv[1:]
+    to_parent = given[0] == "--tied"
+    where, seconds, *program = given[1:] if to_parent else given
+    main(Path(where), float(seconds) or None, program, tied=to_parent)

@@ -32,15 +32,29 @@ class Database:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
-            raise _unusable(path, error) from error
+            raise unusable(path, error) from error
         try:
             self._prepare()
+            self._identity = path.stat().st_dev, path.stat().st_ino
         except sqlite3.Error as error:
             self._connection.close()
-            raise _unusable(path, error) from error
+            raise unusable(path, error) from error
         except QconvdError:
             self._connection.close()
             raise
+
+    def check(self) -> None:
+        """Raise `QconvdError` if the file is no longer where it was: what is written to it then nobody will find again."""
+        try:
+            there = self.path.stat()
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != self._identity:
+            raise QconvdError(
+                f"the ledger was {'replaced' if there else 'removed'} while it was in use",
+                where=str(self.path),
+                fix="put it back if you can, and start the daemon again",
+            )
 
     def close(self) -> None:
         with self._lock:
@@ -56,10 +70,13 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                # A full disk makes SQLite roll back by itself; a COMMIT that failed leaves the transaction open, and what
+                # comes next would take part in it.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -131,7 +148,8 @@ def _statements(script: str) -> Iterator[str]:
         raise ValueError(f"a migration ends in the middle of a statement: {statement.strip()[:80]}")
 
 
-def _unusable(path: Path, error: Exception) -> QconvdError:
+def unusable(path: Path, error: Exception) -> QconvdError:
+    """The error for a ledger that SQLite cannot read or write."""
     damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
     return QconvdError(
         f"the ledger cannot be used: {error}",

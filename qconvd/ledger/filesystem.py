@@ -6,6 +6,7 @@ WAL needs memory shared between processes and locks that work; network filesyste
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,7 @@ class Mount(NamedTuple):
 
 def mount_of(path: Path, mounts: Path = MOUNTS) -> Mount:
     """The mount that `path` (which need not exist yet) lies on. Of mounts on one point, the last covers the others."""
-    place = str(path.resolve())
+    place = os.path.realpath(path)
     found = Mount("/", "", "")
     try:
         lines = mounts.read_text(errors="surrogateescape").splitlines()

@@ -175,7 +175,8 @@ class Ledger(Reading):
         """Make the tasks that the targets' states call for and that are not there yet; returns the new ones.
 
         Waiting targets of a source are planned together; planned ones are converted together by device class, so that a
-        missing GPU holds up nobody else; each is verified on its own. May be called at any time and any number of times.
+        missing GPU holds up nobody else; each is verified on its own, and tried again on its own after a crash. What is being
+        made from a copy of the model already gets no task. May be called at any time and any number of times.
         """
         with self.transaction() as db:
             busy = {r["target"] for r in db.execute(
@@ -184,7 +185,7 @@ class Ledger(Reading):
             )}  # fmt: skip
             groups: dict[tuple[Any, ...], list[Target]] = {}
             for target in self.targets(*_TASK_OF):
-                if target.id not in busy:
+                if target.id not in busy and not (target.state == "waiting" and self._stands_back(target)):
                     groups.setdefault(_group(target), []).append(target)
             return [self._make_task(group) for group in groups.values()]
 
@@ -245,13 +246,17 @@ class Ledger(Reading):
     ) -> None:
         """The whole attempt failed. With `retry` it is tried again at `at` (or after `backoff`), up to `RETRIES` times.
 
-        Raises `StaleFence`.
+        After a crash (no `error`, no `at`) each target is tried alone: the one that brings the worker down, and nobody
+        knows which that is, shall not take the others with it. Raises `StaleFence`.
         """
         with self.transaction():
             held = self._held(task, fence)
             outcome, now = Outcome(False, reason, error or {}, retry), self._clock()
             left = [t for t in self._still_in(held) if self._step_back(t, held, outcome, now, at)]
-            self._requeue(held, left, reason, "failed")
+            if len(left) > 1 and not error and at is None:
+                self._close(held, "failed", reason)
+            else:
+                self._requeue(held, left, reason, "failed")
 
     def release(self, task: int, fence: int, reason: str, *, at: float = 0.0) -> None:
         """The attempt was stopped, which is no failure: what is still wanted of it is queued again. Raises `StaleFence`."""
@@ -309,21 +314,21 @@ class Ledger(Reading):
         names = wanted.names(source.name, profile)
         id, now = secrets.token_hex(5), self._clock()
         state, reason, error, artifact = "waiting", "waiting to be planned", "{}", "{}"
-        same = self._same_artifact(source, digest, names.folder, names.manifest)
-        clash = None if same else self._clash(source, digest, names.folder, names.manifest)
-        if same is not None:
-            state, artifact = "done", same["artifact"]
-            reason = f"made already from {same['locator']}, which holds the same model"
-        elif clash is not None:
+        plan, waits_for = "{}", ""
+        if (same := self._same_artifact(source, digest, names.folder, names.manifest)) is not None:
+            state, reason, plan, artifact = "done", _made_from(same["locator"]), same["plan"], same["artifact"]
+        elif (clash := self._clash(source, digest, names.folder, names.manifest)) is not None:
             state, reason, error = "failed", clash.what, as_json(clash.as_dict())
+        elif (first := self._first(id, source, digest, names.folder, names.manifest)) is not None:
+            reason, waits_for = _waits_for(first["locator"]), first["id"]
         with self.transaction() as db:
             db.execute(
                 "INSERT INTO target (id, source, format, options, spec_digest, device, state, reason, error, version, label,"
-                " folder, stem, manifest_name, artifact, created_at, changed_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " folder, stem, manifest_name, plan, artifact, waits_for, created_at, changed_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     id, source.id, wanted.format, as_json(options), digest, options.get("device", "auto"), state, reason, error,
-                    wanted.version, wanted.label, names.folder, names.stem, names.manifest, artifact, now, now,
+                    wanted.version, wanted.label, names.folder, names.stem, names.manifest, plan, artifact, waits_for, now, now,
                 ),
             )  # fmt: skip
         return id
@@ -331,24 +336,52 @@ class Ledger(Reading):
     def _same_artifact(self, source: Source, digest: str, folder: str, manifest: str) -> sqlite3.Row | None:
         """An artifact that the same content under the same name became elsewhere (the model was moved to another folder)."""
         found = self.rows(
-            "SELECT target.artifact, source.locator FROM target JOIN source ON source.id = target.source"
+            "SELECT target.plan, target.artifact, source.locator FROM target JOIN source ON source.id = target.source"
             " WHERE source.digest = ? AND source.locator != ? AND target.spec_digest = ? AND target.folder = ?"
             " AND target.manifest_name = ? AND target.state = 'done' AND source.state != 'replaced' LIMIT 1",
             (source.digest, source.locator, digest, folder, manifest),
         )
         return found[0] if found else None
 
+    def _first(self, id: str, source: Source, digest: str, folder: str, manifest: str) -> sqlite3.Row | None:
+        """A target that makes this very artifact from a copy of the model, and has its turn before the target `id`.
+
+        The one that has begun goes first, of two that wait the older; so two never wait for each other.
+        """
+        found = self.rows(
+            "SELECT target.id, source.locator FROM target JOIN source ON source.id = target.source"
+            " WHERE source.digest = ? AND target.source != ? AND target.spec_digest = ? AND target.folder = ?"
+            " AND target.manifest_name = ? AND target.state IN ('waiting', 'planned', 'converting', 'verifying', 'ready')"
+            " AND (target.state != 'waiting' OR target.rowid < coalesce((SELECT rowid FROM target WHERE id = ?), 1 << 62)"
+            " OR EXISTS (SELECT 1 FROM task_target JOIN task ON task.id = task_target.task"
+            " WHERE task_target.target = target.id AND task.state IN ('queued', 'running'))) ORDER BY target.rowid LIMIT 1",
+            (source.digest, source.id, digest, folder, manifest, id),
+        )
+        return found[0] if found else None
+
+    def _stands_back(self, target: Target) -> bool:
+        """Whether a waiting target lets a copy's go first; writes down which, and that it does not any more."""
+        source = self.source(target.source)
+        first = self._first(target.id, source, target.spec_digest, target.folder, target.manifest_name)
+        id = first["id"] if first else ""
+        if id != target.waits_for:
+            reason = _waits_for(first["locator"]) if first else "waiting to be planned"
+            with self.transaction() as db:
+                db.execute("UPDATE target SET waits_for = ?, reason = ? WHERE id = ?", (id, reason, target.id))
+        return first is not None
+
     def _clash(self, source: Source, digest: str, folder: str, manifest: str) -> QconvdError | None:
         """Another model that is still there and whose artifact has, or will have, the same name.
 
-        A copy of this model for which the same artifact is done is in nobody's way: what is made again has the same bytes.
+        A copy of this model is in nobody's way: the same artifact of it has the same bytes, so one waits for the other.
         """
         found = self.rows(
             "SELECT source.locator FROM target JOIN source ON source.id = target.source WHERE source.locator != ?"
             " AND source.state = 'present' AND target.folder = ? COLLATE NOCASE AND target.manifest_name = ? COLLATE NOCASE"
             " AND target.state IN ('waiting', 'planned', 'converting', 'verifying', 'ready', 'done')"
-            " AND NOT (target.state = 'done' AND source.digest = ? AND target.spec_digest = ?) LIMIT 1",
-            (source.locator, folder, manifest, source.digest, digest),
+            " AND NOT (source.digest = ? AND target.spec_digest = ? AND (target.state = 'done'"
+            " OR (target.folder = ? AND target.manifest_name = ?))) LIMIT 1",
+            (source.locator, folder, manifest, source.digest, digest, folder, manifest),
         )
         if not found:
             return None
@@ -384,7 +417,10 @@ class Ledger(Reading):
             raise clash
         with self.transaction() as db:
             self._move(target.id, "waiting", reason)
-            db.execute("UPDATE target SET failures = 0, not_before = 0, error = '{}' WHERE id = ?", (target.id,))
+            db.execute(
+                "UPDATE target SET failures = 0, not_before = 0, error = '{}', waits_for = '' WHERE id = ?", (target.id,)
+            )
+            self._stands_back(self.target(target.id))
 
     def _move(self, id: str, state: str, reason: str) -> None:
         with self.transaction() as db:
@@ -432,6 +468,18 @@ class Ledger(Reading):
                     (target.folder, target.manifest_name, target.source, target.spec_digest, target.source),
                 ).fetchall():
                     self._move(old["id"], "superseded", f"the artifact of target {target.id} took its place")
+                self._share(self.target(target.id))
+
+    def _share(self, target: Target) -> None:
+        """A target is done, and with it those of copies of the model that waited for it."""
+        reason = _made_from(self.source(target.source).locator)
+        with self.transaction() as db:
+            for copy in db.execute("SELECT id FROM target WHERE waits_for = ? AND state = 'waiting'", (target.id,)).fetchall():
+                self._move(copy["id"], "done", reason)
+                db.execute(
+                    "UPDATE target SET waits_for = '', plan = ?, artifact = ? WHERE id = ?",
+                    (as_json(dict(target.plan)), as_json(dict(target.artifact)), copy["id"]),
+                )
 
     def _step_back(self, target: Target, task: Task, outcome: Outcome, now: float, at: float | None = None) -> bool:
         """A failure: try again later if that may help, else fail. Returns whether it is tried again.
@@ -502,6 +550,14 @@ class Ledger(Reading):
             )
 
 
+def _waits_for(locator: str) -> str:
+    return f"waits for the artifact that is made from {locator}, which holds the same model"
+
+
+def _made_from(locator: str) -> str:
+    return f"made already from {locator}, which holds the same model"
+
+
 def _device(target: Target) -> str:
     """The device class: `auto` stays open only where the format has kernels for a GPU."""
     if target.device == "auto" and "cuda" not in target.plan.get("devices", ()):
@@ -510,8 +566,9 @@ def _device(target: Target) -> str:
 
 
 def _group(target: Target) -> tuple[Any, ...]:
+    alone = target.id if target.failures and not target.error else ""
     if target.state == "waiting":
-        return ("plan", target.source, target.not_before)
+        return ("plan", target.source, target.not_before, alone)
     if target.state == "planned":
-        return ("convert", target.source, _device(target), target.not_before)
+        return ("convert", target.source, _device(target), target.not_before, alone)
     return ("verify", target.id)

@@ -95,6 +95,8 @@ class Target:
     created_at: float
     changed_at: float
     recipes: tuple[str, ...] = ()
+    waits_for: str = ""
+    """The target whose artifact this one takes over when it is done: the same one, of a copy of the model."""
 
     @property
     def pending(self) -> bool:

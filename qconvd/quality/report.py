@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from qconvd.errors import QconvdError
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -32,3 +34,11 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON data, for the manifest and `--json`."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An artifact that did not pass, and the first thing that was wrong with it."""
+
+    artifact: str
+    error: QconvdError

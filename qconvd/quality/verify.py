@@ -8,25 +8,27 @@ with NaN or infinities, are decoded and held against the model.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qconvd.checkpoints.base import ModelInfo, TensorInfo
+from qconvd.checkpoints.files import unreadable
 from qconvd.dtypes import FLOATS
-from qconvd.engine.manifest import Manifest, ManifestFile, manifest_paths, read_manifest
+from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, ManifestFile, manifest_paths, read_manifest
 from qconvd.engine.plan import Plan
 from qconvd.engine.source import Source
 from qconvd.errors import BadCheckpoint, QconvdError
 from qconvd.formats import Format
 from qconvd.plugins import plugins
 from qconvd.quality.parse import SUFFIXES, tensors_in
-from qconvd.quality.report import Report
+from qconvd.quality.report import Failure, Report
 from qconvd.quality.rows import Comparison
 from qconvd.quality.scan import FileScan, NonFinite, scan
 
-__all__ = ["Report", "verify", "verify_path"]
+__all__ = ["Failure", "Report", "verify", "verify_path"]
 
 AGAIN = "convert it again"
 
@@ -77,26 +79,56 @@ def verify(
     return report
 
 
-def verify_path(path: Path, *, formats: Mapping[str, Format] | None = None) -> list[Report]:
-    """Verify what a person points at: an artifact's folder or file, a shared folder, or files that have no manifest.
+def verify_path(path: Path, *, formats: Mapping[str, Format] | None = None) -> list[Report | Failure]:
+    """Verify what a person points at: an artifact's folder or file, a folder that holds several, or files without a manifest.
 
-    Raises `QconvdError` for the first artifact that fails, and if there is nothing to verify.
+    Every artifact is looked at, whatever is wrong with the others. Raises `QconvdError` if there is nothing to verify.
     """
-    folder = path if path.is_dir() else path.parent
-    if not path.exists():
-        raise QconvdError("there is no such file or folder", where=str(path))
-    manifests = [read_manifest(p) for p in manifest_paths(folder)]
+    try:
+        path.stat()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        what = "there is no such file or folder" if missing else f"cannot be read: {os.strerror(error.errno or 0)}"
+        raise QconvdError(what, where=str(path), fix="look at the spelling of the path" if missing else "") from error
+    places = manifest_paths(path if path.is_dir() else path.parent)
     if not path.is_dir():
-        manifests = [m for m in manifests if path.name in {f.path for f in m.files}]
-    if manifests:
-        return [verify(folder, m, formats=formats) for m in manifests]
-    files = [path] if path.is_file() else sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+        places = [p for p in places if path.name in _names(p)]
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    if path.is_dir() and not places and not files:  # the output folder: artifacts' folders stand in it
+        places = [m for p in sorted(path.iterdir()) if p.is_dir() and p.name != SHARED_FOLDER for m in manifest_paths(p)]
+    if places:
+        return [_verified(p, formats) for p in places]
     if not files or any(p.suffix not in SUFFIXES for p in files):
         known = ", ".join(SUFFIXES)
         raise QconvdError(
             f"holds no manifest of qconvd and no weights ({known})", where=str(path), fix="give an artifact's folder"
         )
-    return [_foreign(path, files)]
+    try:
+        return [_foreign(path, files)]
+    except (OSError, QconvdError) as error:
+        return [Failure(path.name, _told(error, path))]
+
+
+def _verified(place: Path, formats: Mapping[str, Format] | None) -> Report | Failure:
+    """One artifact, by the place of its manifest."""
+    own = place.name == OWN_NAME
+    folder = place.parent if own else place.parent.parent
+    try:
+        return verify(folder, read_manifest(place), formats=formats)
+    except (OSError, QconvdError) as error:
+        return Failure(folder.resolve().name if own else place.stem, _told(error, folder))
+
+
+def _names(place: Path) -> set[str]:
+    """The files that a manifest names; none if it cannot be read."""
+    try:
+        return {f.path for f in read_manifest(place).files}
+    except QconvdError:
+        return set()
+
+
+def _told(error: OSError | QconvdError, where: Path) -> QconvdError:
+    return unreadable(Path(error.filename or where), error) if isinstance(error, OSError) else error
 
 
 def _foreign(path: Path, files: Sequence[Path]) -> Report:

@@ -101,8 +101,8 @@ class FolderWatch:
         new = sorted(wanted - set(folder.followed))
         for model in new:
             try:
-                # inotify does not follow a link that it is given.
-                watch = self._schedule(folder, model.resolve())
+                # inotify does not follow a link that it is given. realpath: resolve raises for links that go round in circles.
+                watch = self._schedule(folder, Path(os.path.realpath(model)))
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EMFILE):
                     self._warn_limit(error)

@@ -126,6 +126,8 @@ def test_padding_after_the_last_tensor_may_be_there_or_not(tmp_path: Path) -> No
 
 def test_not_gguf(tmp_path: Path) -> None:
     assert bad(tmp_path, b"PK\3\4" + bytes(100)) == "is no GGUF file: its magic is not there"
+    assert bad(tmp_path, b"<html>sign in</html>") == "is a web page, not a GGUF file"
+    assert bad(tmp_path, b"Entry not found") == "is a text of 15 bytes, not a GGUF file: 'Entry not found'"
     assert bad(tmp_path, bytes(100), Incomplete) == "begins with zeros: its header is not written yet"
 
 

@@ -10,6 +10,7 @@ import pytest
 from checkpoint_files import whole_gguf, write_model, write_sharded
 from qconvd.api import CheckpointReader, ModelInfo, hookimpl
 from qconvd.checkpoints import inspect
+from qconvd.checkpoints.files import model_name
 from qconvd.checkpoints.gguf import GgufReader
 from qconvd.checkpoints.safetensors import SafetensorsReader
 from qconvd.checkpoints.torch import TorchReader
@@ -75,3 +76,16 @@ def test_what_the_readers_claim(tmp_path: Path) -> None:
         "x.txt": [],
         "no": [],
     }
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("Owl-1.5B-Chat-Q4_K_M.gguf", "Owl-1.5B-Chat"), ("owl.q4_0.gguf", "owl"), ("Owl-F16-00001-of-00003.gguf", "Owl"),
+        ("Owl-IQ4_XS.gguf", "Owl"), ("Owl-Q3_K_XL.gguf", "Owl"), ("Owl-fp16.gguf", "Owl"), ("Owl-bf16.gguf", "Owl"),
+        ("Owl-TQ1_0.gguf", "Owl"), ("Owl-MXFP4_MOE.gguf", "Owl"), ("q4_0.gguf", "q4_0"), ("Owl-2.gguf", "Owl-2"),
+        ("Owl-Q4_K_M.safetensors", "Owl-Q4_K_M"), ("Owl-GGUF", "Owl"), ("Owl-Q4_K_M-GGUF", "Owl"), ("Owl-Q4_K_M", "Owl-Q4_K_M"),
+    ],
+)  # fmt: skip
+def test_what_only_says_that_it_is_a_gguf_is_no_part_of_the_name(tmp_path: Path, file: str, name: str) -> None:
+    assert model_name(tmp_path / file) == name

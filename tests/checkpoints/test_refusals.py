@@ -17,6 +17,8 @@ from qconvd.checkpoints import NotAModel, inspect
 from qconvd.checkpoints.torch import check_complete
 from qconvd.errors import BadCheckpoint, Incomplete, QconvdError, Unsupported
 
+AGAIN = "download it again, signed in if need be"
+
 
 def refused(path: Path, kind: type[QconvdError] = Unsupported) -> QconvdError:
     with pytest.raises(kind) as caught:
@@ -168,6 +170,35 @@ def test_torch_zips(tmp_path: Path) -> None:
     assert refused(path, Incomplete).what == "is empty, or begins with zeros"
 
 
+@pytest.mark.parametrize(
+    ("content", "what", "fix"),
+    [
+        (b"<!DOCTYPE html><html>sign in</html>", "is a web page, not a PyTorch .bin file", AGAIN),
+        (b"Entry not found\n", "is a text of 16 bytes, not a PyTorch .bin file: 'Entry not found'", AGAIN),
+        ("Zugriff verweigert: für 'm' fehlt die Anmeldung\n".encode() * 9,
+         "is a text of 441 bytes, not a PyTorch .bin file: \"Zugriff verweigert: für 'm' fehlt die Anmeldung\"", AGAIN),
+        (b"\1\2\3\4 whatever this is", "is no PyTorch checkpoint: it begins like neither a zip nor a pickle",
+         "copy or download the file again"),
+    ],
+    ids=["page", "sentence", "a letter cut in two", "noise"],
+)  # fmt: skip
+def test_what_has_a_checkpoints_name_and_is_none_is_refused(tmp_path: Path, content: bytes, what: str, fix: str) -> None:
+    """With these names it is no file that has nothing to do with a model: who dropped it must be told."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    error = refused(tmp_path, BadCheckpoint)
+    assert (error.what, error.fix) == (what, fix)
+    assert error.where == str(tmp_path / "pytorch_model.bin")
+
+
+def test_a_git_lfs_pointer_under_torchs_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4242\n")
+    error = refused(tmp_path, Incomplete)
+    assert error.what == "is a Git LFS pointer, not the file itself"
+    assert error.fix == f"run `git lfs pull` in {tmp_path}"
+
+
 def test_a_zip_with_a_comment_and_a_zip64(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     buffer = io.BytesIO(torch_zip())
@@ -221,5 +252,5 @@ def test_older_files_under_torchs_endings(tmp_path: Path) -> None:
     assert refused(path).what == "is a GGJT file, from before GGUF"
     path.write_bytes(gguf())
     assert refused(path).what == "is a GGUF file under another ending"
-    path.write_bytes(b"firmware")
+    path.write_bytes(b"firmware\1\2\3")
     assert refused(path, NotAModel).what == "is not a model file"

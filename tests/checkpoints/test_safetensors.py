@@ -112,6 +112,9 @@ def test_reserved_but_not_written(tmp_path: Path) -> None:
 
 def test_a_login_page_instead_of_a_model(tmp_path: Path) -> None:
     assert bad(tmp_path, b"<!DOCTYPE html><html>sign in</html>".ljust(500)) == "is a web page, not a safetensors file"
+    assert bad(tmp_path, b"\xef\xbb\xbf\n <html>" + "é".encode() * 300) == "is a web page, not a safetensors file"
+    said = b'{"error":"Unauthorized"}'
+    assert bad(tmp_path, said) == f"is a text of 24 bytes, not a safetensors file: {said.decode()!r}"
 
 
 def test_headers_that_are_not_json(tmp_path: Path) -> None:
@@ -132,7 +135,7 @@ def test_a_name_twice(tmp_path: Path) -> None:
 
 def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     text = b'{"\\ud800": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
-    assert bad(tmp_path, safetensors(text, 1)) == "has a tensor name that is not Unicode: '\\ud800'"
+    assert "is not valid JSON: it escapes half of a character (a lone surrogate)" in bad(tmp_path, safetensors(text, 1))
 
 
 @pytest.mark.parametrize("metadata", [["pt"], {"format": 1}, "pt", None])
@@ -167,6 +170,7 @@ def test_offsets_that_are_none(tmp_path: Path, offsets: Any) -> None:
 
 def test_a_shape_that_does_not_fit_its_bytes(tmp_path: Path) -> None:
     assert bad(tmp_path, with_("norm", shape=[4, 3])) == "tensor 'norm' is 4 x 3 in F16, 24 bytes, but has 16"
+    assert bad(tmp_path, with_("norm", shape=[1 << 62, 0])) == "tensor 'norm' claims an absurd size"
     assert bad(tmp_path, with_("norm", shape=[(1 << 62) + 1] * 32)) == "tensor 'norm' claims an absurd size"
 
 
@@ -385,6 +389,7 @@ def test_configs_that_are_none(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
     for text, what in [
         ('{"a": 1,}', "is not valid JSON: .* line 1 column"),
+        ('{"a": "\\ud800"}', r"is not valid JSON: it escapes half of a character \(a lone surrogate\)"),
         ("[1]", "holds a list where a JSON object should be"),
         ('{"model_type": "llama"}', "config.json: names no architecture\n.*LlamaForCausalLM"),
         ('{"architectures": []}', "names no architecture"),

@@ -11,7 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -21,6 +25,7 @@ from qconvd.plugins import plugins
 from qconvd.targets import resolve_list
 
 TO = "fp16,q8_0,q4_0"
+T = TypeVar("T")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -81,23 +86,56 @@ def test_it_says_what_it_made(converted: Path) -> None:
 def test_the_artifacts_verify(qconvd: Qconvd, converted: Path) -> None:
     said = qconvd("verify", converted / "glass_en-GGUF")
     assert said.code == 0
-    assert "glass_en-Q8_0: right (1 files, 38 tensors, 1.0 MiB)" in said.out
+    assert "glass_en-Q8_0: right (1 file, 38 tensors, 1.0 MiB)" in said.out
     data = qconvd("verify", converted / "glass_en-fp16", "--json").json
     assert (data["ok"], data["artifacts"][0]["sha256"]) == (True, True)
+    assert data["artifacts"][0]["artifact"] == "glass_en-fp16"
+
+
+def test_verify_takes_the_output_folder(qconvd: Qconvd, converted: Path) -> None:
+    said = qconvd("verify", converted)
+    assert (said.code, said.err) == (0, "")
+    rights = [line.split()[0] for line in said.out.splitlines() if ": right (" in line]
+    assert rights == ["glass_en-Q4_0:", "glass_en-Q8_0:", "glass_en-fp16:"]
+    assert said.out.endswith("\n3 of 3 artifacts are right.\n")
 
 
 def test_a_damaged_artifact_does_not_verify(qconvd: Qconvd, converted: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(converted / "glass_en-GGUF", tmp_path / "x")
     with (folder / "glass_en-Q8_0.gguf").open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
+        file.seek(-100, os.SEEK_END)
         last = file.read(1)
-        file.seek(-1, os.SEEK_END)
+        file.seek(-100, os.SEEK_END)
         file.write(bytes([last[0] ^ 1]))
+    (folder / ".qconvd" / "glass_en-Q4_0.json").write_text("{}")
+    (folder / ".qconvd" / "glass_en-Z.json").write_bytes((folder / ".qconvd" / "glass_en-Q8_0.json").read_bytes())
     said = qconvd("verify", folder)
     assert said.code == 1
-    assert "qconvd: verification failed: " in said.err
-    assert "glass_en-Q8_0.gguf" in said.err
-    assert qconvd("verify", folder, "--json").json["ok"] is False
+    first, second, third = said.err.removeprefix("qconvd: ").split("qconvd: ")
+    assert first == (f"glass_en-Q4_0 failed verification: {folder}/.qconvd/glass_en-Q4_0.json: is no manifest of qconvd\n")
+    assert f"glass_en-Q8_0 failed verification: {folder}/glass_en-Q8_0.gguf: has other bytes than were written" in second
+    assert third.startswith("glass_en-Z failed verification: ")
+    assert "glass_en-Q8_0: WRONG\n" in said.out
+    assert said.out.endswith("0 of 3 artifacts are right.\n")
+    said = qconvd("verify", folder, "--json")
+    assert (said.code, said.err, said.json["ok"]) == (1, "", False)
+    assert [a["ok"] for a in said.json["artifacts"]] == [False, False, False]
+    error = said.json["artifacts"][1]["error"]
+    assert (error["error"], error["where"]) == ("BadCheckpoint", f"{folder}/glass_en-Q8_0.gguf")
+    assert error["fix"] == "convert it again"
+
+
+def test_one_damaged_artifact_of_several(qconvd: Qconvd, converted: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(converted / "glass_en-GGUF", tmp_path / "x")
+    (folder / "glass_en-Q4_0.gguf").unlink()
+    said = qconvd("verify", folder)
+    assert said.code == 1
+    assert said.err == (
+        f"qconvd: glass_en-Q4_0 failed verification: {folder}/glass_en-Q4_0.gguf: "
+        "is missing, and the manifest names it\n  convert it again\n"
+    )
+    assert "glass_en-Q8_0: right (1 file, 38 tensors, 1.0 MiB)" in said.out
+    assert said.out.endswith("1 of 2 artifacts are right.\n")
 
 
 def test_what_is_there_is_not_made_again(qconvd: Qconvd, glass: Path, converted: Path, tmp_path: Path) -> None:
@@ -239,6 +277,45 @@ def test_interrupted_it_goes_on_where_it_stopped(
     assert set(kept.values()) <= {p.stat().st_ino for p in out.rglob("*.gguf")}, "the files are those of the first run"
 
 
+def test_killed_it_leaves_no_worker_and_the_next_one_clears_up(
+    qconvd: Qconvd, glass: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "qconvd", "convert", str(glass), "--to", TO, "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)})
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("converting"):
+            break
+    (worker,) = wait_for(lambda: [p for p in at_work(scratch) if not _mentions(p, "runner.py")])
+    os.kill(int(worker.name), signal.SIGSTOP)
+    process.kill()
+    process.communicate()
+    os.kill(int(worker.name), signal.SIGCONT)
+    wait_for(lambda: not at_work(scratch))
+    (left,) = scratch.iterdir()
+    assert left.name.startswith("qconvd-")
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    assert qconvd("convert", glass, "--to", TO, "--out", out).code == 0
+    assert files(out) == files(converted)
+    assert list(scratch.iterdir()) == [], "its own folder and the one that was left"
+
+
+def wait_for(what: Callable[[], T]) -> T:
+    """Wait for what must happen; the limit only keeps a broken test from hanging."""
+    for _ in range(3000):
+        if found := what():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+def at_work(scratch: Path) -> list[Path]:
+    """The runners and workers whose specs are in a folder."""
+    return [p for p in Path("/proc").iterdir() if p.name.isdigit() and _mentions(p, f"{scratch}/")]
+
+
 def test_another_run_at_the_same_target_is_waited_for(qconvd: Qconvd, glass: Path, tmp_path: Path) -> None:
     """The lock of the work folder is held for as long as another worker is at it."""
     from qconvd import checkpoints
@@ -327,3 +404,26 @@ def _mentions(process: Path, word: str) -> bool:
         return word.encode() in (process / "cmdline").read_bytes()
     except OSError:
         return False
+
+
+def test_a_lone_gguf_becomes_another_in_parts(qconvd: Qconvd, glass: Path, tmp_path: Path) -> None:
+    assert qconvd("convert", glass, "--to", "gguf:f16", "--out", tmp_path / "first").code == 0
+    source = tmp_path / "Glass-Chat.F16.gguf"
+    (tmp_path / "first" / "glass_en-GGUF" / "glass_en-F16.gguf").rename(source)
+    to = "gguf: {types: [q8_0], split_max_tensors: 20}"
+    said = qconvd("convert", source, "--to", to, "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+    made = tmp_path / "out" / "Glass-Chat-GGUF"
+    assert sorted(p.name for p in made.glob("*.gguf")) == [f"Glass-Chat-Q8_0-0000{i}-of-00002.gguf" for i in (1, 2)]
+    assert (made / ".qconvd" / "Glass-Chat-Q8_0.json").is_file()
+    assert "Glass-Chat-Q8_0: right (2 files, 38 tensors" in qconvd("verify", made).out
+
+
+def test_options_on_the_command_line_are_a_recipes(qconvd: Qconvd, glass: Path) -> None:
+    assert [t.label for t in resolve_list("fp16, gguf:{types: [q8_0, q4_0], pure: true},bf16")] == [
+        "fp16", "gguf Q8_0", "gguf Q4_0", "fp16 bf16",
+    ]  # fmt: skip
+    said = qconvd("plan", glass, "--to", "gguf:{types: [q8_0")
+    assert said.code == 2
+    assert "--to: 'gguf:{types: [q8_0' is not YAML: " in said.err
+    assert "write it as in a recipe, e.g. --to 'gguf: {types: [q4_0], pure: true}'" in said.err

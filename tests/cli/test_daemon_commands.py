@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from command_line import Qconvd
-from daemon_kit import Home, copy_in, tiny_model
+from daemon_kit import Home, copy_in, move_in, tiny_model
 from qconvd.ledger import Ledger
 
 
@@ -22,6 +25,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Home:
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
     (adapter / "adapter_model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    (tiny_model(home.inbox / "half") / "model.safetensors").unlink()
     assert home.once() == 1, home.log()
     return home
 
@@ -38,11 +42,15 @@ def daemon(tmp_path: Path) -> Iterator[Home]:
 def test_jobs(qconvd: Qconvd, done: Home) -> None:
     said = qconvd("jobs", "--config", done.config)
     assert said.code == 0
-    heading, row = said.out.splitlines()
-    assert heading.split() == ["JOB", "MODEL", "RECIPE", "STATE", "DONE", "REASON"]
-    assert row.split()[:5] == ["1", "tiny", "everyday", "done", "1/1"]
-    (job,) = qconvd("jobs", "--config", done.config, "--json").json
+    assert said.out == (
+        "JOB  MODEL  RECIPE    STATE       DONE\n"
+        "  1  tiny   everyday  done         1/1\n"
+        "  -  half   everyday  incomplete           has a config.json but no weights yet\n"
+    )
+    job, half = qconvd("jobs", "--config", done.config, "--json").json
     assert (job["model"], job["state"], job["targets"][0]["folder"]) == ("tiny", "done", "tiny-fp16")
+    assert (half["job"], half["model"], half["state"], half["targets"]) == (None, "half", "incomplete", [])
+    assert half["reason"] == "has a config.json but no weights yet"
 
 
 def test_job(qconvd: Qconvd, done: Home) -> None:
@@ -51,6 +59,7 @@ def test_job(qconvd: Qconvd, done: Home) -> None:
     assert f"source  {done.inbox}/tiny" in said.out
     states = [line.split() for line in said.out.split("WHEN")[1].splitlines()[1:]]
     assert [words[3] for words in states if words][-1] == "done"
+    assert f"  fp16  done   97.7 KiB  {done.output}/tiny-fp16\n" in re.sub(r"done +[0-9.]+ KiB", "done   97.7 KiB", said.out)
     history = qconvd("job", "1", "--config", done.config, "--json").json["history"]
     assert history[0]["to"] == "waiting"
     assert {"planned", "converting", "verifying", "ready", "done"} <= {event["to"] for event in history}
@@ -59,8 +68,12 @@ def test_job(qconvd: Qconvd, done: Home) -> None:
 def test_logs(qconvd: Qconvd, done: Home) -> None:
     said = qconvd("logs", "1", "--config", done.config)
     assert said.code == 0
-    assert "task 1: plan" in said.out
-    assert "@@q" not in said.out
+    size = re.findall(r"planned, (.+) \(", said.out)[0]
+    assert re.sub(r"\(.* bytes\)", "(N bytes)", said.out).splitlines() == [
+        "── task 1: plan fp16 ──", f"fp16: planned, {size} (N bytes)",
+        "── task 2: convert fp16 ──", f"fp16: converted, {size}, exact",
+        "── task 3: verify fp16 ──", f"fp16: verified and in its place, {done.output}/tiny-fp16",
+    ]  # fmt: skip
     assert '@@q {"event": "planned"' in qconvd("logs", "1", "--events", "--follow", "--config", done.config).out
 
 
@@ -68,10 +81,16 @@ def test_status_without_a_daemon(qconvd: Qconvd, done: Home) -> None:
     said = qconvd("status", "--config", done.config)
     assert said.code == 0
     assert said.out.startswith("No daemon runs; `qconvd run` starts one.\nJobs: 1 done.\n")
-    assert f"{done.inbox}/adapter is not converted: " in said.out
+    words = " ".join(said.out.split())
+    assert f"{done.inbox}/adapter is not converted: " in words
+    incomplete = f"{done.inbox}/half waited when the daemon ended: has a config.json but no weights yet"
+    assert f"{incomplete} add the model's safetensors" in words
+    assert all(len(line) <= 80 or "/" in line for line in said.out.splitlines())
     data = qconvd("status", "--config", done.config, "--json").json
     assert (data["daemon"], data["jobs"], data["running"]) == (None, {"done": 1}, [])
     assert data["refused"][0]["path"] == f"{done.inbox}/adapter"
+    assert [(x["kind"], x["path"]) for x in data["seen"]] == [("incomplete", f"{done.inbox}/half")]
+    assert data["config_mistakes"] == []
 
 
 @pytest.mark.parametrize("command", ["jobs", "status"])
@@ -113,6 +132,124 @@ def test_status_of_a_running_daemon(qconvd: Qconvd, daemon: Home) -> None:
     assert daemon.process is not None
     said = qconvd("status", "--config", daemon.config)
     assert said.out.startswith(f"The daemon runs (process {daemon.process.pid}).\nJobs: none yet.\n")
+
+
+def test_status_tells_what_the_daemon_waits_for(qconvd: Qconvd, daemon: Home) -> None:
+    daemon.configure(match="match: {max_parameters: 1K}")
+    assert qconvd("reload", "--config", daemon.config).code == 0
+    half = tiny_model(daemon.root / "away" / "half")
+    (half / "model.safetensors").unlink()
+    half = move_in(daemon, half)
+    big = copy_in(daemon, tiny_model(daemon.root / "away" / "big"))
+    daemon.says("half", "half: waiting")
+    daemon.says("big", "big: not converted")
+
+    def seen() -> list[dict[str, str]]:
+        found = qconvd("status", "--config", daemon.config, "--json").json["seen"]
+        return found if len(found) == 2 else []
+
+    daemon.wait(seen, "both to be seen")
+    words = " ".join(qconvd("status", "--config", daemon.config).out.split())
+    assert f"{half} waits: has a config.json but no weights yet add the model's safetensors" in words
+    reason = "the recipe everyday does not take it: its 6.2K parameters are more than 1.0K"
+    assert re.sub(r"its \S+ parameters", "its 6.2K parameters", words).endswith(
+        f"{big} is not converted: {reason} add a recipe that takes it to config.yaml, or change its `match`"
+    )
+    daemon.inbox.rename(daemon.root / "away" / "inbox")
+    daemon.said("cannot be read")
+    unreadable = f"{daemon.inbox} cannot be read: No such file or directory"
+    daemon.wait(lambda: unreadable in " ".join(qconvd("status", "--config", daemon.config).out.split()), "status to say so")
+
+
+def test_logs_of_what_no_worker_has_seen(qconvd: Qconvd, daemon: Home) -> None:
+    first = tiny_model(daemon.root / "away" / "m")
+    assert qconvd("add", first, "--recipe", "everyday", "--config", daemon.config).code == 0
+    daemon.done(1)
+    other = tiny_model(daemon.root / "elsewhere" / "m", seed=2)
+    reason = f"the artifact would overwrite that of another model, {first}: both are called m-fp16"
+    assert qconvd("add", other, "--recipe", "everyday", "--config", daemon.config).out == f"fp16: {reason}\n"
+    said = qconvd("logs", "2", "--config", daemon.config)
+    assert (said.out, said.err) == ("", f"No worker of this job has written anything.\n  fp16 is failed: {reason}\n")
+    said = qconvd("job", "2", "--config", daemon.config)
+    words = " ".join(said.out.split())
+    assert f"fp16 failed m-fp16 {reason} rename one of the two models, or remove the other one" in words
+
+
+def test_logs_tell_what_the_worker_could_not(qconvd: Qconvd, daemon: Home) -> None:
+    copy_in(daemon, tiny_model(daemon.root / "away" / "m"))
+    daemon.freeze("convert")
+    for pid in daemon.workers():
+        os.kill(pid, signal.SIGKILL)
+    daemon.wait(lambda: daemon.targets()[0].failures, "the crash to be noticed")
+    ended = "── task 2: convert fp16 ──\n── task 2 ended: the worker is gone and left no record of how it ended ──\n"
+    assert ended in re.sub(
+        "was killed .out of memory.*?. ──", f"{ended[41:-4]} ──", qconvd("logs", "1", "--config", daemon.config).out
+    )
+
+
+def break_config(daemon: Home, how: str) -> str:
+    """Spoil the config on disk; what the commands say of it."""
+    text = daemon.config.read_text()
+    if how == "key":
+        daemon.config.write_text(text.replace("targets:", "tragets:").replace("everyday]", "yesterday]"))
+        return "has 3 mistakes (`qconvd check` tells)"
+    if how == "yaml":
+        daemon.config.write_text(text.replace("recipes: [everyday]", "recipes: [everyday"))
+        return "has 1 mistake (`qconvd check` tells)"
+    if how == "bytes":
+        daemon.config.write_bytes(b"# \xff\n" + text.encode())
+        return "is not UTF-8 text"
+    daemon.config.unlink()
+    return "cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize("how", ["key", "yaml", "bytes", "gone"])
+def test_a_config_that_is_broken_by_now(qconvd: Qconvd, daemon: Home, how: str) -> None:
+    copy_in(daemon, tiny_model(daemon.root / "away" / "tiny"))
+    daemon.done(1)
+    what = break_config(daemon, how)
+    notice = f"qconvd: {daemon.config} {what}; the daemon runs on with what it read before\n"
+    assert daemon.process is not None
+    for arguments, words in [
+        (["status"], f"The daemon runs (process {daemon.process.pid}).\nJobs: 1 done."),
+        (["jobs"], "  1  tiny   everyday  done    1/1"),
+        (["job", "1"], "recipe  everyday"),
+        (["logs", "1"], "── task 1: plan fp16 ──"),
+        (["retry", "1"], "nothing to try again"),
+    ]:
+        said = qconvd(*arguments, "--config", daemon.config)
+        assert (said.code, said.err) == (0, notice), arguments
+        assert words in said.out
+    assert len(qconvd("status", "--config", daemon.config, "--json").json["config_mistakes"]) == (3 if how == "key" else 1)
+    assert qconvd("reload", "--config", daemon.config).code == 78
+    assert qconvd("check", "--config", daemon.config).code == 78
+    assert daemon.stop() == 0
+    said = qconvd("status", "--config", daemon.config)
+    assert said.err == f"qconvd: {daemon.config} {what}; no daemon can be started with it\n"
+    assert said.out.startswith("No daemon runs; `qconvd run` starts one.\nJobs: 1 done.")
+
+
+def test_a_broken_config_that_no_daemon_was_started_with(qconvd: Qconvd, daemon: Home) -> None:
+    other = daemon.root / "other.yaml"
+    other.write_text("state: ./state\nfrob: 1\n")
+    said = qconvd("jobs", "--config", other)
+    assert said.code == 78
+    assert "frob: there is no key 'frob' here" in said.err
+
+
+def test_replaced_jobs_are_counted(qconvd: Qconvd, daemon: Home) -> None:
+    model = tiny_model(daemon.root / "away" / "m")
+    qconvd("add", model, "--recipe", "everyday", "--config", daemon.config)
+    daemon.done(1)
+    shutil.copy(tiny_model(daemon.root / "away" / "n", seed=2) / "model.safetensors", model)
+    qconvd("add", model, "--recipe", "everyday", "--config", daemon.config)
+    daemon.wait(lambda: daemon.targets("superseded"), "the first version to be replaced")
+    said = qconvd("jobs", "--config", daemon.config)
+    assert [line.split()[0] for line in said.out.splitlines()] == ["JOB", "2"]
+    assert said.err == "1 job that something newer has replaced is not shown; --all shows it.\n"
+    shown = qconvd("jobs", "--all", "--config", daemon.config)
+    assert [line.split()[0] for line in shown.out.splitlines() if not line.startswith("    ")] == ["JOB", "1", "2"]
+    assert shown.err == ""
 
 
 def test_reload(qconvd: Qconvd, daemon: Home) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -35,13 +36,33 @@ def test_plan(qconvd: Qconvd, glass: Path) -> None:
     assert lines[4] == "  glass_en-fp16/"
     assert lines[6] == "  glass_en-GGUF/glass_en-Q8_0.gguf"
     assert "4 of 38 tensors of the Q8_0 file are F16" in said.out
-    assert "2 of 2 can be made" in lines[-1]
+    assert "2 of 2 can be made" in lines[-2]
+    assert re.fullmatch(r"One pass makes all of them, with [\d.]+ [MG]iB of memory \(threads: \d+\)\.", lines[-1])
     assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("memory", ["2GiB", "384MiB"])
+def test_plan_prices_for_the_limits_of_the_config(qconvd: Qconvd, glass: Path, config: Path, memory: str) -> None:
+    config.write_text(CONFIG + f"limits: {{threads: 6, jobs: 2, memory: {memory}}}\n")
+    said = qconvd("plan", glass, "--recipe", "small")
+    assert said.out.endswith("One pass makes all of them, with 384.0 MiB of memory (threads: 3).\n")
+
+
+def test_plan_says_what_the_scheduler_would(qconvd: Qconvd, glass: Path, config: Path) -> None:
+    config.write_text(CONFIG + "limits: {memory: 350MiB}\n")
+    said = qconvd("plan", glass, "--recipe", "small")
+    assert said.code == 3
+    assert (
+        "gguf Q8_0 cannot be made: needs 384.0 MiB of memory; limits.memory allows 350.0 MiB\n"
+        "  raise limits.memory, or give convert a larger --memory\n"
+    ) in said.out
 
 
 def test_plan_for_scripts_is_exact(qconvd: Qconvd, glass: Path) -> None:
     said = qconvd("plan", glass, "--to", "fp16,q8_0", "--name", "other", "--json")
     half, q8 = said.json["artifacts"]
+    assert said.json["memory"] == max(half["memory"], q8["memory"]) >= 384 << 20
+    assert said.json["threads"] >= 1
     assert said.json["parameters"] == 852608
     assert half["bytes"] == sum(f["bytes"] for f in half["files"])
     assert {f["path"] for f in half["files"]} == {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -136,10 +157,35 @@ def test_formats(qconvd: Qconvd) -> None:
     said = qconvd("formats")
     assert said.code == 0
     assert "fp16: safetensors in float16, bfloat16 or float32" in said.out
-    assert "on_overflow" in said.out
+    lines = said.out.splitlines()
+    assert "  on_overflow     report, refuse, clamp  (default report)" in lines
+    assert "  max_shard_size  size  (default 5GB)" in lines
+    assert "  keep            list of text  (optional)" in lines
+    assert lines[-1] == "`qconvd formats FORMAT` shows one of them, and which models it can be made from."
+    assert "Model families:" not in lines
+    assert all(len(line) <= 80 for line in lines[:-1] if not line.startswith("gguf: "))
     data = qconvd("formats", "--json").json
     assert {f["name"] for f in data["formats"]} >= {"fp16", "gguf"}
     assert data["broken"] == []
+
+
+@pytest.mark.parametrize("name", ["gguf", "q8_0"])
+def test_one_format_and_the_models_that_it_is_made_from(qconvd: Qconvd, name: str) -> None:
+    said = qconvd("formats", name)
+    assert said.code == 0
+    assert "fp16: " not in said.out
+    assert "(required)" in said.out
+    families = said.out.partition("Model families:\n")[2].splitlines()
+    assert families[0].split() == ["FAMILY", "ARCHITECTURES", "ADDED", "BY"]
+    assert ["gpt2", "GPT2LMHeadModel"] in [line.split() for line in families]
+    (about,) = qconvd("formats", name, "--json").json["formats"]
+    assert ["gpt2", "GPT2LMHeadModel", ""] in about["details"][0]["rows"]
+
+
+def test_a_format_that_is_not_there(qconvd: Qconvd) -> None:
+    said = qconvd("formats", "ggfu")
+    assert (said.code, said.out) == (3, "")
+    assert said.err == "qconvd: there is no format 'ggfu' (did you mean gguf?)\n  there are: fp16, gguf\n"
 
 
 def test_schema(qconvd: Qconvd) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Qconvd
+from daemon_kit import Home, tiny_model
 
 HEAVY = {"numpy", "numba", "torch", "transformers", "tokenizers", "gguf", "safetensors", "sentencepiece"}
 PLUGINS = {"pluggy", "qconvd_fp16", "qconvd_gguf", "qconvd_ggml"}
@@ -71,7 +73,7 @@ def test_no_command_shows_the_help(qconvd: Qconvd) -> None:
         (["inspect", "nowhere"], 3, "nowhere: there is nothing at this path"),
         (["check"], 78, "qconvd: there is no config file\n  looked for config.yaml, "),
         (["check", "--config", "gone.yaml"], 78, "qconvd: gone.yaml: cannot be read: No such file or directory"),
-        (["verify", "nowhere"], 1, "qconvd: verification failed: nowhere: there is no such file or folder"),
+        (["verify", "nowhere"], 3, "qconvd: nowhere: there is no such file or folder\n  look at the spelling of the path"),
     ],
 )
 def test_exit_codes(qconvd: Qconvd, arguments: list[str], code: int, message: str) -> None:
@@ -97,3 +99,79 @@ def test_who_reads_may_stop_reading() -> None:
     command = f"{sys.executable} -m qconvd schema | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["inspect", "nowhere"], 3, {"error": "NotAModel", "what": "there is nothing at this path", "fix": ""}),
+        (["plan", "nowhere", "--to", "fp16"], 3, {"error": "NotAModel", "what": "there is nothing at this path", "fix": ""}),
+        (["convert", "nowhere", "--to", "fp16"], 3, {"error": "NotAModel", "what": "there is nothing at this path", "fix": ""}),
+        (["verify", "nowhere"], 3, {"error": "QconvdError", "what": "there is no such file or folder"}),
+        (["check", "--config", "gone.yaml"], 78, {"error": "ConfigError", "where": "gone.yaml"}),
+        (["job", "7", "--config", "gone.yaml"], 78, {"what": "cannot be read: No such file or directory"}),
+        (["inspect"], 2, {"error": "UsageError", "what": "Missing argument 'MODEL'.", "where": ""}),
+        (["plan", "x", "--frob"], 2, {"error": "UsageError", "fix": "`--help` after the command lists what it takes"}),
+    ],
+)
+def test_errors_for_scripts(qconvd: Qconvd, arguments: list[str], code: int, error: dict[str, str]) -> None:
+    said = qconvd(*arguments, "--json")
+    assert said.code == code
+    assert {"error", "what", "where", "fix"} == said.json.keys()
+    assert error.items() <= said.json.items()
+    assert said.err == qconvd(*arguments).err
+    assert qconvd(*arguments).out == ""
+
+
+def test_every_mistake_of_a_config_for_scripts(qconvd: Qconvd) -> None:
+    Path("config.yaml").write_text("outptu: ./models\nrecipes: {r: {targets: [fp61]}}\n")
+    said = qconvd("check", "--json")
+    assert said.code == 78
+    first, *_, last = said.json["problems"]
+    assert first == "config.yaml:1:1: outptu: there is no key 'outptu' here (did you mean output?)"
+    assert "fp61" in last
+    assert said.json["what"] == "\n".join(said.json["problems"])
+
+
+def test_a_stream_that_is_full_is_told_without_a_traceback() -> None:
+    command = f"{sys.executable} -m qconvd schema > /dev/full"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == "qconvd: what it prints cannot be written: No space left on device\n"
+    assert done.returncode == 1
+
+
+def test_streams_that_are_closed_do_no_harm(tmp_path: Path) -> None:
+    """Their numbers must not go to the next files that are opened: the lock, the ledger, a log."""
+    home = Home(tmp_path)
+    tiny_model(home.inbox / "m")
+    for closed in ("<&- >&- 2>&-", "2>&-", "<&-"):
+        command = f"{sys.executable} -m qconvd run --once --config {home.config} {closed}"
+        assert subprocess.run(command, shell=True, capture_output=True, check=False).returncode == 0, closed
+    assert (home.output / "m-fp16" / "model.safetensors").is_file()
+    assert (home.state / "lock").read_text().strip().isdigit()
+
+
+def test_names_are_utf8_whatever_the_locale_says(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    tiny_model(home.inbox / "日本")
+    home.env = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    assert home.once() == 0, home.log()
+    assert (home.output / "日本-fp16" / "model.safetensors").is_file()
+    assert f"{home.inbox / '日本'} is taken" in home.log()
+    command = [sys.executable, "-m", "qconvd", "inspect", str(home.inbox / "日本")]
+    done = subprocess.run(command, env={**os.environ, **home.env}, capture_output=True, check=True)
+    assert "日本" in done.stdout.decode()
+
+
+@pytest.mark.parametrize("key", ["folder", "output", "state"])
+def test_a_folder_that_cannot_even_be_looked_for(qconvd: Qconvd, key: str) -> None:
+    """A name of 300 bytes stands for all that makes `Path.exists` raise, such as a folder below one that may not be read."""
+    place = {"folder": "./inbox", "output": "./models", "state": "./state"} | {key: f"./{'x' * 300}/y"}
+    Path("config.yaml").write_text(
+        f"watch: [{{folder: {place['folder']}, recipes: [r]}}]\noutput: {place['output']}\nstate: {place['state']}\n"
+        "recipes: {r: {targets: [fp16]}}\n"
+    )
+    for command in ("check", "doctor", "jobs"):
+        said = qconvd(command)
+        assert "Traceback" not in said.err, said.err
+    assert "x" * 300 in qconvd("check").out

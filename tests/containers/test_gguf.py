@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,31 @@ def test_tensors_that_gguf_cannot_hold(tensor: OutputTensor, message: str) -> No
     with pytest.raises(Unsupported) as caught:
         CONTAINER.layout(ContainerSpec("gguf"), [tensor])
     assert message in str(caught.value)
+
+
+def test_a_value_from_another_file_is_taken_over_byte_for_byte(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    value = struct.pack("<IIQ", 9, 10, 2) + struct.pack("<QQ", 1, 2**63)  # an array of two u64
+    spec = ContainerSpec("gguf", (("general.architecture", "str", "owl"), ("x", "raw", base64.b64encode(value).decode())))
+    path = written(tmp_path / "x.gguf", spec, TENSORS)
+    assert value in path.read_bytes()
+    assert GGUFReader(path).fields["x"].contents() == [1, 2**63]
+    broken = ContainerSpec("gguf", (("x", "raw", "no base64!"),))
+    with pytest.raises(QconvdError, match="is no raw: "):
+        CONTAINER.layout(broken, TENSORS)
+
+
+def test_parts_keep_an_alignment_that_is_not_the_usual_one() -> None:
+    spec = ContainerSpec("gguf", (("general.alignment", "u32", 64),), {"max_tensors": 2})
+    files = CONTAINER.layout(spec, TENSORS)
+    assert [f.path for f in files] == ["{stem}-00001-of-00002.gguf", "{stem}-00002-of-00002.gguf"]
+    assert [f.shard for f in files] == [1, 2]
+    assert all(p.offset % 64 == 0 for f in files for p in f.tensors)
+    assert all(b"general.alignment" in base64.b64decode(f.header) for f in files)
+
+
+def test_more_parts_than_gguf_can_number() -> None:
+    many = [OutputTensor(f"t{i}", "F32", (1,), 4) for i in range(65536)]
+    with pytest.raises(QconvdError, match=r"a split into 65536 files is more than GGUF can number \(65535\)"):
+        CONTAINER.layout(ContainerSpec("gguf", (), {"max_tensors": 1}), many)

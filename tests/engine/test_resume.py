@@ -103,6 +103,27 @@ def test_what_was_done_is_not_done_again(model: ModelInfo, tmp_path: Path) -> No
     assert artifacts(tmp_path / "out") == before
 
 
+def test_progress_tells_what_an_earlier_run_made(model: ModelInfo, tmp_path: Path) -> None:
+    """Of what is done, `resumed` was made before; the rest is what this run's seconds bought."""
+    one = target("a", copies(model), tmp_path)
+    total = sum(t.nbytes for t in one.plan.tensors)
+    events: list[dict[str, Any]] = []
+    go = dict(operations={}, on_event=lambda e: events.append(dict(e)), cancelled=lambda: False)
+    convert(model, [one], LIMITS, **go)
+    assert {e["resumed"] for e in events if e["event"] == "progress"} == {0}
+    journal = one.work / "journal.jsonl"
+    (one.work / "files" / "qconvd.json").unlink()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-2]))
+    events.clear()
+    again = target("a", copies(model), tmp_path)
+    convert(model, [again], LIMITS, **go)
+    last = [e for e in events if e["event"] == "progress"][-1]
+    assert (last["done"], last["total"]) == (total, total)
+    assert last["done"] - last["resumed"] == last["written"] > 0
+    assert last["resumed"] > 0
+
+
 def test_a_resumed_run_keeps_its_grid(model: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other limits, another chunk size, and another target that is already done: still the same chunks and the same sums."""
     first = make(model, tmp_path / "out")[1]

@@ -291,8 +291,9 @@ import sys, time
 from pathlib import Path
 from qconvd.executors.base import environment
 from qconvd.executors.local import LocalExecutor
-state, worker, spec = map(Path, sys.argv[1:])
-executor = LocalExecutor(state, (sys.executable, str(worker)))
+tied, *paths = sys.argv[1:]
+state, worker, spec = map(Path, paths)
+executor = LocalExecutor(state, (sys.executable, str(worker)), tied=bool(int(tied)))
 print(executor.submit(spec, 1, environment("cpu", "", 1)), flush=True)
 time.sleep(600)
 """
@@ -300,8 +301,19 @@ time.sleep(600)
 
 def test_a_worker_survives_the_daemon_and_the_next_one_goes_on_with_it(executor: LocalExecutor, tmp_path: Path) -> None:
     spec = _spec(executor, "5.1", do="gate", gate=str(tmp_path / "gate"))
+    daemon, handle = _daemon(tmp_path, spec, tied=False)
+    os.killpg(daemon.pid, signal.SIGKILL)
+    assert daemon.wait() == -signal.SIGKILL
+    _event(executor, handle, "started")
+    assert executor.poll(handle) == Status("running")
+    (tmp_path / "gate").touch()
+    assert _end(executor, handle) == Status("succeeded", 0)
+
+
+def _daemon(tmp_path: Path, spec: Path, *, tied: bool) -> tuple[subprocess.Popen[str], str]:
+    """A process that starts a worker and then sleeps, and the worker's handle."""
     daemon = subprocess.Popen(
-        [sys.executable, "-c", DAEMON, str(tmp_path / "state"), str(tmp_path / "worker.py"), str(spec)],
+        [sys.executable, "-c", DAEMON, str(int(tied)), str(tmp_path / "state"), str(tmp_path / "worker.py"), str(spec)],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -309,12 +321,38 @@ def test_a_worker_survives_the_daemon_and_the_next_one_goes_on_with_it(executor:
     assert daemon.stdout is not None
     handle = daemon.stdout.readline().strip()
     daemon.stdout.close()
-    os.killpg(daemon.pid, signal.SIGKILL)
-    assert daemon.wait() == -signal.SIGKILL
-    _event(executor, handle, "started")
+    return daemon, handle
+
+
+def test_a_worker_that_is_tied_is_stopped_when_its_starter_is_killed(executor: LocalExecutor, tmp_path: Path) -> None:
+    daemon, handle = _daemon(tmp_path, _spec(executor, "5.1", do="wait"), tied=True)
+    _event(executor, handle, "ready")
     assert executor.poll(handle) == Status("running")
-    (tmp_path / "gate").touch()
-    assert _end(executor, handle) == Status("succeeded", 0)
+    daemon.kill()
+    daemon.wait()
+    assert _end(executor, handle) == Status("failed", 4, "ended with exit code 4")
+    _event(executor, handle, "stopping")
+
+
+def test_a_tied_worker_that_does_not_listen_is_killed(executor: LocalExecutor, tmp_path: Path) -> None:
+    daemon, handle = _daemon(tmp_path, _spec(executor, "5.1", do="hang"), tied=True)
+    child = _event(executor, handle, "child")["pid"]
+    daemon.kill()
+    daemon.wait()
+    assert _end(executor, handle).state == "lost"
+    assert isinstance(child, int)
+    _gone(child)
+
+
+def test_a_worker_ends_as_usual_though_it_is_tied(tmp_path: Path) -> None:
+    untied = _executor(tmp_path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    executor = LocalExecutor(tmp_path / "state", (sys.executable, str(tmp_path / "worker.py")), tied=True)
+    assert _end(executor, _submit(executor, "1.1")) == Status("succeeded", 0)
+    executor.close()
+    executor.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert [e["event"] for e in untied.events("1.1", 0)[0]] == ["started", "ended"]
 
 
 def test_a_daemon_killed_between_start_and_spawn_starts_nothing_twice(executor: LocalExecutor) -> None:

@@ -104,6 +104,32 @@ def test_a_ledger_of_a_newer_qconvd_is_left_alone(tmp_path: Path) -> None:
     assert "install that version again" in caught.value.fix
 
 
+def test_jobs_of_an_older_ledger_keep_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with sqlite3.connect(path) as db:
+        db.executescript(migrations()[0])
+        for id in ("a", "b"):
+            db.execute(
+                "INSERT INTO source VALUES (?, ?, 1, 'm', 'sha256:a', '', 'present', '', '{}', 0, 0)", (ord(id), f"/inbox/{id}")
+            )
+            for variant in ("fp16", "q8_0"):
+                db.execute(
+                    "INSERT INTO target (id, source, spec_digest, format, options, device, state, reason, version, label,"
+                    " folder, stem, manifest_name, created_at, changed_at)"
+                    " VALUES (?, ?, ?, '', '{}', 'cpu', 'done', '', '', '', '', '', '', 0, 0)",
+                    (id + variant, ord(id), variant),
+                )  # fmt: skip
+                db.execute("INSERT INTO wanted (target, recipe) VALUES (?, 'everyday')", (id + variant,))
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    ledger = Ledger(path)
+    assert [(j.id, j.source.locator, len(j.targets)) for j in ledger.jobs()] == [(1, "/inbox/a", 2), (3, "/inbox/b", 2)]
+    with ledger.transaction() as db:
+        db.execute("INSERT INTO wanted (target, recipe) VALUES ('afp16', 'other')")
+    assert [j.id for j in ledger.jobs()] == [1, 3, 4]
+    ledger.close()
+
+
 def test_a_file_that_is_no_ledger(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"not a database at all" * 100)
@@ -168,6 +194,19 @@ while True:
     print(source.id, flush=True)
     n += 1
 """
+
+
+def test_a_transaction_that_the_disk_refuses_is_over(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    pages = ledger.rows("PRAGMA page_count")[0][0]
+    ledger.rows(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        ledger.request("add", path="x" * 100_000)
+    ledger.rows(f"PRAGMA max_page_count = {pages + 1000}")
+    number = ledger.request("reload")
+    with sqlite3.connect(ledger.path) as other:
+        assert [row[0] for row in other.execute("SELECT id FROM request")] == [number], "what comes next is on disk"
+    ledger.close()
 
 
 def test_sigkill_at_random_moments_leaves_a_whole_ledger_and_forgets_nothing(tmp_path: Path) -> None:

@@ -198,7 +198,32 @@ def test_one_target_of_a_task_fails_and_the_others_go_on(bench: Bench, ledger: L
     assert bench.states() == {good: "verifying", bad: "failed", crashed: "planned", silent: "planned"}
     assert ledger.target(silent).reason.endswith("the worker ended without a word about this target")
     kinds = {(t.kind, t.targets) for t in ledger.make_tasks()}
-    assert kinds == {("verify", (good,)), ("convert", (crashed, silent))}
+    assert kinds == {("verify", (good,)), ("convert", (crashed,)), ("convert", (silent,))}
+
+
+def test_after_a_crash_each_target_is_tried_alone(bench: Bench, ledger: Ledger, clock: Clock, wish: Wishes) -> None:
+    good, deadly = bench.want(wish("a"), wish("b"))
+    together = bench.start("plan")
+    ledger.fail(together.id, together.fence, "was killed (out of memory?)", retry=True)
+    assert ledger.task(together.id).state == "failed"
+    assert sorted(t.targets for t in ledger.make_tasks()) == sorted([(good,), (deadly,)])
+    for _ in range(1, RETRIES):
+        clock.now += backoff(RETRIES)
+        for task in ledger.tasks("queued"):
+            held = ledger.claim(task.id)
+            if held.targets == (deadly,):
+                ledger.fail(held.id, held.fence, "was killed (out of memory?)", retry=True)
+            else:
+                bench.succeed(held)
+    assert bench.states() == {good: "planned", deadly: "failed"}
+
+
+def test_what_goes_down_with_the_daemon_stays_together(bench: Bench, ledger: Ledger, clock: Clock, wish: Wishes) -> None:
+    bench.want(wish("a"), wish("b"))
+    task = bench.start("plan")
+    ledger.fail(task.id, task.fence, "the worker was killed together with the daemon", retry=True, at=clock.now)
+    assert ledger.task(task.id).state == "queued"
+    assert ledger.make_tasks() == []
 
 
 def test_a_stop_is_no_failure(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
@@ -389,6 +414,89 @@ def test_a_copy_of_a_model_is_not_in_its_way(bench: Bench, ledger: Ledger, wish:
     assert ledger.reconvert([first]) == [first]
     bench.to_done()
     assert {ledger.target(id).state for id in (first, second)} == {"done"}
+
+
+WAITS = "waits for the artifact that is made from /inbox/m, which holds the same model"
+MADE = "made already from /inbox/m, which holds the same model"
+
+
+def test_a_copy_waits_for_the_first_and_is_done_with_it(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
+    (first,) = bench.want(wish("fp16"))
+    (early,) = bench.want(wish("fp16"), source=bench.model("/early/m"))
+    assert (ledger.target(early).state, ledger.target(early).reason) == ("waiting", WAITS), "neither has begun"
+    plan = bench.start()
+    assert plan.targets == (first,)
+    bench.succeed(plan, notes=["x is F16"])
+    (late,) = bench.want(wish("fp16"), source=bench.model("/late/m"))
+    assert (ledger.target(late).state, ledger.target(late).reason) == ("waiting", WAITS)
+    bench.to_done()
+    for id in (early, late):
+        copy = ledger.target(id)
+        assert (copy.state, copy.reason, copy.waits_for) == ("done", MADE, "")
+        assert (copy.artifact, copy.plan) == (ledger.target(first).artifact, ledger.target(first).plan)
+        assert ledger.tasks_of(id) == [], "nothing was done twice"
+    assert [t.kind for t in ledger.tasks()] == ["plan", "convert", "verify"]
+
+
+def test_a_copy_goes_on_by_itself_when_the_first_is_not_made(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
+    (first,) = bench.want(wish("fp16"))
+    (copy,) = bench.want(wish("fp16"), source=bench.model("/copy/m"))
+    task = bench.start()
+    ledger.fail(task.id, task.fence, "is truncated", retry=False)
+    (plan,) = ledger.make_tasks()
+    assert (plan.targets, ledger.target(copy).reason, ledger.target(copy).waits_for) == ((copy,), "waiting to be planned", "")
+    assert ledger.retry([first]) == [first]
+    assert ledger.target(first).reason == "waits for the artifact that is made from /copy/m, which holds the same model"
+    bench.to_done()
+    assert {ledger.target(id).state for id in (first, copy)} == {"done"}
+    assert len([t for t in ledger.tasks() if t.kind == "convert"]) == 1
+
+
+@pytest.mark.parametrize("end", ["cancel", "gone", "replaced"])
+def test_a_copy_does_not_wait_for_what_will_never_come(bench: Bench, ledger: Ledger, wish: Wishes, end: str) -> None:
+    (first,) = bench.want(wish("fp16"))
+    (copy,) = bench.want(wish("fp16"), source=bench.model("/copy/m"))
+    ledger.make_tasks()
+    if end == "cancel":
+        ledger.cancel([first])
+    elif end == "gone":
+        ledger.source_gone("/inbox/m")
+    else:
+        bench.model(digest="sha256:b")
+    bench.to_done()
+    assert (ledger.target(copy).state, ledger.target(first).state == "done") == ("done", False)
+
+
+def test_both_made_again_on_request_are_made_once(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
+    (first,) = bench.want(wish("fp16"))
+    (copy,) = bench.want(wish("fp16"), source=bench.model("/copy/m"))
+    bench.to_done()
+    assert ledger.reconvert([copy]) == [copy]
+    assert ledger.target(copy).waits_for == "", "made again although the other is done"
+    bench.to_done()
+    assert [t.targets for t in ledger.tasks() if t.kind == "convert"] == [(first,), (copy,)]
+    assert ledger.reconvert([first, copy]) == [first, copy]
+    bench.to_done()
+    assert [t.targets for t in ledger.tasks() if t.kind == "convert"] == [(first,), (copy,), (first,)]
+    assert {ledger.target(id).state for id in (first, copy)} == {"done"}
+
+
+def test_a_copy_whose_artifact_has_another_name_waits_for_nobody(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
+    bench.want(wish("fp16"))
+    (other,) = bench.want(wish("fp16"), source=bench.model("/copy/n", name="n"))
+    assert (ledger.target(other).reason, ledger.target(other).waits_for) == ("waiting to be planned", "")
+    (clash,) = bench.want(wish("fp16"), source=bench.model("/copy/M", name="M"))
+    assert ledger.target(clash).reason.startswith("the artifact would overwrite that of another model, /inbox/m")
+
+
+def test_jobs_are_counted_one_by_one(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
+    bench.want(wish("a"), wish("b"), wish("c"))
+    bench.want(wish("a"), recipe="other")
+    bench.want(wish("a"), wish("b"), wish("c"), wish("d"))
+    bench.want(wish("a"), source=bench.model("/inbox/n", "sha256:n", "n"))
+    assert [(j.id, j.source.name, j.recipe, len(j.targets)) for j in ledger.jobs()] == [
+        (1, "m", "everyday", 4), (2, "m", "other", 1), (3, "n", "everyday", 1),
+    ]  # fmt: skip
 
 
 def test_the_reason_for_waiting_is_kept_without_filling_the_history(bench: Bench, ledger: Ledger, wish: Wishes) -> None:

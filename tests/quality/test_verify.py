@@ -18,7 +18,7 @@ from converted import Converted, converted
 from qconvd.api import Encoded, QconvdError
 from qconvd.engine.manifest import ManifestFile, read_manifest, write_manifest
 from qconvd.plugins import plugins
-from qconvd.quality.verify import verify_path
+from qconvd.quality.verify import Failure, Report, verify_path
 
 SHAPES = {"model.embed_tokens.weight": (40, 16), "model.layers.0.mlp.weight": (300, 16), "model.norm.weight": (16,)}
 
@@ -268,6 +268,7 @@ def test_an_encoder_that_is_wrong_is_found_out(tmp_path: Path) -> None:
 def test_by_hand_an_artifact_passes_without_its_model(made: Converted) -> None:
     for path in (made.folder, made.folder / "model.safetensors"):
         (report,) = verify_path(path)
+        assert isinstance(report, Report)
         assert report.sha256
         assert report.rows == 0
         assert report.not_checked == (
@@ -279,13 +280,15 @@ def test_by_hand_an_artifact_passes_without_its_model(made: Converted) -> None:
 def test_by_hand_files_without_a_manifest_are_parsed_and_scanned(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "m", lambda t: t["model.norm.weight"].__setitem__(0, np.nan))
     (report,) = verify_path(folder)
+    assert isinstance(report, Report)
     assert report.artifact == "m"
     assert report.non_finite == {"model.norm.weight": {"nan": 1, "inf": 0}}
     assert not report.sha256
     assert report.not_checked[0] == "sizes and SHA-256: there is no manifest of qconvd beside it"
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
-    with pytest.raises(QconvdError, match="the safetensors library cannot read it"):
-        verify_path(folder)
+    (failure,) = verify_path(folder)
+    assert isinstance(failure, Failure)
+    assert "the safetensors library cannot read it" in failure.error.what
 
 
 def test_by_hand_nothing_to_verify(tmp_path: Path) -> None:

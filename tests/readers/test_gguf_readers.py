@@ -17,6 +17,8 @@ import pytest
 import gguf_models
 from gguf_files import converted
 from gguf_readers import Llama, generated, mean_kl, reference
+from installed import install, python
+from olmo import write_olmo
 
 pytestmark = pytest.mark.readers
 
@@ -107,6 +109,23 @@ def test_every_variant_of_a_family_computes_what_transformers_computes(variant: 
     theirs = reference(tmp_path / "model", ids)
     assert mean_kl(theirs, Llama(made["F32"]).logits(ids)) < 1e-4
     assert mean_kl(theirs, Llama(made["F16"]).logits(ids)) < 1e-3
+
+
+@pytest.mark.parametrize("clip", [None, 1.5])
+def test_a_family_from_outside_computes_what_transformers_computes(clip: float | None, smollm2: Path, tmp_path: Path) -> None:
+    """The package that docs/how-to/add-a-gguf-family.md shows."""
+    install(Path(__file__).parents[1] / "thirdparty" / "qconvd-olmo", tmp_path / "site")
+    write_olmo(tmp_path / "model", {"clip_qkv": clip})
+    shutil.copy(smollm2 / "tokenizer.json", tmp_path / "model")
+    code = """
+import json, sys
+from pathlib import Path
+from gguf_files import converted
+print(json.dumps({type_: str(path) for type_, path in converted(Path(sys.argv[1]), ["F32"], Path(sys.argv[2])).items()}))
+"""
+    made = python(code, tmp_path / "site", str(tmp_path / "model"), str(tmp_path / "out"))
+    ids = list(np.random.default_rng(1).integers(0, 49152, 96))
+    assert mean_kl(reference(tmp_path / "model", ids), Llama(Path(made["F32"])).logits(ids)) < 1e-4
 
 
 def _lively(x: np.ndarray) -> np.ndarray:

@@ -220,6 +220,17 @@ def test_refused(home: Home, change: str, reason: str) -> None:
     assert home.log().count(f"{place} is refused") == 1
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_web_page(home: Home, name: str) -> None:
+    place = tiny_model(home.root / "drafts" / f"page-{name.partition('.')[0]}")
+    (place / "model.safetensors").unlink()
+    (place / name).write_text("<!DOCTYPE html><html>Sign in</html>")
+    place = move_in(home, place)
+    text = home.says(place.name, f"{place.name}: refused")
+    assert f"{name}: is a web page, not a" in text
+    assert "download it again, signed in if need be" in text
+
+
 def test_refused_then_mended(home: Home, draft: Path) -> None:
     good = (draft / "config.json").read_text()
     (draft / "config.json").write_text("{ this is no JSON")
@@ -291,6 +302,31 @@ def test_unreadable(home: Home, draft: Path) -> None:
         (place / "model.safetensors").chmod(0o644)
     (home.inbox / "poke-3").mkdir()
     taken(home, place)
+
+
+def test_links_that_lead_nowhere_or_in_circles_harm_nobody(home: Home, draft: Path) -> None:
+    links = {"circle": "circle", "circle.gguf": "circle.gguf", "nowhere": "not-there", "whole": "..", "out": "/"}
+    for name, target in links.items():
+        (home.inbox / name).symlink_to(target)
+    home.says("circle", "Too many levels of symbolic links")
+    place = move_in(home, draft)
+    made(home, place.name)
+    for name in links:
+        (home.inbox / name).unlink()
+
+
+def test_a_name_too_long_for_a_status_keeps_no_other_from_its_own(home: Home, draft: Path) -> None:
+    long = copy_in(home, draft, "a" * 250)
+    other = tiny_model(home.root / "drafts" / "b-after-the-long-one", seed=77)
+    (home.output / "a-folder.status.txt").mkdir()
+    clash = copy_in(home, draft, "a-folder")
+    place = move_in(home, other)
+    made(home, place.name)
+    home.said("a-folder.status.txt: Is a directory")
+    home.wait(lambda: list(home.output.glob("aaaa*.status.txt")), "the long name's status")
+    for folder in (long, clash):
+        shutil.rmtree(folder)
+    (home.output / "a-folder.status.txt").rmdir()
 
 
 def test_overflow(home: Home, draft: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qconvd.api import ModelInfo, Unsupported, gguf_families
+from qconvd.api import Detail, ModelInfo, Unsupported, gguf_families, given_by
 from qconvd_gguf.families import (
     bert,
     bloom,
@@ -22,6 +22,7 @@ from qconvd_gguf.families import (
     granitemoe,
     internlm2,
     llama,
+    mistral3,
     mixtral,
     modern_bert,
     mpt,
@@ -58,6 +59,7 @@ BUILT_IN: Sequence[Family] = (
     granitemoe.FAMILY,
     internlm2.FAMILY,
     llama.FAMILY,
+    mistral3.FAMILY,
     mixtral.FAMILY,
     modern_bert.FAMILY,
     mpt.FAMILY,
@@ -77,13 +79,25 @@ BUILT_IN: Sequence[Family] = (
 )
 
 
+def known() -> list[Family]:
+    """Every family, those of other plugins first: they come before a built-in one."""
+    return [*gguf_families(), *BUILT_IN]
+
+
+def details() -> Detail:
+    """The families as a table: which models `gguf` can be made from, and who says so."""
+    added = gguf_families()
+    rows = [(f.name, ", ".join(f.architectures), given_by(f) if any(f is a for a in added) else "") for f in known()]
+    return Detail("Model families", ("FAMILY", "ARCHITECTURES", "ADDED BY"), sorted(rows))
+
+
 def family_of(model: ModelInfo) -> Family:
     """The family of a model. Raises `Unsupported` that lists what there is and says how to add one."""
-    families: list[Family] = [*gguf_families(), *BUILT_IN]
+    families = known()
     fits = (f for f in families if model.architecture in f.architectures)
     found = next((f for f in fits if f.applies is None or f.applies(model.config)), None)
     if found is not None:
         return found
-    known = ", ".join(sorted({a for f in families for a in f.architectures}))
+    names = ", ".join(sorted({a for f in families for a in f.architectures}))
     what = f"gguf does not know the architecture {model.architecture}"
-    raise Unsupported(what, where=str(model.path), fix=f"known: {known}; docs/how-to/add-a-gguf-family.md shows how to add one")
+    raise Unsupported(what, where=str(model.path), fix=f"known: {names}; docs/how-to/add-a-gguf-family.md shows how to add one")

@@ -68,7 +68,10 @@ class Fixed:
 
 @dataclass(frozen=True)
 class FromFiles:
-    """Keys (named without `{arch}.`) that come from other files than config.json, such as an embedding model's pooling."""
+    """Keys that come from other files than config.json, such as an embedding model's pooling.
+
+    Named without `{arch}.` among a family's `metadata`, by their whole names in its `vocabulary`.
+    """
 
     make: Callable[[ModelInfo], Metadata]
 
@@ -154,7 +157,7 @@ class Family:
     """What a single config key does not tell: a reason why llama.cpp cannot run the model, or None."""
     notes: Sequence[Callable[[Config, Numbers], str | None]] = ()
     """Warnings for the person who converts."""
-    vocabulary: Sequence[Key | Fixed] = ()
+    vocabulary: Sequence[Key | Fixed | FromFiles] = ()
     """Keys that llama.cpp's converter writes with the tokenizer, before it, by their whole names."""
     applies: Callable[[Config], bool] | None = None
     """Tells families apart that share an architecture's name."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from qconvd_gguf.families.base import Family, Key, Limit, Number
 from qconvd_gguf.families.command_r import COHERE, LIMITS, TENSORS, UNSCALED
 from qconvd_gguf.families.decoder import FREQUENCIES, common_keys, usual_head_width, window_every
-from qconvd_gguf.families.rope import without_scaling
+from qconvd_gguf.families.rope import dynamic_note, no_scaling
 
 COHERE2 = {**COHERE, "window": Number(("sliding_window",), 4096)}
 
@@ -29,5 +29,6 @@ FAMILY = Family(
     ties=True,
     ignored=FREQUENCIES,
     limits=(*LIMITS, Limit("rotary_pct", (1, 1.0), "transformers rotates whole heads in this family")),
-    checks=(usual_head_width, without_scaling, window_every(4)),
+    checks=(usual_head_width, no_scaling, window_every(4)),
+    notes=(dynamic_note,),
 )

@@ -21,7 +21,7 @@ from qconvd_gguf.families.decoder import (
     norm,
     usual_head_width,
 )
-from qconvd_gguf.families.rope import without_scaling
+from qconvd_gguf.families.rope import dynamic_note, no_scaling
 
 COHERE = {
     **{name: number for name, number in NUMBERS.items() if name != "eps"},
@@ -71,5 +71,6 @@ FAMILY = Family(
     ties=True,
     ignored=FREQUENCIES,
     limits=LIMITS,
-    checks=(usual_head_width, without_scaling, _head_norms),
+    checks=(usual_head_width, no_scaling, _head_norms),
+    notes=(dynamic_note,),
 )

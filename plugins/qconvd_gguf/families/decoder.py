@@ -133,6 +133,17 @@ def sliding_window_note(config: Config, numbers: Numbers) -> str | None:
     return f"llama.cpp attends to the whole context where this model looks back {window} tokens only: longer prompts differ"
 
 
+def towers(*names: str) -> dict[str, str]:
+    """The parts of a multimodal model that are left out, as `Family.ignored` has them."""
+    reason = "no part of the language model: llama.cpp reads it from a file of its own (mmproj)"
+    return {rf"^(model\.)?({'|'.join(names)})\.": reason}
+
+
+def text_only(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
+    """What becomes of a model that sees."""
+    return "only the text part is converted: the vision tower is left out" if "vision_config" in config else None
+
+
 def usual_head_width(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
     """For graphs in which the heads share the hidden width among them."""
     if numbers["heads"] * numbers["head_dim"] == numbers["hidden"]:

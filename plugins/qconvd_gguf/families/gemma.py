@@ -1,12 +1,12 @@
 """Gemma (the first) and CodeGemma.
 
 Source: transformers' modeling_gemma; the tensor and key names of llama.cpp's architecture `gemma`. Norm weights are stored
-minus one; the graph scales the embeddings and has the rotation's base built in.
+minus one, and the graph scales the embeddings.
 """
 
 from __future__ import annotations
 
-from qconvd_gguf.families.base import FILE_TYPE, Config, Family, Key, Limit, Number, Numbers
+from qconvd_gguf.families.base import FILE_TYPE, Family, Key, Limit, Number
 from qconvd_gguf.families.decoder import (
     BLOCK,
     EMBEDDINGS,
@@ -18,7 +18,7 @@ from qconvd_gguf.families.decoder import (
     gated_mlp,
     norm,
 )
-from qconvd_gguf.families.rope import without_scaling
+from qconvd_gguf.families.rope import dynamic_note, no_scaling, uncommon_theta
 from qconvd_gguf.families.steps import PlusOne
 
 ONE = (PlusOne(),)
@@ -35,6 +35,7 @@ KEYS = (
     Key("attention.key_length", "head_dim"),
     Key("attention.value_length", "head_dim"),
     FILE_TYPE,
+    uncommon_theta,
 )
 TANH = ("gelu_pytorch_tanh", "gelu_new", "gelu")
 """The first configs said `gelu` and meant the approximation, which transformers and llama.cpp both compute."""
@@ -44,12 +45,6 @@ LIMITS = (
     Limit("tie_word_embeddings", (True,), "llama.cpp ties the output layer to the embeddings in this family"),
     Limit("use_bidirectional_attention", (False,), "llama.cpp generates with this family, each token seeing those before it"),
 )
-
-
-def usual_base(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
-    """For families whose converter writes no base of the rotation."""
-    base = numbers["rope_theta"]
-    return None if base == 10000 else f"rope_theta is {base}: llama.cpp takes it to be 10000 in this family"
 
 
 FAMILY = Family(
@@ -69,5 +64,6 @@ FAMILY = Family(
     ties=True,
     ignored=FREQUENCIES,
     limits=LIMITS,
-    checks=(usual_base, without_scaling),
+    checks=(no_scaling,),
+    notes=(dynamic_note,),
 )

@@ -17,8 +17,8 @@ from qconvd_gguf.families.decoder import (
     norm,
     window_every,
 )
-from qconvd_gguf.families.gemma import GEMMA, KEYS, LIMITS, NORMS, ONE, usual_base
-from qconvd_gguf.families.rope import without_scaling
+from qconvd_gguf.families.gemma import GEMMA, KEYS, LIMITS, NORMS, ONE
+from qconvd_gguf.families.rope import dynamic_note, no_scaling
 
 AROUND = (
     *NORMS,
@@ -55,5 +55,6 @@ FAMILY = Family(
     ties=True,
     ignored=FREQUENCIES,
     limits=LIMITS,
-    checks=(usual_base, without_scaling, window_every(2), lambda config, numbers: query_scale(config, numbers, wide=46)),
+    checks=(no_scaling, window_every(2), lambda config, numbers: query_scale(config, numbers, wide=46)),
+    notes=(dynamic_note,),
 )

@@ -6,7 +6,7 @@ that see leave out whatever is the class's default, hence the defaults here.
 
 from __future__ import annotations
 
-from qconvd_gguf.families.base import Config, Family, Key, Limit, Number, Numbers
+from qconvd_gguf.families.base import Family, Key, Limit, Number
 from qconvd_gguf.families.decoder import (
     EMBEDDINGS,
     HEAD,
@@ -14,13 +14,14 @@ from qconvd_gguf.families.decoder import (
     common_keys,
     gated_mlp,
     head_norms,
+    text_only,
+    towers,
     window_every,
 )
 from qconvd_gguf.families.gemma import GEMMA, LIMITS, ONE
 from qconvd_gguf.families.gemma2 import AROUND, query_scale
 from qconvd_gguf.families.rope import LOCAL_THETA, THETA
 
-TOWER = "the vision tower, which llama.cpp takes from a file of its own (mmproj)"
 GEMMA3 = {
     **GEMMA,
     "context": Number(("max_position_embeddings",), 131072),
@@ -37,11 +38,6 @@ GEMMA3 = {
 }
 
 
-def text_only(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
-    """What becomes of a model that sees."""
-    return "only the text part is converted: the vision tower is left out" if "vision_config" in config else None
-
-
 FAMILY = Family(
     name="gemma3",
     architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
@@ -54,7 +50,7 @@ FAMILY = Family(
     ),
     tensors=(EMBEDDINGS, HEAD, *AROUND, *attention(), *head_norms(ONE), *gated_mlp()),
     ties=True,
-    ignored={r"^(model\.)?(vision_tower|multi_modal_projector)\.": TOWER},
+    ignored=towers("vision_tower", "multi_modal_projector"),
     limits=(*LIMITS, Limit("attn_logit_softcapping", (), "llama.cpp caps no attention scores in this family")),
     checks=(window_every(6), lambda config, numbers: query_scale(config, numbers, wide=62)),
     notes=(text_only,),

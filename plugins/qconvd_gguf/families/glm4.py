@@ -5,7 +5,10 @@ Source: transformers' modeling_glm4; the tensor and key names of llama.cpp's arc
 
 from __future__ import annotations
 
-from qconvd_gguf.families.base import Family, Key
+from collections.abc import Mapping
+
+from qconvd.api import ModelInfo
+from qconvd_gguf.families.base import Family, FromFiles, Key, Metadata, Number
 from qconvd_gguf.families.decoder import (
     BLOCK,
     EMBEDDINGS,
@@ -22,9 +25,26 @@ from qconvd_gguf.families.decoder import (
     linear,
     norm,
 )
-from qconvd_gguf.families.rope import dynamic_note, rotary_width
+from qconvd_gguf.families.rope import dynamic_note, rotated
 
-GLM4 = {**NUMBERS, "said_head_dim": SAID_HEAD_DIM, "rotary": rotary_width(0.5)}
+GLM4 = {
+    **NUMBERS,
+    "said_head_dim": SAID_HEAD_DIM,
+    "rotary_factor": Number(("partial_rotary_factor", "rope_parameters.partial_rotary_factor"), 0.5),
+    "rotary": Number((), rotated),
+}
+
+END_OF_TURN = "<|user|>"
+
+
+def _end_of_turn(model: ModelInfo) -> Metadata:
+    """A turn ends where the model hands over to the user, which no file of the tokenizer says and llama.cpp cannot guess."""
+    data = model.read_json("tokenizer.json") if model.has("tokenizer.json") else {}
+    added = data.get("added_tokens") if isinstance(data, Mapping) else None
+    tokens = [t for t in added if isinstance(t, Mapping)] if isinstance(added, list) else []
+    number = next((t.get("id") for t in tokens if t.get("content") == END_OF_TURN), None)
+    return [("tokenizer.ggml.eot_token_id", "u32", number)] if isinstance(number, int) and number >= 0 else []
+
 
 FAMILY = Family(
     name="glm4",
@@ -47,4 +67,5 @@ FAMILY = Family(
     ignored=FREQUENCIES,
     limits=(SILU,),
     notes=(dynamic_note,),
+    vocabulary=(FromFiles(_end_of_turn),),
 )

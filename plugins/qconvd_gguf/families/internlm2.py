@@ -12,6 +12,7 @@ from qconvd_gguf.families.decoder import (
     FFN,
     FREQUENCIES,
     HIDDEN,
+    KV,
     LAYER,
     NUMBERS,
     SILU,
@@ -24,13 +25,14 @@ from qconvd_gguf.families.decoder import (
     usual_head_width,
 )
 from qconvd_gguf.families.rope import dynamic_note
-from qconvd_gguf.families.steps import OfGroups, RopePairs
+from qconvd_gguf.families.steps import Part, RopePairs, Ungrouped
 
 INTERNLM2 = {**NUMBERS, "said_head_dim": UNSAID_HEAD_DIM}
-WQKV, ROWS, MLP = LAYER + "attention.wqkv.weight", "heads*head_dim+2*kv_heads*head_dim", LAYER + "feed_forward."
-QUERY = (OfGroups("0", "heads/kv_heads"), RopePairs("heads"))
-KEY = (OfGroups("heads/kv_heads", "heads/kv_heads+1"), RopePairs("kv_heads"))
-VALUE = (OfGroups("heads/kv_heads+1", "heads/kv_heads+2"),)
+WQKV, ROWS, MLP = LAYER + "attention.wqkv.weight", f"{Q}+2*{KV}", LAYER + "feed_forward."
+BY_KIND = Ungrouped("kv_heads", "heads/kv_heads")
+QUERY = (BY_KIND, Part("0", Q), RopePairs("heads"))
+KEY = (BY_KIND, Part(Q, f"{Q}+{KV}"), RopePairs("kv_heads"))
+VALUE = (BY_KIND, Part(f"{Q}+{KV}", ROWS))
 
 FAMILY = Family(
     name="internlm2",

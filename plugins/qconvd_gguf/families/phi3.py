@@ -26,7 +26,7 @@ from qconvd_gguf.families.decoder import (
     usual_head_width,
 )
 from qconvd_gguf.families.llama import NORMS
-from qconvd_gguf.families.rope import rope_kind, rope_parameters, rotary_width
+from qconvd_gguf.families.rope import rope_kind, rope_parameters, rotated
 
 LONG = ("longrope", "su")
 WHERE = "config.json, rope_scaling"
@@ -80,7 +80,8 @@ FAMILY = Family(
     prefixes=("model.",),
     numbers={
         **NUMBERS,
-        "rotary": rotary_width(1.0),
+        "rotary_factor": Number(("partial_rotary_factor", "rope_parameters.partial_rotary_factor"), 1.0),
+        "rotary": Number((), rotated),
         "trained": Number(
             (
                 "original_max_position_embeddings",

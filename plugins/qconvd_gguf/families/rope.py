@@ -34,26 +34,6 @@ def rope_kind(config: Config) -> str:
     return str(parameters.get("rope_type") or parameters.get("type") or "default").lower()
 
 
-def rotary_width(default: float) -> Number:
-    """How many elements of a head turn: a share of it, `default` where config.json does not say. Needs `head_dim`."""
-
-    def width(config: Config, numbers: Numbers) -> int:
-        said = (config.get(name) for name in ("partial_rotary_factor", "rotary_pct", "rope_pct"))
-        inner = rope_parameters(config).get("partial_rotary_factor")
-        share = next((share for share in (*said, inner) if share is not None), default)
-        if not isinstance(share, int | float) or not 0 < share <= 1:
-            raise Unsupported(f"partial_rotary_factor is {share!r}, which is no share of a head", where="config.json")
-        return int(share * numbers["head_dim"])
-
-    return Number((), width)
-
-
-def without_scaling(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
-    """For families whose converter and graph know no scaling."""
-    kind = rope_kind(config)
-    return None if kind in ("default", "none") else f"rope scaling of the kind {kind!r} is not supported in this family"
-
-
 def rope_scaling(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
     """The `rope.scaling.*` keys, as llama.cpp's converter writes them. Raises `Unsupported` for a kind it has no key for."""
     parameters, kind = rope_parameters(config), rope_kind(config)
@@ -78,6 +58,11 @@ def rope_scaling(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
     return keys
 
 
+def rope_scaling_or_factors(config: Config, numbers: Numbers) -> Metadata:
+    """The keys in families whose graph takes llama 3's scaling as a tensor of factors, which needs no key."""
+    return [] if rope_kind(config) == "llama3" else rope_scaling(config, numbers)
+
+
 def uncommon_theta(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
     """The rotation's base for families whose converter writes none, where it is not the 10000 that readers assume."""
     theta = float(numbers["rope_theta"])
@@ -93,11 +78,6 @@ def no_scaling(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
     """For graphs that know no scaled rotation."""
     kind = rope_kind(config)
     return None if kind in ("default", "none", "dynamic") else f"rope scaling of the kind {kind!r} is nothing this family has"
-
-
-def rope_scaling_or_factors(config: Config, numbers: Numbers) -> Metadata:
-    """The keys in families whose graph takes llama 3's scaling as a tensor of factors, which needs no key."""
-    return [] if rope_kind(config) == "llama3" else rope_scaling(config, numbers)
 
 
 def llama3_factors(config: Config, numbers: Numbers) -> Expr | None:

@@ -21,8 +21,7 @@ from qconvd_gguf.families.decoder import (
     norm,
     usual_head_width,
 )
-from qconvd_gguf.families.gemma import usual_base
-from qconvd_gguf.families.rope import rotary_width, without_scaling
+from qconvd_gguf.families.rope import dynamic_note, no_scaling, rotated, uncommon_theta
 
 
 def _parallel(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
@@ -41,7 +40,8 @@ FAMILY = Family(
     prefixes=("model.",),
     numbers={
         **{name: number for name, number in NUMBERS.items() if name != "eps"},
-        "rotary": rotary_width(0.25),
+        "rotary_factor": Number(("partial_rotary_factor", "rope_parameters.partial_rotary_factor", "rope_pct"), 0.25),
+        "rotary": Number((), rotated),
         "eps": Number(("layer_norm_eps", "norm_eps"), 1e-5),
     },
     metadata=(
@@ -55,6 +55,7 @@ FAMILY = Family(
         _parallel,
         Key("attention.layer_norm_epsilon", "eps", "f32"),
         FILE_TYPE,
+        uncommon_theta,
     ),
     tensors=(
         EMBEDDINGS,
@@ -82,5 +83,6 @@ FAMILY = Family(
     ),
     ignored=FREQUENCIES,
     limits=(SILU, Limit("tie_word_embeddings", (False,), "llama.cpp wants an output layer of its own in this family")),
-    checks=(usual_head_width, usual_base, without_scaling),
+    checks=(usual_head_width, no_scaling),
+    notes=(dynamic_note,),
 )

@@ -69,26 +69,6 @@ class Part:
 
 
 @dataclass(frozen=True)
-class OfGroups:
-    """Query, key or value rows out of a linear that keeps them together by key head (InternLM 2).
-
-    Each of `kv_heads` groups has heads `start:stop` of its `heads/kv_heads + 2`: the query heads, then a key and a value head.
-    """
-
-    start: str
-    stop: str
-
-    def apply(self, x: Expr, numbers: Numbers) -> Expr:
-        groups, width, rest = numbers["kv_heads"], numbers["head_dim"], x.shape[1:]
-        whole = Reshape(x, (groups, numbers["heads"] // groups + 2, width, *rest))
-        part = Slice(whole, 1, product(self.start, numbers), product(self.stop, numbers))
-        return Reshape(part, (groups * part.shape[1] * width, *rest))
-
-    def rows(self, numbers: Numbers) -> int:
-        return int(numbers["head_dim"])
-
-
-@dataclass(frozen=True)
 class RowsFrom:
     """Without the first rows: the places that a position table keeps for padding."""
 

@@ -96,5 +96,5 @@ def _merges(files: TokenizerFiles) -> list[str]:
 def _has_byte_level(part: Any) -> bool:
     if not isinstance(part, Mapping):
         return False
-    inner = [*part.get("pretokenizers", []), *part.get("decoders", [])]
+    inner = [p for key in ("pretokenizers", "decoders") if isinstance(parts := part.get(key), list) for p in parts]
     return part.get("type") == "ByteLevel" or any(_has_byte_level(p) for p in inner)

@@ -39,9 +39,10 @@ LLAMA3 = dict(
     original_max_position_embeddings=64,
 )  # fmt: skip
 YARN = dict(rope_type="yarn", rope_theta=50000.0, factor=4.0, original_max_position_embeddings=64)
+MINISTRAL3 = YARN | dict(beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1)
 LONG = dict(
     rope_type="longrope", rope_theta=50000.0, original_max_position_embeddings=256,
-    short_factor=[1.0 + i / 8 for i in range(8)], long_factor=[1.5 + i for i in range(8)],
+    short_factor=[1.0 + i / 8 for i in range(6)], long_factor=[1.5 + i for i in range(6)], partial_rotary_factor=0.75,
 )  # fmt: skip
 # llama.cpp cuts gemma3's embeddings to the tokens that tokenizer.json names, so these have no others.
 GEMMA = SMALL | dict(head_dim=32, rms_norm_eps=1e-5, num_key_value_heads=1, vocab_size=family_models.TOKENS)
@@ -59,6 +60,14 @@ VISION = dict(
 VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", SMALL | RMS | dict(rope_parameters=LLAMA3, head_dim=32, attention_bias=True, mlp_bias=True)),
     "mistral": ("mistral", SMALL | RMS | dict(rope_parameters=THETA, head_dim=24, sliding_window=None)),
+    "mistral3-vision": (
+        "mistral3",
+        dict(
+            text_config=SMALL | RMS | dict(model_type="mistral", rope_parameters=THETA, head_dim=24, sliding_window=None),
+            image_token_index=260, vision_config=VISION | dict(model_type="pixtral", head_dim=8), spatial_merge_size=2,
+        ),
+    ),
+    "ministral3": ("ministral3", SMALL | RMS | dict(rope_parameters=MINISTRAL3, head_dim=32, tie_word_embeddings=True)),
     "mixtral": ("mixtral", SMALL | RMS | dict(rope_parameters=THETA, num_local_experts=11, num_experts_per_tok=3)),
     "qwen2": ("qwen2", SMALL | RMS | dict(rope_parameters=YARN, tie_word_embeddings=True)),
     "qwen2moe": (
@@ -87,12 +96,18 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "phi3-longrope": (
         "phi3",
         SMALL | RMS | dict(rope_parameters=LONG, sliding_window=None, max_position_embeddings=512)
-        | dict(original_max_position_embeddings=256),
+        | dict(original_max_position_embeddings=256, tie_word_embeddings=True),
     ),
     "granite": (
         "granite",
         SMALL | RMS | dict(rope_parameters=THETA, attention_multiplier=0.3, embedding_multiplier=2.0)
         | dict(residual_multiplier=0.5, logits_scaling=1.5, attention_bias=True, mlp_bias=True),
+    ),
+    "granitemoe-shared": (
+        "granitemoeshared",
+        SMALL | RMS | dict(rope_parameters=THETA, attention_multiplier=0.3, embedding_multiplier=2.0)
+        | dict(residual_multiplier=0.5, logits_scaling=1.5, num_local_experts=5, num_experts_per_tok=2)
+        | dict(shared_intermediate_size=80),
     ),
     "granitemoe": (
         "granitemoe",
@@ -115,6 +130,7 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
         SMALL | RMS | dict(rope_parameters=THETA | dict(partial_rotary_factor=0.5), head_dim=32, attention_bias=True),
     ),
     "command-r": ("cohere", SMALL | dict(rope_parameters=THETA, logit_scale=0.5)),
+    "command-r-plus": ("cohere", SMALL | dict(rope_parameters=THETA, logit_scale=0.5, num_hidden_layers=64, use_qk_norm=True)),
     "cohere2": (
         "cohere2",
         SMALL | dict(rope_parameters=THETA, logit_scale=0.5, sliding_window=16, num_hidden_layers=5, rotary_pct=1.0),

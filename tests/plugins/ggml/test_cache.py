@@ -149,7 +149,7 @@ print(json.dumps([cache.warm(), cache.warm()]))
 def test_warm_compiles_every_type_that_encode_knows() -> None:
     from qconvd_ggml import kernels
 
-    assert set(cache.KERNELS) == set(kernels._ENTRIES)
+    assert set(cache.KERNELS) == set(kernels._KERNELS)
 
 
 def test_a_cache_that_cannot_be_written_to_does_not_stop_a_conversion(tmp_path: Path) -> None:

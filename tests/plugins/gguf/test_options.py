@@ -25,6 +25,8 @@ GGUF = plugins().formats["gguf"]
         (["Q4_0", "q4", "f16"], ("Q4_0", "F16")),
         (["fp16", "bf16", "FP32"], ("F16", "BF16", "F32")),
         (["q5", "q8"], ("Q5_0", "Q8_0")),
+        ("q4_k, q5_k q3_k mxfp4", ("Q4_K_M", "Q5_K_M", "Q3_K_M", "MXFP4_MOE")),
+        (["q4_k_m", "Q4_K", "q4_k_l", "iq4_xs"], ("Q4_K_M", "Q4_K_L", "IQ4_XS")),
     ],
 )
 def test_types_as_people_write_them(given: Any, names: tuple[str, ...]) -> None:
@@ -36,12 +38,22 @@ def test_types_as_people_write_them(given: Any, names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"types": ["q4_k_m"]}, "gguf has no type 'q4_k_m' (yet); it has f32, f16, q4_0, q4_1, q8_0, q5_0, q5_1, bf16"),
+        ({"types": ["q4_km"]}, "gguf has no type 'q4_km' (did you mean q4_k_m?)"),
+        ({"types": ["awq"]}, "gguf has no type 'awq'; it has f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s"),
         ({"types": []}, "no type is named"),
         ({"types": " "}, "no type is named"),
-        ({"types": 4}, "types are a list, e.g. [q8_0, q4_0]"),
+        ({"types": 4}, "types are a list, e.g. [q8_0, q4_k_m]"),
         ({}, "Field required"),
-        ({"types": "q8_0", "output_tensor_type": "q2"}, "gguf has no type 'q2'"),
+        ({"types": "q8_0", "output_tensor_type": "q4_k_m"}, "gguf has no tensor type 'q4_k_m' (did you mean q4_k?)"),
+        ({"types": "q8_0", "tensor_types": {"ffn": "q4_k_m"}}, "gguf has no tensor type 'q4_k_m' (did you mean q4_k?)"),
+        ({"types": "q8_0", "tensor_types": {"ffn(": "q4_k"}}, "'ffn(' is no regular expression: missing ), unterminated"),
+        ({"types": "q8_0", "tensor_types": {"": "q4_k"}}, "'' is no pattern; write part of a tensor's name, e.g. ffn_down"),
+        (
+            {"types": "q8_0", "tensor_types": "ffn=q4_k"},
+            "tensor_types is a mapping from patterns to types, e.g. {ffn_down: q8_0}",
+        ),
+        ({"types": "q4_k_m", "imatrix": "./none.gguf"}, "./none.gguf: is not there"),
+        ({"types": "q4_k_m", "imatrix": 4}, "4 is not a path; write for example ./model.imatrix.gguf"),
         ({"types": "q8_0", "pre": ""}, "at least 1 character"),
         ({"types": "q8_0", "typ": 1}, "Extra inputs are not permitted"),
     ],
@@ -53,7 +65,7 @@ def test_options_that_are_wrong(options: dict[str, Any], message: str) -> None:
 
 
 def test_text_that_names_no_type_is_a_sentence() -> None:
-    with pytest.raises(ValueError, match=r"gguf has no type 'q9' \(yet\)"):
+    with pytest.raises(ValueError, match=r"gguf has no type 'q9'"):
         GGUF.from_text("q9")
 
 
@@ -70,7 +82,8 @@ def test_one_artifact_for_each_type() -> None:
 
 
 def test_short_names_leave_the_plain_types_to_safetensors() -> None:
-    assert set(GGUF.aliases) == {"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4", "q5", "q8"}
+    assert {"q4", "q8", "q4_0", "q4_k", "q4_k_m", "q4_k_l", "iq1_s", "tq2_0", "mxfp4_moe"} <= set(GGUF.aliases)
+    assert not {"f16", "bf16", "f32"} & set(GGUF.aliases)
     assert all(len(GGUF.Options.model_validate(options).types) == 1 for options in GGUF.aliases.values())
 
 

@@ -191,6 +191,9 @@ def _config(folder: Path) -> dict[str, Any]:
         ({"vocab_size": None}, "vocab_size is missing"),
         ({"vocab_size": "many"}, "vocab_size is 'many', which is no number"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True, which is no number"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan, which is no number"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf, which is no number"),
+        ({"rms_norm_eps": 10**400}, "which is no number"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0, which is no number"),
         ({"tie_word_embeddings": False}, "it must be there because config.json says tie_word_embeddings: false"),
         (

@@ -1,0 +1,69 @@
+"""A GGUF file as the source of another: any architecture, its metadata carried over, as llama-quantize does it.
+
+No family is needed, since the tensors have GGUF's names and shapes already. Source: llama.cpp, src/llama-quant.cpp.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import replace
+
+from qconvd.api import BLOCKS, Cast, Dequantize, Expr, ModelInfo, Read, TensorInfo, Unsupported, gguf_metadata
+from qconvd_gguf.families.base import Metadata
+from qconvd_gguf.mapping import Mapped
+from qconvd_gguf.mixes import Choice
+
+SET_ANEW = frozenset({"general.file_type", "general.quantization_version", "split.no", "split.count", "split.tensors.count"})
+"""Keys that say what the file is; those of the source say what that was."""
+_LAYER = re.compile(r"(?:\w+\.)?blk\.(\d+)\.")
+
+
+def tensors(model: ModelInfo) -> tuple[Mapped, ...]:
+    """Every tensor as float weights, in the order of the file.
+
+    Raises `Unsupported` for a type that cannot be decoded.
+    """
+    return tuple(Mapped(t.name, _weights(t, model), _layer(t.name)) for t in model.tensors.values())
+
+
+def choice(tensor: TensorInfo, wanted: Choice, allowed: bool, model: ModelInfo) -> Choice:
+    """The type of a tensor for which `wanted` was chosen.
+
+    Raises `Unsupported` where weights that were rounded once would be rounded again without anybody having asked for it.
+    """
+    if tensor.dtype in BLOCKS and wanted.dtype != tensor.dtype and not allowed:
+        raise Unsupported(
+            f"is quantized already ({tensor.dtype}), and {wanted.dtype} made from it is worse than from the original",
+            where=f"{model.path / tensor.file}, tensor {tensor.name}",
+            fix="start from the F16, BF16 or F32 file or the original checkpoint, or say `allow_requantize: true` under gguf",
+        )
+    return wanted
+
+
+def copied(mapped: Mapped, tensor: TensorInfo, chosen: Choice) -> Mapped:
+    """A tensor that keeps its type is copied byte for byte."""
+    return replace(mapped, expr=Read.of(tensor)) if chosen.dtype == tensor.dtype else mapped
+
+
+def metadata(model: ModelInfo) -> Metadata:
+    """The source's keys and values in their order, without those that are set anew."""
+    return [(key, "raw", base64.b64encode(value).decode()) for key, value in gguf_metadata(model) if key not in SET_ANEW]
+
+
+def _weights(tensor: TensorInfo, model: ModelInfo) -> Expr:
+    read = Read.of(tensor)
+    if tensor.dtype in BLOCKS:
+        from qconvd_ggml.decode import TYPES
+
+        if tensor.dtype not in TYPES:
+            where = f"{model.path / tensor.file}, tensor {tensor.name}"
+            raise Unsupported(f"is {tensor.dtype}, which cannot be decoded", where=where, fix="take a GGUF of another type")
+        options = {"type": tensor.dtype, "columns": tensor.columns}
+        return Dequantize((read,), "ggml", tensor.shape, "F32", options)
+    return Cast(read, "F32") if tensor.dtype == "F64" else read
+
+
+def _layer(name: str) -> int | None:
+    found = _LAYER.match(name)
+    return int(found[1]) if found else None

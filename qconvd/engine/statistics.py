@@ -1,0 +1,71 @@
+"""The statistics that a run's plans name: files opened once, arrays loaded when the first chunk of a unit needs them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qconvd.engine.plan import Plan, StatRequest, Unit
+from qconvd.errors import QconvdError
+from qconvd.statistics import Imatrix, changed, open_statistics
+
+KEPT = 32 << 20
+"""Bytes of arrays that are kept for the next chunk, or the next target, that needs them."""
+
+
+class Statistics:
+    """All files of statistics of a run, shared by its targets. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, str], Imatrix] = {}
+        self._kept: OrderedDict[tuple[str, StatRequest], Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, plan: Plan) -> None:
+        """Open the files of a plan. Raises `QconvdError` for one that is gone, changed, or lacks what a unit asks for."""
+        for file in plan.statistics:
+            if (key := (file.path, file.sha256)) not in self._open:
+                self._open[key] = open_statistics(file.kind, Path(file.path), file.sha256)
+        for unit in plan.units:
+            for request in unit.statistics:
+                self._holder(plan, request)
+
+    def of(self, plan: Plan, unit: Unit) -> Mapping[str, Any]:
+        """What a unit asked for, by `StatRequest.key`: float32 of shape (values,). Do not write to it."""
+        return {request.key: self._array(self._holder(plan, request), request) for request in unit.statistics}
+
+    def check(self, plan: Plan) -> None:
+        """Raise `QconvdError` if somebody wrote to a file while it was in use."""
+        for file in plan.statistics:
+            if not self._open[file.path, file.sha256].is_unchanged():
+                raise changed(Path(file.path))
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+        self._kept.clear()
+
+    def _holder(self, plan: Plan, request: StatRequest) -> Imatrix:
+        for file in plan.statistics:
+            found = self._open[file.path, file.sha256]
+            if request.kind in file.kinds and request.linear in found.entries:
+                return found
+        raise QconvdError(
+            f"{request.linear}: no file of the plan holds its {request.kind}", fix="`qconvd reconvert` plans anew"
+        )
+
+    def _array(self, file: Imatrix, request: StatRequest) -> Any:
+        key = (file.sha256, request)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            array = file.mean_square(request.linear)
+            array.flags.writeable = False
+            self._kept[key] = array
+            while len(self._kept) > 1 and sum(a.nbytes for a in self._kept.values()) > KEPT:
+                self._kept.popitem(last=False)
+            return array

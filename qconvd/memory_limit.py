@@ -1,0 +1,57 @@
+"""How much memory a worker may take at the very most: one that runs away fails in words and does not take the machine down.
+
+RLIMIT_DATA counts private memory that can be written, whether it was touched or not: heaps, arrays, the stacks of threads. It
+does not count what libraries only reserve (as RLIMIT_AS would), nor page cache. docs/decisions/0003-workers-have-a-ceiling.md.
+"""
+
+from __future__ import annotations
+
+import resource
+
+from qconvd.errors import QconvdError
+from qconvd.quantities import show_size
+from qconvd.tasks import TaskSpec
+
+GIB = 1 << 30
+PLAN_LIMIT = 4 * GIB
+"""The largest tokenizers take about one GiB as Python objects."""
+BESIDE = GIB
+"""The interpreter, numpy, compiling the kernels: 0.3 GiB, measured with a cold cache."""
+PER_TARGET = 128 << 20
+"""A plan whose metadata holds a vocabulary of 262,144 tokens and its merges, as Python objects."""
+STACK = 8 << 20
+OTHER_THREADS = 16
+DOING = {"plan": "planning", "convert": "converting", "verify": "verifying"}
+
+
+def ceiling(spec: TaskSpec) -> int | None:
+    """Bytes of private memory that a task may map; None for one on a GPU, whose driver maps what it likes."""
+    if spec.kind == "plan":
+        return PLAN_LIMIT
+    if spec.device.kind == "cuda":
+        return None
+    threads = spec.limits.threads * 2 + OTHER_THREADS
+    return 2 * spec.limits.memory + BESIDE + PER_TARGET * len(spec.targets) + STACK * threads
+
+
+def limit_memory(spec: TaskSpec) -> None:
+    """Hold this process to its ceiling, or to a lower one that it was started with."""
+    most = ceiling(spec)
+    if most is None:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(hard, most), hard))
+
+
+def too_much(spec: TaskSpec) -> QconvdError:
+    """What a MemoryError under the ceiling means."""
+    where = str(spec.source.path)
+    most = ceiling(spec)
+    if spec.kind == "plan":
+        what = f"planning needs more than the {show_size(PLAN_LIMIT)} of memory that it may take"
+        return QconvdError(what, where=where, fix="look at the sizes of the tokenizer and of the header")
+    what = f"{DOING[spec.kind]} needs more memory than limits.memory allows: {show_size(spec.limits.memory)} were reserved"
+    if most is not None:
+        what += f", and even {show_size(most)} were not enough"
+    fix = "raise limits.memory (--memory); if the plan reserves no more then, its format is wrong about what it needs"
+    return QconvdError(what, where=where, fix=fix)
