@@ -28,7 +28,9 @@ SENTENCES = (
 """No Korean: older builds of llama.cpp do not take its syllables apart as BERT's tokenizer does."""
 CLASSIFIERS = ("bert-classifier", "xlm-roberta-reranker")
 ANSWERS = ("t5", "flan-t5", "umt5")
-EMBEDDERS = [name for name in encoder_models.NAMES if name not in (*CLASSIFIERS, *ANSWERS)]
+CODE_ELSEWHERE = ("nomic-bert-moe",)
+"""No class of transformers to compare with."""
+EMBEDDERS = [name for name in encoder_models.NAMES if name not in (*CLASSIFIERS, *ANSWERS, *CODE_ELSEWHERE)]
 
 
 def files(name: str, tmp_path: Path) -> tuple[dict[str, Any], Path, dict[str, Path]]:

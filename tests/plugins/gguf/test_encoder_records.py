@@ -18,7 +18,12 @@ import encoder_models
 from gguf_files import converted, differences, metadata, planned, tensors
 
 SPACES = {"tokenizer.ggml.add_space_prefix", "tokenizer.ggml.remove_extra_whitespaces"}
-OTHER_KEYS = {"xlm-roberta": SPACES, "xlm-roberta-reranker": SPACES, "bert-classifier": {"general.size_label"}}
+OTHER_KEYS = {
+    "xlm-roberta": SPACES,
+    "xlm-roberta-reranker": SPACES,
+    "nomic-bert-moe": SPACES,
+    "bert-classifier": {"general.size_label"},
+}
 """llama.cpp asks transformers' settings how a unigram tokenizer.json treats spaces, qconvd the tokenizer itself."""
 OTHER_TENSORS = {
     "bert-classifier": {"cls.weight", "cls.bias"},
