@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -86,39 +87,45 @@ def _all_made(ledger: Ledger, output: Path, source: Source) -> bool:
     return bool(live) and all(t.state == "done" and is_there(output / t.folder / t.manifest_name) for t in live)
 
 
-def _whole(path: Path) -> Path:
-    """What leaves with a model: of a snapshot in the Hugging Face cache, which is links to `blobs/`, the repository."""
+def _whole(path: Path) -> list[Path]:
+    """What leaves with a model: all parts of a split GGUF; of a snapshot in the Hugging Face cache, links, the repository."""
+    if (part := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)) is not None:
+        count = int(part[2])
+        parts = [path.with_name(f"{part[1]}-{number:05}-of-{part[2]}.gguf") for number in range(1, count + 1)]
+        return [p for p in parts if os.path.lexists(p)]
     if path.parent.name != "snapshots" or not path.parent.parent.name.startswith("models--"):
-        return path
+        return [path]
     if others := [p.name for p in path.parent.iterdir() if p != path]:
         raise QconvdError(
             f"the source is done and stays: its files may be shared with the snapshot {others[0]}",
             where=str(path),
             fix="remove the repository by hand, or set `after: keep`",
         )
-    return path.parent.parent
+    return [path.parent.parent]
 
 
-def _move(path: Path, folder: Path) -> str:
+def _move(whole: list[Path], folder: Path) -> str:
     done = folder / DONE
     done.mkdir(exist_ok=True)
-    place, number = done / path.name, 1
-    while os.path.lexists(place):
+    places, number = [done / p.name for p in whole], 1
+    while any(os.path.lexists(place) for place in places):
         number += 1
-        place = done / f"{path.name}.{number}"
-    if path.is_symlink() and not (target := path.readlink()).is_absolute():
-        # One folder further down a relative link would lead elsewhere.
-        place.symlink_to(os.path.relpath(path.parent / target, done))
-        path.unlink()
-    else:
-        path.rename(place)
-    return f"moved to {place}"
+        places = [done / f"{p.name}.{number}" for p in whole]
+    for path, place in zip(whole, places, strict=True):
+        if path.is_symlink() and not (target := path.readlink()).is_absolute():
+            # One folder further down a relative link would lead elsewhere.
+            place.symlink_to(os.path.relpath(path.parent / target, done))
+            path.unlink()
+        else:
+            path.rename(place)
+    return f"moved to {places[0]}"
 
 
-def _delete(path: Path, folder: Path) -> str:
+def _delete(whole: list[Path], folder: Path) -> str:
     """Out of sight by one rename first: half a model is never left where a model was."""
     leaving = folder / LEAVING
     leaving.mkdir(exist_ok=True)
-    path.rename(leaving / path.name)
+    for path in whole:
+        path.rename(leaving / path.name)
     shutil.rmtree(leaving)
     return "deleted"

@@ -475,6 +475,23 @@ def test_what_is_made_of_links_leaves_whole(home: Home, after: str) -> None:
         assert (gone / "linked").resolve() == linked
 
 
+@pytest.mark.parametrize("after", ["move", "delete"])
+def test_all_parts_of_a_split_model_leave(home: Home, glass: Path, after: str) -> None:
+    other = Home(home.root / "other")
+    copy_in(other, glass, "m")
+    other.configure(targets="[gguf: {types: [f16], split_max_tensors: 20}]")
+    assert other.once() == 0
+    parts = sorted(p for p in (other.output / "m-GGUF").iterdir() if p.suffix == ".gguf")
+    assert len(parts) > 1
+    for part in parts:
+        shutil.copy(part, home.inbox)
+    home.configure(targets="[gguf: q8_0]", watch=f"after: {after}")
+    assert home.once() == 0
+    assert list(home.inbox.glob("*.gguf")) == []
+    gone = home.inbox / ".qconvd-done"
+    assert sorted(p.name for p in gone.glob("*")) == ([p.name for p in parts] if after == "move" else [])
+
+
 def test_a_snapshot_beside_others_stays(home: Home) -> None:
     home.configure(watch="after: delete")
     snapshots = home.inbox / "models--own--cached" / "snapshots"

@@ -106,6 +106,13 @@ print(json.dumps([[f.what, f.state, f.found, f.fix] for f in examine(None) if f.
     ]
 
 
+def test_a_plugin_that_leaves_on_import_takes_nobody_with_it(tmp_path: Path) -> None:
+    plugin(tmp_path, "bad", "raise SystemExit('I leave')")
+    said = python(LOAD, tmp_path)
+    assert {"fp16", "gguf"} <= set(said["formats"])
+    assert [reason for _, _, reason, *_ in said["broken"]] == ["SystemExit: I leave"]
+
+
 def test_a_broken_plugin_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     @hookimpl
     def qconvd_formats() -> Any:

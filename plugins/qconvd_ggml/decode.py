@@ -1,6 +1,7 @@
 """What a reader sees in GGML's block types, and how far that may be from the weights. Plain numpy, independent of the kernels.
 
-decode_legacy.py, decode_k.py and decode_cast.py hold the types. All arithmetic of `error_bound` is in float64.
+decode_legacy.py, decode_k.py, decode_values.py, decode_lattice.py and decode_cast.py hold the types. All arithmetic of
+`error_bound` is in float64.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvd.api import row_bytes
-from qconvd_ggml import decode_cast, decode_k, decode_legacy
+from qconvd_ggml import decode_cast, decode_k, decode_lattice, decode_legacy, decode_values
 from qconvd_ggml.decode_base import Bound, Decoder
 
-_DECODERS: dict[str, Decoder] = decode_legacy.DECODERS | decode_k.DECODERS | decode_cast.DECODERS
-_BOUNDS: dict[str, Bound] = decode_legacy.BOUNDS | decode_k.BOUNDS | decode_cast.BOUNDS
-_WEIGHTED_BOUNDS: dict[str, Bound] = _BOUNDS | decode_legacy.WEIGHTED_BOUNDS | decode_k.WEIGHTED_BOUNDS
+_FAMILIES = (decode_legacy, decode_k, decode_values, decode_lattice, decode_cast)
+_DECODERS: dict[str, Decoder] = {k: v for family in _FAMILIES for k, v in family.DECODERS.items()}
+_BOUNDS: dict[str, Bound] = {k: v for family in _FAMILIES for k, v in family.BOUNDS.items()}
+_WEIGHTED_BOUNDS: dict[str, Bound] = _BOUNDS | {k: v for family in _FAMILIES for k, v in family.WEIGHTED_BOUNDS.items()}
 TYPES = frozenset(_DECODERS)
 """What `decode` knows."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvd.api import UnitReport, Unsupported, row_bytes, storage
-from qconvd_ggml import cache, cast, legacy, legacy_weighted, measure, q6_k, tile, weighting
+from qconvd_ggml import cache, cast, iq4, legacy, legacy_weighted, measure, mxfp4, q6_k, ternary, tile, weighting
 
 log = logging.getLogger(__name__)
 SOURCES = {"BF16": (tile.BF16, np.uint16), "F16": (tile.F16, np.uint16), "F32": (tile.F32, np.float32)}
@@ -40,6 +40,11 @@ _ENTRIES: dict[str, Entry] = {
     "Q5_1": Entry(legacy.q5_1, legacy.BLOCK),
     "Q8_0": Entry(legacy.q8_0, legacy.BLOCK),
     "Q6_K": Entry(q6_k.q6_k, q6_k.SUB),
+    "IQ4_NL": Entry(iq4.iq4_nl, iq4.BLOCK, iq4.iq4_nl_weighted),
+    "IQ4_XS": Entry(iq4.iq4_xs, iq4.BLOCK, iq4.iq4_xs_weighted),
+    "MXFP4": Entry(mxfp4.mxfp4, mxfp4.BLOCK),
+    "TQ1_0": Entry(ternary.tq1_0, ternary.SUB),
+    "TQ2_0": Entry(ternary.tq2_0, ternary.SUB),
     "F32": Entry(cast.f32, measure.STEP),
     "F16": Entry(cast.f16, measure.STEP),
     "BF16": Entry(cast.bf16, measure.STEP),

@@ -163,6 +163,13 @@ def whole(value: Scalar) -> Scalar:
 
 
 @inline
+def nearest(value: Scalar) -> Scalar:
+    """ggml's nearest_int: half to even within ±2^22; beyond that, and for NaN, whatever the bits of value + 1.5 * 2^23 give."""
+    bits = np.float32(np.float32(value) + np.float32(12582912)).view(np.uint32)
+    return np.int32(bits & np.uint32(0x007FFFFF)) - np.int32(0x00400000)
+
+
+@inline
 def load(kind: Scalar, narrow: Vector, wide: Vector, first: Scalar, width: Scalar, rows: Vector, x: Vector) -> None:
     """Fill a tile with `width` weights each of the LANES groups from `first` on; `rows` is room for as many, untransposed."""
     # Slices, so that the indices below are seen to be positive: a sign check per element would keep SIMD away.

@@ -83,11 +83,9 @@ def main() -> None:
     _take_names_as_utf8()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        try:
-            # Not standalone: typer would print a mistake of the command line itself, and not as JSON.
-            code = app(standalone_mode=False) or Exit.OK
-        finally:
-            sys.stdout.flush()
+        # Not standalone: typer would print a mistake of the command line itself, and not as JSON.
+        code = app(standalone_mode=False) or Exit.OK
+        sys.stdout.flush()
         sys.exit(code)
     except _UsageError as error:
         error.show()

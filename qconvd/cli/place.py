@@ -62,14 +62,16 @@ def find_place(file: Path | None) -> Place:
 
 @contextmanager
 def opened(file: Path | None) -> Iterator[tuple[Place, Ledger]]:
-    """The place and its ledger, to read from. Raises `QconvdError` if no daemon ever ran."""
+    """The place and its ledger. Raises `QconvdError` if no daemon ever ran, or if the ledger cannot be used."""
     from qconvd.ledger import Ledger
+    from qconvd.ledger.database import in_words
 
     place = find_place(file)
     check_ledger(place)
     ledger = Ledger(place.ledger)
     try:
-        yield place, ledger
+        with in_words(ledger.path):
+            yield place, ledger
     finally:
         ledger.close()
 

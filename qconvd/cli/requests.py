@@ -56,13 +56,9 @@ def ask(file: Any, kind: str, **arguments: Any) -> None:
     import time
 
     from qconvd.cli import output
-    from qconvd.cli.place import check_ledger, find_place
-    from qconvd.ledger import Ledger
+    from qconvd.cli.place import opened
 
-    place = find_place(file)
-    check_ledger(place)
-    ledger = Ledger(place.ledger)
-    try:
+    with opened(file) as (place, ledger):
         for id in arguments.get("ids", ()):
             ledger.find(id)
         number = ledger.request(kind, **arguments)
@@ -76,8 +72,6 @@ def ask(file: Any, kind: str, **arguments: Any) -> None:
                 print("The daemon has not answered yet; `qconvd status` shows what it does.")
                 return
             time.sleep(0.05)
-    finally:
-        ledger.close()
     if answer.state == "refused":
         output.note(f"qconvd: {answer.answer}")
         raise typer.Exit(Exit.REFUSED)

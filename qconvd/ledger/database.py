@@ -88,8 +88,11 @@ class Database:
             self._connection.execute("BEGIN")
             try:
                 yield
-            finally:
                 self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         with self._lock:
@@ -127,6 +130,17 @@ class Database:
 
     def _version(self) -> int:
         return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+@contextmanager
+def in_words(path: Path) -> Iterator[None]:
+    """Turn what SQLite says of a ledger's file, that it is damaged or held by somebody else, into a `QconvdError`."""
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise  # of a statement, so a defect
+    except sqlite3.DatabaseError as error:
+        raise unusable(path, error) from error
 
 
 def migrations() -> list[str]:

@@ -8,7 +8,6 @@ with NaN or infinities, are decoded and held against the model.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -86,10 +85,11 @@ def verify_path(path: Path, *, formats: Mapping[str, Format] | None = None) -> l
     """
     try:
         path.stat()
+    except FileNotFoundError as error:
+        what = "there is no such file or folder"
+        raise QconvdError(what, where=str(path), fix="look at the spelling of the path") from error
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        what = "there is no such file or folder" if missing else f"cannot be read: {os.strerror(error.errno or 0)}"
-        raise QconvdError(what, where=str(path), fix="look at the spelling of the path" if missing else "") from error
+        raise unreadable(path, error) from error
     places = manifest_paths(path if path.is_dir() else path.parent)
     if not path.is_dir():
         places = [p for p in places if path.name in _names(p)]

@@ -314,3 +314,17 @@ def test_run_says_what_is_not_there(tmp_path: Path) -> None:
     home.start()
     home.said(f"the watched folder {home.inbox} does not exist yet; it is taken up when it does")
     assert home.stop() == 0
+
+
+@pytest.mark.parametrize("arguments", [["jobs"], ["status"], ["job", "1"], ["retry", "1"]])
+def test_a_damaged_ledger_is_told_in_words(qconvd: Qconvd, tmp_path: Path, arguments: list[str]) -> None:
+    home = Home(tmp_path)
+    tiny_model(home.inbox / "m")
+    assert home.once() == 0
+    with (home.state / "ledger.sqlite").open("r+b") as file:
+        file.seek(4096)  # the first page says that it is a ledger
+        file.write(b"\xa5" * 20 * 4096)
+    said = qconvd(*arguments, "--config", str(home.config))
+    assert said.code == 3
+    assert "the ledger cannot be used: database disk image is malformed" in said.err
+    assert "restore it, or move it away to begin anew" in said.err

@@ -65,7 +65,12 @@ def test_no_architecture_belongs_to_two_families() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("4*hidden", 256), ("hidden/heads", 16), ("heads*head_dim", 32), ("hidden", 64), ("3", 3)]
+    ("text", "value"),
+    [("4*hidden", 256), ("hidden/heads", 16), ("heads*head_dim", 32), ("hidden", 64), ("3", 3), ("hidden+2*heads", 72)],
 )
 def test_products(text: str, value: int) -> None:
     assert product(text, {"hidden": 64, "heads": 4, "head_dim": 8}) == value
+
+
+def test_a_sum_of_which_a_number_is_missing_is_missing() -> None:
+    assert product("hidden+2*kv", {"hidden": 64, "kv": None}) is None

@@ -1,0 +1,249 @@
+"""IQ4_NL and IQ4_XS: 4-bit indices into sixteen unevenly spaced values (quantize_row_iq4_nl_impl in ggml-quants.c).
+
+1. Per block of 32 weights the scale d is searched. Candidates put the weight of largest magnitude, M, near the first value,
+   -127: 1/d = (-127 + t) / M for t = 0 and t = -7 … 7. Each weight takes the value nearest to x/d; with these q, the least
+   squares scale is sum(w x q) / sum(w q q). The candidate with the largest sum(w x q)² / sum(w q q) wins, the first on ties.
+   w is x²; weighting.py says what it is with an importance matrix.
+2. IQ4_NL: a block keeps d as a half. IQ4_XS: 8 blocks share a half, D = -(the d of largest magnitude) / 32, and each has a
+   6-bit multiple of it.
+3. The final indices are those nearest to x/d, with d as step 2 left it but for the half's rounding.
+
+A block without a weight of 1e-15 has d = 0 and, like any weight that is 0, index 8, which stands for 1 * d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from qconvd_ggml.measure import STEP, measure
+from qconvd_ggml.symmetric import LEAST, largest_step
+from qconvd_ggml.tile import (
+    LANES,
+    Scalar,
+    Vector,
+    f16_bits,
+    f16_value,
+    fold,
+    inline,
+    kernel,
+    load,
+    load_importance,
+    nearest,
+    put16,
+    shared,
+    weighted_kernel,
+)  # fmt: skip
+from qconvd_ggml.weighting import super_block_squares, weigh
+
+BLOCK = 32
+PER = 8
+"""Blocks of IQ4_XS's super-block."""
+VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""kvalues_iq4nl in ggml-common.h."""
+_TRIES = 7
+
+
+def _thresholds() -> tuple[np.float32, ...]:
+    """The least float32 that is nearer to a value than to the one before it, as ggml's float32 subtractions see it.
+
+    best_index_int8 asks `x - low < high - x`. Both sides are rounded, but monotonously, so one threshold says the same.
+    """
+    found = []
+    for low, high in zip(map(np.float32, VALUES), map(np.float32, VALUES[1:]), strict=False):
+        middle = (low + high) / np.float32(2)
+        while not middle - low < high - middle:
+            middle = np.nextafter(middle, low)
+        while middle - low < high - middle:
+            middle = np.nextafter(middle, high)
+        found.append(middle)
+    return tuple(found)
+
+
+_THRESHOLDS = _thresholds()
+
+
+def _stairs(levels: tuple[Scalar, ...]) -> Callable[..., Scalar]:
+    """A function from x/d to the level that belongs to the nearest value. NaN gets the last one, as in ggml."""
+    lowest = levels[0]
+
+    @inline
+    def bottom(v: Scalar) -> Scalar:  # noqa: ARG001
+        return lowest
+
+    def climb(below: Callable[..., Scalar], threshold: np.float32, level: Scalar) -> Callable[..., Scalar]:
+        @inline
+        def step(v: Scalar) -> Scalar:
+            return below(v) if v < threshold else level
+
+        return step
+
+    found = bottom
+    for threshold, level in zip(_THRESHOLDS, levels[1:], strict=True):
+        found = climb(found, threshold, level)
+    return found
+
+
+_value = _stairs(tuple(np.float32(v) for v in VALUES))
+_index = _stairs(tuple(np.uint8(i) for i in range(16)))
+
+
+@inline
+def _fit_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) -> Scalar:
+    xq, qq = state
+    w, inverse = fixed
+    v = x[j * LANES + lane]
+    q = _value(inverse * v)
+    wq = w[j * LANES + lane] * q
+    return (xq + wq * v, qq + wq * q)
+
+
+_largest = fold(largest_step, BLOCK)
+_fit = fold(_fit_step, BLOCK)
+
+
+@shared
+def _search(x: Vector, w: Vector, scale: Vector) -> None:
+    """Step 1 for a tile: fills the best scale of each lane."""
+    zero = np.float32(0)
+    signed, best, magnitude = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    for lane in range(LANES):
+        magnitude[lane], signed[lane] = _largest(0, lane, x, (zero, zero), 0)
+    for lane in range(LANES):
+        inverse = np.float32(1) / (-signed[lane] / np.float32(-127))
+        xq, qq = _fit(0, lane, x, (zero, zero), (w, inverse))
+        scale[lane] = xq / qq if qq > zero else zero
+        best[lane] = scale[lane] * xq
+    for t in range(-_TRIES, _TRIES + 1):
+        top = np.float32(t - 127)
+        for lane in range(LANES):
+            xq, qq = _fit(0, lane, x, (zero, zero), (w, top / signed[lane]))
+            better = (qq > zero) & (xq * xq > best[lane] * qq)
+            s = xq / qq
+            scale[lane] = s if better else scale[lane]
+            best[lane] = s * xq if better else best[lane]
+    for lane in range(LANES):
+        scale[lane] = zero if magnitude[lane] < LEAST else scale[lane]
+
+
+@inline
+def _super_scales(scale: Vector, first: Scalar, tile: Vector, at: Scalar, d: Vector, step: Vector) -> None:
+    """Step 2 of IQ4_XS for the super-block whose first lane is `first`: fills d as a reader sees it, and the step of step 3."""
+    most, signed = np.float32(0), np.float32(0)
+    for k in range(PER):
+        s = scale[first + k]
+        if abs(s) > most:
+            most = abs(s)
+            signed = s
+    unit = -signed / np.float32(32)
+    inverse = np.float32(1) / unit if unit != np.float32(0) else np.float32(0)
+    half = f16_bits(unit)
+    high = np.uint16(0)
+    for k in range(PER):
+        level = max(np.int32(-32), min(np.int32(31), nearest(inverse * scale[first + k])))
+        step[first + k] = unit * np.float32(level)
+        d[first + k] = f16_value(half) * np.float32(level)
+        bits = np.uint8(level + np.int32(32))
+        low = np.uint8(bits & np.uint8(15))
+        if k % 2 == 0:
+            tile[at + 4 + k // 2] = low
+        else:
+            tile[at + 4 + k // 2] |= np.uint8(low << np.uint8(4))
+        high |= np.uint16(bits >> np.uint8(4)) << np.uint16(2 * k)
+    put16(tile, at, half)
+    put16(tile, at + 2, high)
+
+
+@inline
+def _quantize(x: Vector, d: Vector, step: Vector, q: Vector, y: Vector) -> None:
+    """Step 3 for a tile: indices, and what a reader sees."""
+    inverse = np.empty(LANES, np.float32)
+    for lane in range(LANES):
+        inverse[lane] = np.float32(1) / step[lane] if step[lane] != np.float32(0) else np.float32(0)
+    for j in range(BLOCK):
+        for lane in range(LANES):
+            v = inverse[lane] * x[j * LANES + lane]
+            q[j * LANES + lane] = _index(v)
+            y[j * LANES + lane] = d[lane] * _value(v)
+
+
+@inline
+def _weigh(
+    x: Vector, rows: Vector, importance: Vector, columns: Scalar, first: Scalar, per: Scalar, square: Vector, w: Vector
+) -> None:
+    """What an error counts: x² without an importance matrix, so that large weights matter most."""
+    if importance.size == 0:
+        for i in range(BLOCK * LANES):
+            w[i] = x[i] * x[i]
+        return
+    super_block_squares(rows, per, BLOCK, square)
+    for lane in range(LANES):
+        square[lane] *= np.float32(2) / np.float32(per * BLOCK)
+    load_importance(importance, columns, first, BLOCK, w)
+    weigh(x, square, BLOCK, w)
+
+
+@shared
+def _iq4(
+    kind: int, narrow: Vector, wide: Vector, importance: Vector, columns: int, start: int, per: int,
+    out: Vector, groups: int, sums: Vector,
+) -> None:  # fmt: skip
+    """`per` blocks share a half: 1 in IQ4_NL and 8 in IQ4_XS. Without an importance matrix `importance` is empty."""
+    x, y, w = np.empty(BLOCK * LANES, np.float32), np.empty(BLOCK * LANES, np.float32), np.empty(BLOCK * LANES, np.float32)
+    q = np.empty(BLOCK * LANES, np.uint8)
+    square, scale = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    d, step = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    size = 18 if per == 1 else 136
+    for first in range(0, groups, LANES):
+        load(kind, narrow, wide, first, BLOCK, y, x)
+        _weigh(x, y, importance, columns, start + first, per, square, w)
+        _search(x, w, scale)
+        tile = out[first // per * size : (first + LANES) // per * size]
+        for lane in range(0, LANES, per):
+            at = lane // per * size
+            if per == 1:
+                half = f16_bits(scale[lane])
+                put16(tile, at, half)
+                d[lane] = f16_value(half)
+                step[lane] = scale[lane]
+            else:
+                _super_scales(scale, lane, tile, at, d, step)
+        _quantize(x, d, step, q, y)
+        for half_block in range(0, BLOCK * LANES, STEP * LANES):
+            measure(x[half_block : half_block + STEP * LANES], y[half_block : half_block + STEP * LANES], sums)
+        header = 2 if per == 1 else 8
+        for lane in range(LANES):
+            at = lane // per * size + header + lane % per * (BLOCK // 2)
+            for j in range(BLOCK // 2):
+                tile[at + j] = np.uint8(q[j * LANES + lane] | np.uint8(q[(j + BLOCK // 2) * LANES + lane] << np.uint8(4)))
+
+
+@kernel
+def iq4_nl(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
+    """IQ4_NL: 18 bytes a block."""
+    _iq4(kind, narrow, wide, wide[:0], BLOCK, 0, 1, out, groups, sums)
+
+
+@kernel
+def iq4_xs(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
+    """IQ4_XS: 136 bytes for 256 weights; a group is a block of 32."""
+    _iq4(kind, narrow, wide, wide[:0], BLOCK, 0, PER, out, groups, sums)
+
+
+@weighted_kernel
+def iq4_nl_weighted(
+    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
+    out: Vector, groups: int, sums: Vector,
+) -> None:  # fmt: skip
+    """IQ4_NL with an importance matrix."""
+    _iq4(kind, narrow, wide, importance, columns, first, 1, out, groups, sums)
+
+
+@weighted_kernel
+def iq4_xs_weighted(
+    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
+    out: Vector, groups: int, sums: Vector,
+) -> None:  # fmt: skip
+    """IQ4_XS with an importance matrix."""
+    _iq4(kind, narrow, wide, importance, columns, first, PER, out, groups, sums)
