@@ -106,6 +106,12 @@ def _offset(config: Config, numbers: Numbers) -> int:  # noqa: ARG001
     return pad + 1 if isinstance(pad, int) else 0
 
 
+def _some_positions(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
+    if numbers["context"] > 0:
+        return None
+    return f"max_position_embeddings is {numbers['positions']}, but positions begin at {numbers['offset']}"
+
+
 def _usable(config: Config, numbers: Numbers) -> int:  # noqa: ARG001
     return int(numbers["positions"]) - int(numbers["offset"])
 
@@ -117,6 +123,7 @@ ROBERTA = replace(
     numbers={"positions": BERT.numbers["positions"], "offset": Number((), _offset, least=0)}
     | {name: number for name, number in BERT.numbers.items() if name != "context"}
     | {"context": Number((), _usable), "eps": Number(("layer_norm_eps",), 1e-12)},
+    checks=(_some_positions,),
     tensors=tuple(replace(t, steps=(RowsFrom("offset"),)) if t.name == "position_embd.weight" else t for t in BERT.tensors),
 )
 

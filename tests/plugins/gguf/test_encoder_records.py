@@ -5,6 +5,7 @@ Where ours differ on purpose, the difference stands here; docs/reference/gguf.md
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ import encoder_models
 from gguf_files import converted, differences, metadata, planned, tensors
 
 SPACES = {"tokenizer.ggml.add_space_prefix", "tokenizer.ggml.remove_extra_whitespaces"}
-OTHER_KEYS = {"xlm-roberta": SPACES, "xlm-roberta-reranker": SPACES, "bert-classifier": {"general.size_label"}}
+OTHER_KEYS = {
+    "xlm-roberta": SPACES,
+    "xlm-roberta-reranker": SPACES,
+    "nomic-bert-moe": SPACES,
+    "bert-classifier": {"general.size_label"},
+}
 """llama.cpp asks transformers' settings how a unigram tokenizer.json treats spaces, qconvd the tokenizer itself."""
 OTHER_TENSORS = {
     "bert-classifier": {"cls.weight", "cls.bias"},
@@ -59,6 +65,16 @@ def test_the_oldest_checkpoints_of_bert_are_the_same(prefix: str, tmp_path: Path
         "embeddings.position_ids",
         "pooler.dense.weight",
     }
+
+
+def test_minilms_file_is_llama_cpps(minilm: Path, golden: Path, tmp_path: Path) -> None:
+    """But for the model that its config names as its origin, and the list of data sets."""
+    with gzip.open(golden / "minilm_gguf.json.gz") as file:
+        record = json.load(file)
+    path = converted(minilm, ["F16"], tmp_path / "out", name="MiniLM-L6-H384-uncased")["F16"]
+    theirs = {k: v for k, v in record["metadata"].items() if not k.startswith(("general.organization", "general.dataset"))}
+    assert differences(metadata(path), theirs) == []
+    assert differences(tensors(path), record["tensors"]) == []
 
 
 def test_xlm_robertas_sentencepiece_file_gives_the_same_tokens_as_its_tokenizer_json(tmp_path: Path) -> None:

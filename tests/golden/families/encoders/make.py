@@ -37,6 +37,10 @@ NOMIC_SAYS = dict(
     rotary_emb_scale_base=None, activation_function="swiglu", causal=False, prenorm=False, qkv_proj_bias=False,
     mlp_fc1_bias=False, mlp_fc2_bias=False, layer_norm_epsilon=1e-12, type_vocab_size=2, vocab_size=encoder_models.VOCAB,
 )  # fmt: skip
+NOMIC_MOE = NOMIC_SAYS | dict(
+    activation_function="gelu", qkv_proj_bias=True, mlp_fc1_bias=True, mlp_fc2_bias=True, num_experts=5, moe_top_k=2,
+    moe_every_n_layers=2, n_positions=2048, type_vocab_size=1, rotary_emb_base=10000, layer_norm_epsilon=1e-5,
+)  # fmt: skip
 MODERN = SMALL | dict(
     num_hidden_layers=5, max_position_embeddings=256, local_attention=16, norm_eps=1e-6, pad_token_id=1, bos_token_id=0,
     eos_token_id=2, cls_token_id=0, sep_token_id=2,
@@ -64,6 +68,7 @@ VARIANTS: Mapping[str, tuple[str, str, dict[str, Any], str, dict[str, Any]]] = {
         "wordpiece", {},
     ),
     "nomic-bert": ("NomicBertModel", "nomic_bert", NOMIC, "wordpiece", dict(pooling="mean")),
+    "nomic-bert-moe": ("NomicBertModel", "", {}, "unigram", dict(pooling="mean")),
     "modern-bert": ("ModernBertModel", "modernbert", MODERN, "byte_bpe", dict(pooling="cls")),
     "t5": ("T5ForConditionalGeneration", "t5", T5, "spiece", {}),
     "flan-t5": (
@@ -97,6 +102,28 @@ def checkpoint(class_name: str, model_type: str, fields: Mapping[str, Any]) -> t
     return {k: v for k, v in saved.items() if k != "transformers_version"}, shapes
 
 
+def nomic_moe() -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """Its code is not in transformers; names and shapes are the published checkpoint's, with experts in every other layer."""
+    shapes = {
+        "embeddings.word_embeddings.weight": [encoder_models.VOCAB, 64],
+        "embeddings.token_type_embeddings.weight": [1, 64],
+    }
+    norms = ["emb_ln"]
+    for i in range(3):
+        layer = f"encoder.layers.{i}."
+        linears = {"attn.Wqkv": [192, 64], "attn.out_proj": [64, 64]}
+        if i % 2:
+            shapes |= {f"{layer}mlp.router.layer.weight": [5, 64], f"{layer}mlp.experts.bias": [64]}
+            shapes |= {f"{layer}mlp.experts.mlp.{w}": [480, 64] for w in ("w1", "w2")}
+        else:
+            linears |= {"mlp.fc1": [96, 64], "mlp.fc2": [64, 96]}
+        for name, shape in linears.items():
+            shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
+        norms += [f"{layer}norm1", f"{layer}norm2"]
+    shapes |= {f"{name}.{part}": [64] for name in norms for part in ("weight", "bias")}
+    return dict(NOMIC_MOE), shapes
+
+
 def converted(llama_cpp: Path, folder: Path, architecture: str) -> Path:
     """llama.cpp's F16 file of the model in `folder`."""
     sys.path[:0] = [str(llama_cpp), str(llama_cpp / "gguf-py")]
@@ -115,7 +142,7 @@ def converted(llama_cpp: Path, folder: Path, architecture: str) -> Path:
 def main(llama_cpp: Path, names: list[str]) -> None:
     for name in names or VARIANTS:
         class_name, model_type, fields, tokenizer, more = VARIANTS[name]
-        config, shapes = checkpoint(class_name, model_type, fields)
+        config, shapes = nomic_moe() if name == "nomic-bert-moe" else checkpoint(class_name, model_type, fields)
         config = {k: v for k, v in config.items() if (name, k) not in ADDED_BY_5}
         if name == "flan-t5":  # transformers 5 saves none, but the published checkpoints have one
             shapes["lm_head.weight"] = [encoder_models.VOCAB, 64]
