@@ -24,7 +24,11 @@ from qconvd.errors import BadCheckpoint, QconvdError
 from qconvd.formats import Format
 
 SPREAD = 18
-"""Rows of a unit that are sampled: the first, the last, and others evenly between."""
+"""Pieces of a unit that are sampled: the first, the last, and others evenly between."""
+LEAST_SPREAD = 4
+"""Pieces that are sampled where a piece is large, because the unit may be split at many rows only."""
+SAMPLE = 1 << 18
+"""Weights of a unit that the pieces between those two numbers may hold together: verifying must not cost what encoding does."""
 AT_ONCE = 1 << 20
 """Weights that are compared at a time where a unit is compared in full."""
 
@@ -134,9 +138,10 @@ class Comparison:
 
 def sampled(unit: Unit) -> Iterator[Range]:
     """Ranges of rows that the unit may be split at: the first, the last, and others evenly between."""
-    total, step = unit.shape[0], _multiple(unit)
+    (total, columns), step = unit.shape, _multiple(unit)
     count = -(-total // step)
-    for piece in sorted({round(i * (count - 1) / (SPREAD - 1)) for i in range(SPREAD)}) if count else ():
+    pieces = max(LEAST_SPREAD, min(SPREAD, SAMPLE // max(1, step * columns)))
+    for piece in sorted({round(i * (count - 1) / (pieces - 1)) for i in range(pieces)}) if count else ():
         yield piece * step, min(total, (piece + 1) * step)
 
 
