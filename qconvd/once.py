@@ -227,6 +227,7 @@ class _Run:
             state=self.state,
             limits=LimitsSpec(memory=start.memory, threads=start.threads),
             device=DeviceSpec(kind=start.kind, id=start.device),
+            laid=self.ledger.laid,
         )
         placed = tuple(t.model_copy(update={"work": self.wanted.work(self.targets[t.id]), "recipe": ""}) for t in spec.targets)
         path = write_spec(spec.model_copy(update={"targets": placed}))

@@ -325,13 +325,14 @@ def _in_its_place(spec: TaskSpec, target: TargetSpec) -> dict[str, Any]:
             if not begun and ((target.work / "files" / target.manifest_name).exists() or not _committed(spec, target)):
                 _verify(spec, target)
             _still_mine(spec, target)
-            commit(target.work, target.folder)
+            commit(target.work, target.folder, target.laid)
         finally:
             os.close(lock)
     manifest = read_manifest(place)
     return {
         "folder": str(target.folder),
         "manifest": str(place),
+        "files": [f.path for f in manifest.files],
         "nbytes": manifest.nbytes,
         "report": dict(manifest.verification or {}),
     }

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Shop:
     def spec(self, task: Task, device: DeviceSpec | None = None) -> TaskSpec:
         return spec_of(
             task, self.source, [self.ledger.target(t) for t in task.targets], output=self.output, state=self.state,
-            limits=LIMITS, device=device or DeviceSpec(),
+            limits=LIMITS, device=device or DeviceSpec(), laid=self.ledger.laid,
         )  # fmt: skip
 
     def run(self, spec: TaskSpec, *wrapper: str) -> subprocess.CompletedProcess[bytes]:
@@ -338,6 +338,20 @@ def test_a_new_version_takes_the_place_of_the_old_one(shop: Shop) -> None:
     assert after.keys() == before.keys()
     assert {n for n in after if after[n] != before[n]} == {"tokenizer_config.json", "qconvd.json"}
     assert [t.state for t in shop.ledger.targets()] == ["superseded", "done"]
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:-20], lambda text: text.replace('"files"', '"flies"')])
+def test_an_artifact_whose_manifest_was_damaged_is_made_again_on_request(shop: Shop, change: Callable[[str], str]) -> None:
+    for _ in range(3):
+        assert shop.step().ok
+    folder = shop.output / "glass-fp16"
+    before = _tree(folder)
+    (folder / "qconvd.json").write_text(change((folder / "qconvd.json").read_text()))
+    (folder / "mine.txt").write_text("a person's")
+    shop.ledger.reconvert(shop.targets)
+    for _ in range(3):
+        assert shop.step().ok
+    assert _tree(folder) == {**before, "mine.txt": b"a person's"}
 
 
 def test_a_full_disk_is_tried_again_and_leaves_nothing(shop: Shop) -> None:

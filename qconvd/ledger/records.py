@@ -91,7 +91,7 @@ class Target:
     stem: str
     manifest_name: str
     artifact: Mapping[str, Any]
-    """The verify task's `TargetResult.data`: folder, manifest, nbytes."""
+    """The verify task's `TargetResult.data`: folder, manifest, files, nbytes."""
     created_at: float
     changed_at: float
     recipes: tuple[str, ...] = ()
