@@ -29,6 +29,7 @@ from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.commit import BEGUN, commit
 from qconvd.engine.durable import write_whole
 from qconvd.engine.manifest import OWN_NAME, Manifest, read_manifest, write_manifest
+from qconvd.engine.place import check_place
 from qconvd.engine.plan import Device, Plan, from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, convert
 from qconvd.engine.run import Limits as EngineLimits
@@ -246,6 +247,7 @@ def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo) -> TargetResu
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, to_json(plan))
     plan = named(plan, target.stem)
+    _check_place(target, plan)
     data_files = [{"path": f.path, "nbytes": f.nbytes} for f in plan.files]
     side_files = [{"path": f.path, "nbytes": f.nbytes} for f in plan.side_files]
     return TargetResult(ok=True, data={
@@ -260,6 +262,13 @@ def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo) -> TargetResu
         "devices": list(form.devices),
         "version": form.version,
     })  # fmt: skip
+
+
+def _check_place(target: TargetSpec, plan: Plan) -> None:
+    """Raise `QconvdError` now if what lies in the target's place would be found in the way when it is made."""
+    if not (target.work / BEGUN).exists():  # otherwise what lies there is this one, half moved in
+        paths = [f.path for f in plan.files] + [f.path for f in plan.side_files]
+        check_place(target.folder, target.manifest_name, paths, laid=target.laid)
 
 
 def _plan_path(spec: TaskSpec, target: TargetSpec, form: Format) -> Path:
@@ -293,6 +302,7 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
             fix="set `device: auto` or `device: cpu`",
         )
     plan = load_plan(target)
+    _check_place(target, plan)
     write_whole(target.work / "plan.json", to_json(plan))
     about = {
         # In a folder of its own the file is called `model` whatever the model is; the folder has the name.

@@ -354,6 +354,32 @@ def test_an_artifact_whose_manifest_was_damaged_is_made_again_on_request(shop: S
     assert _tree(folder) == {**before, "mine.txt": b"a person's"}
 
 
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_what_is_somebody_elses_is_found_before_anything_is_converted(tmp_path: Path, glass: Path, done: int) -> None:
+    shop = Shop(tmp_path, glass, "fp16,q8_0")
+    for _ in range(done):
+        assert shop.step().ok
+    (shop.output / "glass-fp16").mkdir(parents=True)
+    (shop.output / "glass-fp16" / "theirs.txt").write_text("theirs")
+    (shop.output / "glass-GGUF" / ".qconvd").mkdir(parents=True)
+    (shop.output / "glass-GGUF" / "glass-Q8_0.gguf").write_text("theirs")
+    results = [shop.step() for _ in range(2 if done == 2 else 1)]
+    errors = {k: r.error for result in results for k, r in result.targets.items()}
+    assert [errors[t] for t in shop.targets] == [
+        {
+            "error": "QconvdError", "what": f"is there already and {why}; it is left as it is",
+            "where": str(shop.output / place), "fix": "move it away, or give the target another name",
+        }
+        for why, place in (
+            ("was not made by qconvd", "glass-fp16"), ("belongs to something else", "glass-GGUF/glass-Q8_0.gguf")
+        )
+    ]  # fmt: skip
+    assert {t.state for t in shop.ledger.targets()} == {"failed"}
+    written = {p.name for p in (shop.output / ".qconvd").rglob("model.safetensors")}
+    assert written == ({"model.safetensors"} if done == 2 else set())
+    shop.ledger.close()
+
+
 def test_a_full_disk_is_tried_again_and_leaves_nothing(shop: Shop) -> None:
     shop.step()
     spec = shop.claim()

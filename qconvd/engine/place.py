@@ -25,7 +25,7 @@ def check_place(
 
     An older version of the artifact may be replaced. Its manifest tells it; where that is damaged, `laid` does: the files that
     the ledger knows to have put there, None if it knows of none. `digests` (SHA-256 by path) say which files are the same as
-    those of other artifacts in a shared folder; before there are any, such files are let pass.
+    those of other artifacts in a shared folder; without them (nothing is made yet) such files are let pass.
     """
     if manifest == OWN_NAME:
         _check_own(folder, laid is not None)
@@ -60,7 +60,8 @@ def _check_shared(
         raise _theirs(folder)
     replaced = readable(folder / manifest)
     before = {f.path for f in replaced.files} if replaced else set()
-    if laid is not None and (folder / manifest).is_file():
+    if laid is not None and (digests is None or (folder / manifest).is_file()):
+        # Beforehand an older version may just be moving in, its manifest last; in the end a manifest must say that it is one.
         before |= set(laid)
     elsewhere = {f.path: f.sha256 for m in manifests_in(folder) if m != replaced for f in m.files}
     for path in paths:
