@@ -34,7 +34,7 @@ from qconvd.engine.plan import Device, Plan, from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, convert
 from qconvd.engine.run import Limits as EngineLimits
 from qconvd.engine.working_memory import LEAST_ENGINE_MEMORY, working_memory
-from qconvd.errors import BadCheckpoint, OutOfSpace, QconvdError, Unsupported
+from qconvd.errors import BadCheckpoint, OutOfSpace, QconvdError, TakenAway, Unsupported
 from qconvd.executors.base import MARK
 from qconvd.formats import Format
 from qconvd.input_files import published
@@ -443,13 +443,16 @@ def _unwritable(work: Path, error: OSError) -> QconvdError:
 
 
 def _failed(spec: TaskSpec, target: TargetSpec, error: Exception) -> TargetResult:
-    """A refusal is for good, a full disk is not; anything else is a defect or a passing trouble and keeps its traceback."""
+    """A refusal is for good, a full disk or a work folder that was removed is not.
+
+    Anything else is a defect or a passing trouble and keeps its traceback.
+    """
     if isinstance(error, MemoryError):
         traceback.print_exception(error)
         error = too_much(spec)
     if isinstance(error, QconvdError):
         print(f"{target.label or target.id}: {error}", file=sys.stderr, flush=True)
-        return TargetResult(ok=False, error=error.as_dict(), retry=isinstance(error, OutOfSpace))
+        return TargetResult(ok=False, error=error.as_dict(), retry=isinstance(error, OutOfSpace | TakenAway))
     print(f"{target.label or target.id} met a defect:", file=sys.stderr, flush=True)
     traceback.print_exception(error)
     data = dict(result_error(error))

@@ -19,7 +19,7 @@ import pytest
 from qconvd import checkpoints
 from qconvd.engine.manifest import read_manifest
 from qconvd.engine.working_memory import working_memory
-from qconvd.errors import OutOfSpace, QconvdError
+from qconvd.errors import OutOfSpace, QconvdError, TakenAway
 from qconvd.executors.base import environment, events_in
 from qconvd.executors.local import LocalExecutor
 from qconvd.ledger import Ledger, Task
@@ -398,8 +398,9 @@ def test_out_of_space_is_no_lasting_refusal(shop: Shop, capsys: pytest.CaptureFi
     spec = shop.claim()
     (target,) = spec.targets
     assert _failed(spec, target, OutOfSpace("full")).retry
+    assert _failed(spec, target, TakenAway("gone")).retry
     assert not _failed(spec, target, QconvdError("no", fix="yes")).retry
-    assert capsys.readouterr().err == "fp16: full\nfp16: no\n  yes\n"
+    assert capsys.readouterr().err == "fp16: full\nfp16: gone\nfp16: no\n  yes\n"
     assert _failed(spec, target, IndexError("3")).retry
     assert capsys.readouterr().err.startswith("fp16 met a defect:\nIndexError: 3")
 
