@@ -227,6 +227,7 @@ class _Run:
             state=self.state,
             limits=LimitsSpec(memory=start.memory, threads=start.threads),
             device=DeviceSpec(kind=start.kind, id=start.device),
+            laid=self.ledger.laid,
         )
         placed = tuple(t.model_copy(update={"work": self.wanted.work(self.targets[t.id]), "recipe": ""}) for t in spec.targets)
         path = write_spec(spec.model_copy(update={"targets": placed}))
@@ -247,11 +248,16 @@ class _Run:
                 continue
             del self.running[id]
             settle(self.ledger, task, status, read_result(self.state / "tasks" / task.handle), time.time())
-            for row in map(self.ledger.target, task.targets):
+            rows = [self.ledger.target(id) for id in task.targets]
+            if len(rows) > 1 and all(row.pending and row.failures and not row.error for row in rows):
+                # The worker crashed over one of them: each is tried alone, and now, for somebody is waiting.
+                self.ledger.retry(task.targets, "tried alone after a crash")
+                continue
+            for row in rows:
                 self._note(row, task)
 
     def _note(self, row: LedgerTarget, task: Task) -> None:
-        """Tell what a task did to a target. A crash is not tried again here: somebody is waiting for the answer."""
+        """Tell what a task did to a target. Who was alone in a crash is not tried again here: somebody is waiting."""
         label = self.targets[row.id].label
         if row.state == "failed" or (row.pending and row.failures):
             # What is told with a place or a remedy (a full disk) is no crash, though the daemon would try it again.

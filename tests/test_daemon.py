@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,18 @@ from qconvd.cli.exits import Exit
 pytestmark = pytest.mark.xdist_group("daemon")
 FP16_AND_GGUF = "[fp16, gguf: q8_0]"
 NEEDS_GPU = "[fp16: {device: cuda}]"
+HANGS_UP = """
+import os, runpy, signal, sys
+
+def hang_up(event, arguments):
+    if event == "import" and arguments[0] == module:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+module = sys.argv.pop(1)
+sys.addaudithook(hang_up)
+runpy.run_module("qconvd", run_name="__main__", alter_sys=True)
+"""
+"""Begins qconvd, and sends it SIGHUP when it imports a module."""
 
 
 @pytest.fixture
@@ -245,6 +259,20 @@ def test_sighup_reads_the_configuration_and_refuses_a_bad_one(home: Home) -> Non
     home.signal(signal.SIGHUP)
     home.said("`state` and `output` cannot change while the daemon runs")
     end(home)
+
+
+@pytest.mark.parametrize("module", ["qconvd.cli", "qconvd.config", "qconvd.daemon"])
+def test_sighup_while_it_starts_is_followed_after_the_start(home: Home, module: str) -> None:
+    command = [sys.executable, "-c", HANGS_UP, module, "run", "--once", "--config", str(home.config)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=home.root, check=False)
+    assert ran.returncode == 0, ran
+    started, reload = ran.stderr.index("qconvd runs"), ran.stderr.index("the configuration was read again")
+    assert started < reload
+
+
+def test_sighup_ends_a_command_that_is_no_daemon(home: Home) -> None:
+    command = [sys.executable, "-c", HANGS_UP, "qconvd.config", "check", "--config", str(home.config)]
+    assert subprocess.run(command, capture_output=True, cwd=home.root, check=False).returncode == -signal.SIGHUP
 
 
 def test_new_target(home: Home) -> None:

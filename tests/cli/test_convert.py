@@ -395,6 +395,26 @@ def test_a_worker_that_is_killed_leaves_its_log(
     assert "last words" in Path(found[1]).read_text()
 
 
+@pytest.mark.parametrize("kind", ["plan", "convert"])
+def test_a_target_that_kills_its_worker_takes_no_other_with_it(
+    qconvd: Qconvd, glass: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import json, os, sys\n"
+        "if 'qconvd.worker' in sys.orig_argv[:5]:\n"
+        "    spec = json.load(open(sys.orig_argv[-1]))\n"
+        f"    if spec['kind'] == '{kind}' and any(t['format'] == 'gguf' for t in spec['targets']):\n"
+        "        os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    said = qconvd("convert", glass, "--to", "fp16,gguf:q8_0,bf16", "--out", "out")
+    assert said.code == 1
+    assert re.findall(r"(\S+) was not made: (.*)", said.err) == [("Q8_0", "was killed (out of memory?)")]
+    assert sorted(p.parent.name for p in Path("out").glob("*/qconvd.json")) == ["glass_en-bf16", "glass_en-fp16"]
+
+
 def _bytes(folder: Path) -> int:
     return sum(f.bytes for f in manifests_in(folder)[0].files)
 

@@ -128,6 +128,16 @@ def test_reconvert_and_retry(qconvd: Qconvd, daemon: Home) -> None:
     assert qconvd("cancel", "1", "--config", daemon.config).code == 0
 
 
+def test_what_failed_is_told_with_its_place(qconvd: Qconvd, daemon: Home) -> None:
+    (daemon.output / "tiny-fp16").mkdir(parents=True)
+    (daemon.output / "tiny-fp16" / "theirs.txt").write_text("theirs")
+    copy_in(daemon, tiny_model(daemon.root / "away" / "tiny"))
+    reason = "tiny-fp16: is there already and was not made by qconvd; it is left as it is"
+    assert f"\n    {reason}\n" in daemon.says("tiny", "tiny: failed")
+    for command in (["jobs"], ["job", "1"]):
+        assert f"    {reason}\n" in qconvd(*command, "--config", daemon.config).out
+
+
 def test_status_of_a_running_daemon(qconvd: Qconvd, daemon: Home) -> None:
     assert daemon.process is not None
     said = qconvd("status", "--config", daemon.config)
