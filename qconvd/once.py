@@ -267,7 +267,7 @@ class _Run:
             self.listener.done(label)
 
     def _hear(self, event: Mapping[str, Any]) -> None:
-        if event.get("event") == "progress" and event.get("target") in self.targets:
+        if event.get("event") in ("progress", "preparing") and event.get("target") in self.targets:
             self.listener.progress(self.targets[event["target"]].label, Progress.of(event))
 
     def _give_up(self) -> None:

@@ -43,6 +43,9 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
             if now is None or task.kind != "convert":
                 print(f"  {labels.get(target, target)}")
                 continue
+            if now.doing:
+                print(f"  {labels.get(target, target)}: {now.doing}")
+                continue
             left = f", {show_duration(now.left)} left" if now.left is not None else ""
             percent = 100 * now.done // max(1, now.total)
             print(f"  {labels.get(target, target)}: {percent} % of {show_size(now.total)}, {show_size(now.rate)}/s{left}")
