@@ -29,7 +29,7 @@ def plan(
     config: ConfigFile = None,
     json: AsJson = False,
 ) -> None:
-    """Say what a conversion would make, to the byte, and what it needs.
+    """Say what would be made, to the byte, and what it takes.
 
     No weight is read.
     Without --to and --recipe, every recipe of the config file is looked at.

@@ -7,7 +7,7 @@ from qconvd.cli.place import opened
 
 
 def status(config: ConfigFile = None, json: AsJson = False) -> None:
-    """Show whether the daemon runs, what it does now, and what it waits for."""
+    """Show what the daemon does now, and what it waits for."""
     from qconvd.cli import output
     from qconvd.progress import read_progress
     from qconvd.quantities import show_duration, show_size

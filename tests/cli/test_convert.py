@@ -144,7 +144,9 @@ def test_what_is_there_is_not_made_again(qconvd: Qconvd, glass: Path, converted:
     said = qconvd("convert", glass, "--to", TO, "--out", out)
     assert said.code == 0
     assert said.err == ""
-    sentence = "fp16, gguf Q8_0, gguf Q4_0 were there already, made from this model with these options; --force makes it again."
+    sentence = (
+        "fp16, gguf Q8_0, gguf Q4_0 were there already, made from this model with these options; --force makes them again."
+    )
     assert sentence in " ".join(said.out.split())
     assert {p: p.stat().st_ino for p in out.rglob("*")} == before
 
