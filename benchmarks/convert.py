@@ -81,7 +81,8 @@ def ours(model: Path, types: list[str], work: Path) -> Cost:
 
 def peer(model: Path, kind: str, work: Path) -> Cost:
     out = fresh(work / "peer")
-    return cost([sys.executable, str(HERE / "peer_gguf.py"), str(model), str(out / "out.gguf"), kind], work / "peer.log")
+    # -P: a file in this folder is called gguf, too.
+    return cost([sys.executable, "-P", str(HERE / "peer_gguf.py"), str(model), str(out / "out.gguf"), kind], work / "peer.log")
 
 
 def fresh(folder: Path) -> Path:

@@ -85,8 +85,11 @@ class Format(Protocol):
         """
         ...
 
-    def bound(self, unit: Unit, x: Sequence[Array]) -> Sequence[Array]:
-        """How far a right decoding may be from the source `x` (float32), element by element: same shapes as `x`."""
+    def bound(self, unit: Unit, rows: tuple[int, int], x: Sequence[Array], stats: Mapping[str, Array]) -> Sequence[Array]:
+        """How far a right decoding of these rows may be from the source `x` (float32), element by element: same shapes as `x`.
+
+        `stats` is what `encode` was given.
+        """
         ...
 
 

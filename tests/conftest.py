@@ -28,6 +28,14 @@ def glass() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2 as sentence-transformers publishes it (BERT, fp32, 91 MB). Read only."""
+    from models import cached, make_minilm
+
+    return cached("all-MiniLM-L6-v2", make_minilm)
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """llama.cpp's own bytes and file records."""
     return Path(__file__).parent / "golden"

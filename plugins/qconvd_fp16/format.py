@@ -136,7 +136,13 @@ class PlainCast:
 
         return (decode(unit.outputs[0].dtype, data[0], rows[1] - rows[0]),)
 
-    def bound(self, unit: Unit, x: Sequence[Array]) -> Sequence[Array]:
+    def bound(
+        self,
+        unit: Unit,
+        rows: tuple[int, int],  # noqa: ARG002
+        x: Sequence[Array],
+        stats: Mapping[str, Array],  # noqa: ARG002
+    ) -> Sequence[Array]:
         """Half a unit in the last place of the target type."""
         from qconvd_fp16.decoder import bound
 

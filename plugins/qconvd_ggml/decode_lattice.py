@@ -114,9 +114,37 @@ def _iq1_m(raw: NDArray[np.uint8]) -> Floats:
     return weights
 
 
+def _bound(x: Floats, width: int, least: float, most: float, steps: int) -> Floats:
+    """What no encoding exceeds, whatever counts how much: blocks of `width` weights, levels from `least` to `most`.
+
+    A block's scale is an average of |x| / level over its weights, with any weights, so it is at most max |x| / least; rounded
+    to an odd multiple of the super-block's step, 1/`steps` of its largest scale, it grows by a step at most; the factor that
+    the step is multiplied with is below 1.13. A reader sees at most `most` times that, on either side of zero.
+
+    With 1.5 to 3.5 bits per weight, groups that share a point and a search that prefers what counts more, single weights may
+    be far off, so this bound is wide: it finds scales and blocks that are wrong by an order of magnitude, and not more.
+    """
+    blocks = x.reshape(-1, 256 // width, width)
+    magnitude = np.abs(blocks)
+    largest = magnitude.max(axis=2, keepdims=True) / least
+    step = largest.max(axis=1, keepdims=True) / steps * 1.13
+    scale = np.where(step >= 65520, np.inf, largest * 1.13 + step + steps * 2.0**-25)
+    return magnitude + most * scale * (1 + 2.0**-10)
+
+
 DECODERS: dict[str, Decoder] = {
     "IQ2_XXS": _iq2_xxs, "IQ2_XS": _iq2_xs, "IQ2_S": _iq2_s, "IQ3_XXS": _iq3_xxs, "IQ3_S": _iq3_s,
     "IQ1_S": _iq1_s, "IQ1_M": _iq1_m,
 }  # fmt: skip
-BOUNDS: dict[str, Bound] = {}
-WEIGHTED_BOUNDS: dict[str, Bound] = {}
+BOUNDS: dict[str, Bound] = {
+    "IQ2_S": lambda x: _bound(x, 16, 1, 43 / 8, 31),
+    "IQ3_XXS": lambda x: _bound(x, 32, 1, 62 / 4, 31),
+    "IQ3_S": lambda x: _bound(x, 32, 1, 15, 31),
+    "IQ1_M": lambda x: _bound(x, 16, 0.125, 1.125, 15),
+}
+WEIGHTED_BOUNDS: dict[str, Bound] = BOUNDS | {
+    "IQ2_XXS": lambda x: _bound(x, 32, 1, 43 / 8, 31),
+    "IQ2_XS": lambda x: _bound(x, 16, 1, 43 / 8, 31),
+    "IQ1_S": lambda x: _bound(x, 32, 0.125, 1.125, 15),
+}
+"""IQ2_XXS, IQ2_XS and IQ1_S cannot be made without an importance matrix."""

@@ -14,7 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvd.api import UnitReport, Unsupported, row_bytes, storage
-from qconvd_ggml import cache, cast, iq4, legacy, legacy_weighted, measure, mxfp4, q6_k, ternary, tile, weighting
+from qconvd_ggml import (
+    cache,
+    cast,
+    iq1,
+    iq2,
+    iq3,
+    iq4,
+    lattice,
+    legacy,
+    legacy_weighted,
+    measure,
+    mxfp4,
+    q6_k,
+    ternary,
+    tile,
+    weighting,
+)
 
 log = logging.getLogger(__name__)
 SOURCES = {"BF16": (tile.BF16, np.uint16), "F16": (tile.F16, np.uint16), "F32": (tile.F32, np.float32)}
@@ -31,6 +47,8 @@ class Entry(NamedTuple):
     """The kernel with an importance matrix (tile.WEIGHTED_SIGNATURE); None where a matrix changes nothing."""
     squares: bool = False
     """Whether the weighted kernel reads the sum of squares of whole rows."""
+    lattice: str = ""
+    """Whose lattice its kernel reads, if any; such a kernel (tile.LATTICE_SIGNATURE) does with and without a matrix."""
 
 
 _ENTRIES: dict[str, Entry] = {
@@ -45,13 +63,20 @@ _ENTRIES: dict[str, Entry] = {
     "MXFP4": Entry(mxfp4.mxfp4, mxfp4.BLOCK),
     "TQ1_0": Entry(ternary.tq1_0, ternary.SUB),
     "TQ2_0": Entry(ternary.tq2_0, ternary.SUB),
+    "IQ1_S": Entry(None, iq1.S_WIDTH, iq1.iq1_s, lattice="IQ1_S"),
+    "IQ1_M": Entry(iq1.iq1_m, iq1.M_WIDTH, iq1.iq1_m, lattice="IQ1_S"),
+    "IQ2_XXS": Entry(None, iq2.XXS_WIDTH, iq2.iq2_xxs, lattice="IQ2_XXS"),
+    "IQ2_XS": Entry(None, iq2.XS_WIDTH, iq2.iq2_xs, lattice="IQ2_XS"),
+    "IQ2_S": Entry(iq2.iq2_s, iq2.S_WIDTH, iq2.iq2_s, lattice="IQ2_S"),
+    "IQ3_XXS": Entry(iq3.iq3_xxs, iq3.WIDTH, iq3.iq3_xxs, lattice="IQ3_XXS"),
+    "IQ3_S": Entry(iq3.iq3_s, iq3.WIDTH, iq3.iq3_s, lattice="IQ3_S"),
     "F32": Entry(cast.f32, measure.STEP),
     "F16": Entry(cast.f16, measure.STEP),
     "BF16": Entry(cast.bf16, measure.STEP),
 }
 _KERNELS: dict[str, Any] = {
     **{dtype: entry.plain for dtype, entry in _ENTRIES.items() if entry.plain is not None},
-    **{f"{dtype}.imatrix": entry.weighted for dtype, entry in _ENTRIES.items() if entry.weighted is not None},
+    **{f"{dtype}.imatrix": entry.weighted for dtype, entry in _ENTRIES.items() if entry.weighted not in (None, entry.plain)},
     "squares": weighting.squares,
 }
 """All kernels, by the name that the cache knows them by."""
@@ -97,15 +122,13 @@ def encode(
     entry, sums = _ENTRIES[dtype], np.zeros(measure.SUMS * tile.LANES)
     if importance is not None:
         importance = _checked(importance, x.shape[1])
-    if importance is not None and entry.weighted is not None:
-        rows = _Rows(kind, flat, importance, entry.squares)
-        _run(dtype, ready(f"{dtype}.imatrix"), rows, out.reshape(-1), sums)
-    elif entry.plain is None and importance is None:
+    if entry.plain is None and importance is None:
         raise Unsupported(
             f"{dtype} cannot be made without an importance matrix", fix="give one (an imatrix file), or choose a larger type"
         )
-    else:
-        _run(dtype, ready(dtype), _Rows(kind, flat), out.reshape(-1), sums)
+    name = dtype if importance is None or entry.weighted in (None, entry.plain) else f"{dtype}.imatrix"
+    rows = _Rows(kind, flat, entry, importance if entry.weighted is not None else None)
+    _run(dtype, ready(name), rows, out.reshape(-1), sums)
     return out, measure.report(flat.size, sums)
 
 
@@ -154,12 +177,11 @@ def _checked(importance: NDArray[Any], columns: int) -> NDArray[np.float32]:
 class _Rows:
     """The weights of a call, flat, and how to hand a part of them to a kernel."""
 
-    def __init__(
-        self, kind: int, flat: NDArray[Any], importance: NDArray[np.float32] | None = None, squares: bool = False
-    ) -> None:
+    def __init__(self, kind: int, flat: NDArray[Any], entry: Entry, importance: NDArray[np.float32] | None) -> None:
         self.kind, self.flat, self.importance = kind, flat, importance
+        self.lattice = lattice.lattice(entry.lattice) if entry.lattice else ()
         self.squares = _NO_SINGLES
-        if importance is not None and squares:
+        if importance is not None and entry.squares:
             rows = flat.size // importance.size if importance.size else 0
             # Zeros for the rows that the filling of the last tile would belong to.
             self.squares = np.zeros(rows + tile.LANES, np.float32)
@@ -169,11 +191,13 @@ class _Rows:
         self, kernel: Any, part: NDArray[Any], out: NDArray[np.uint8], first: int, groups: int, sums: NDArray[np.float64]
     ) -> None:
         """`part` is some of the weights, perhaps filled up with zeros, from group `first` on."""
-        if self.importance is None:
-            kernel(self.kind, *self._source(part), out, groups, sums)
-        else:
+        if self.importance is not None:
             weighting = (self.importance, self.squares, self.importance.size, first)
-            kernel(self.kind, *self._source(part), *weighting, out, groups, sums)
+            kernel(self.kind, *self._source(part), *weighting, out, groups, sums, *self.lattice)
+        elif self.lattice:
+            kernel(self.kind, *self._source(part), _NO_SINGLES, _NO_SINGLES, 1, first, out, groups, sums, *self.lattice)
+        else:
+            kernel(self.kind, *self._source(part), out, groups, sums)
 
     def _source(self, part: NDArray[Any]) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
         return (_NO_HALVES, part) if part.dtype == np.float32 else (part, _NO_SINGLES)

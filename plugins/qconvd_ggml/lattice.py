@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+CHUNK = 16
+"""Points of a list that are looked at side by side."""
 _DISTANCES = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1_S": 3, "IQ3_XXS": 2, "IQ3_S": 3}
 """How many different distances from a place the points in its list have."""
 
@@ -26,12 +28,14 @@ class Lattice(NamedTuple):
     """Coordinates, one point after the other, flat."""
     places: NDArray[np.int32]
     """By code: the point that is there, or -1 - (the place's list)."""
-    starts: NDArray[np.int32]
-    """By list: where it begins in `near`; one more for the end."""
+    chunks: NDArray[np.int32]
+    """By list: its first chunk of CHUNK entries."""
+    counts: NDArray[np.int32]
+    """By list: its points."""
     near: NDArray[np.uint16]
-    """The points of all lists, each list sorted by distance, then by number."""
+    """The points of all lists, each sorted by distance, then by number, and filled up to whole chunks with zeros."""
     coordinates: NDArray[np.int8]
-    """Those of `near`; a list's first coordinates come first, then its second ones, and so on."""
+    """Those of `near`, chunk by chunk: the first coordinates of a chunk, then its second ones, and so on."""
 
 
 @cache
@@ -40,14 +44,16 @@ def lattice(dtype: str) -> Lattice:
     levels = point_levels(dtype)
     bits, steps = (2, 3) if levels.shape[1] == 8 else (3, 8)
     places, near, counts = _neighbours(levels, bits, steps, _DISTANCES[dtype])
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    chunks = -(-counts // CHUNK)
+    first = np.cumsum(chunks) - chunks
+    padded = np.zeros(int(chunks.sum()) * CHUNK, np.uint16)
+    padded[np.arange(len(near)) + np.repeat(first * CHUNK - (np.cumsum(counts) - counts), counts)] = near
     points = (2 * levels + 1).astype(np.int8)
-    width = levels.shape[1]
-    begin, count = np.repeat(starts[:-1], counts)[:, None], np.repeat(counts, counts)[:, None]
-    within = np.arange(len(near))[:, None] - begin
-    coordinates = np.empty(len(near) * width, np.int8)
-    coordinates[begin * width + np.arange(width) * count + within] = points[near]
-    return Lattice(points.reshape(-1), places, starts, near, coordinates)
+    coordinates = points[padded].reshape(-1, CHUNK, levels.shape[1]).transpose(0, 2, 1)
+    return Lattice(
+        points.reshape(-1), places, first.astype(np.int32), counts.astype(np.int32), padded,
+        np.ascontiguousarray(coordinates).reshape(-1),
+    )  # fmt: skip
 
 
 @cache

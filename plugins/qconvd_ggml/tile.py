@@ -47,6 +47,11 @@ column `(first + g) * width % columns` of row `(first + g) * width // columns`. 
 row for kernels that ask for it (`kernels.Entry.squares`), otherwise nothing. The last tile of the rows is filled up with
 zeros; `squares` reaches as far as it does.
 """
+LATTICE_SIGNATURE = types.void(
+    *WEIGHTED_SIGNATURE.args,
+    *(types.Array(kind, 1, "C") for kind in (types.int8, types.int32, types.int32, types.int32, types.uint16, types.int8)),
+)
+"""The same, and the arrays of a lattice.Lattice. `importance` is empty where there is none."""
 SQUARES_SIGNATURE = types.void(_i64, _halves, _singles, _i64, types.Array(types.float32, 1, "C"))
 """(source kind, source if 16 bits wide, source if F32, columns, one sum per row to fill)."""
 
@@ -62,6 +67,11 @@ def kernel(function: Function) -> Any:
 def weighted_kernel(function: Function) -> Any:
     """The same with WEIGHTED_SIGNATURE: for encoding with an importance matrix."""
     return _entry(function, WEIGHTED_SIGNATURE)
+
+
+def lattice_kernel(function: Function) -> Any:
+    """The same with LATTICE_SIGNATURE."""
+    return _entry(function, LATTICE_SIGNATURE)
 
 
 def squares_kernel(function: Function) -> Any:

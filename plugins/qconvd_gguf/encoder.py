@@ -52,13 +52,13 @@ def _weighted(unit: Unit, rows: tuple[int, int], x: Array, importance: Array) ->
     dtype, columns = unit.outputs[0].dtype, unit.shape[1]
     by_expert = importance.reshape(-1, columns)
     data, report = np.empty((len(x), row_bytes(dtype, columns)), np.uint8), UnitReport()
-    for expert, first, last in _experts(rows, unit.shape[0] // len(by_expert)):
+    for expert, first, last in experts_of(rows, unit.shape[0] // len(by_expert)):
         _, part = encode(dtype, x[first:last], unit.inputs[0].dtype, data[first:last], by_expert[expert])
         report += part
     return data, report
 
 
-def _experts(rows: tuple[int, int], each: int) -> Iterator[tuple[int, int, int]]:
+def experts_of(rows: tuple[int, int], each: int) -> Iterator[tuple[int, int, int]]:
     """The experts that rows belong to, `each` rows long: (expert, first, last), counted from the first of the rows."""
     first, last = rows
     for expert in range(first // each, -(-last // each)):

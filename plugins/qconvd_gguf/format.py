@@ -61,7 +61,13 @@ class Gguf:
             return (_stored(unit.outputs[0].dtype, data[0], rows[1] - rows[0]),)
         return (decode(unit.outputs[0].dtype, data[0], unit.shape[1]),)
 
-    def bound(self, unit: Unit, x: Sequence[Array]) -> Sequence[Array]:
+    def bound(
+        self,
+        unit: Unit,
+        rows: tuple[int, int],  # noqa: ARG002
+        x: Sequence[Array],
+        stats: Mapping[str, Array],  # noqa: ARG002
+    ) -> Sequence[Array]:
         import numpy as np
 
         from qconvd_ggml.decode import error_bound

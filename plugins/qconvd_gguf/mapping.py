@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -177,7 +177,7 @@ class _Sources:
 
     def take(self, tensor: Tensor, tied: bool) -> Iterator[Mapped]:
         """The tensor of every layer, or the one tensor; nothing where it is optional and not there."""
-        layers = self._layers(tensor) if "{i}" in tensor.name else (None,)
+        layers: Sequence[int | None] = self._layers(tensor) if "{i}" in tensor.name else (None,)
         if tied and tensor.untied:
             return
         missing = []
@@ -221,10 +221,9 @@ class _Sources:
         reasons = [why for pattern, why in self.family.ignored.items() if re.search(pattern, name)]
         return next((why for found, why in spare if int(found[1]) >= count), reasons[0] if reasons else None)
 
-    def _layers(self, tensor: Tensor) -> range:
-        stop = self.numbers[tensor.over or self.family.layers]
-        first = self.numbers[tensor.since] if tensor.since else 0
-        return range(first, min(stop, self.numbers[tensor.until]) if tensor.until else stop)
+    def _layers(self, tensor: Tensor) -> list[int]:
+        layers = range(self.numbers[tensor.over or self.family.layers])
+        return [i for i in layers if tensor.where is None or tensor.where(i, self.numbers)]
 
     def _required(self, tensor: Tensor) -> bool:
         if callable(tensor.present):

@@ -103,7 +103,7 @@ class GgufOptions(FormatOptions):
     )
     imatrix: InputFile | None = Field(
         None,
-        description="An importance matrix that llama-imatrix made of this model: a path, relative to this file.",
+        description="An importance matrix that llama-imatrix made of this model: a path, relative to the config file.",
     )
     pre: str | None = Field(
         None,

@@ -19,11 +19,16 @@ from qconvd.engine.expr import rows_columns
 from qconvd.engine.operations import Operation
 from qconvd.engine.plan import Plan, Unit, Whole
 from qconvd.engine.source import Source
+from qconvd.engine.statistics import Statistics
 from qconvd.errors import BadCheckpoint, QconvdError
 from qconvd.formats import Format
 
 SPREAD = 18
-"""Rows of a unit that are sampled: the first, the last, and others evenly between."""
+"""Pieces of a unit that are sampled: the first, the last, and others evenly between."""
+LEAST_SPREAD = 4
+"""Pieces that are sampled where a piece is large, because the unit may be split at many rows only."""
+SAMPLE = 1 << 18
+"""Weights of a unit that the pieces between those two numbers may hold together: verifying must not cost what encoding does."""
 AT_ONCE = 1 << 20
 """Weights that are compared at a time where a unit is compared in full."""
 
@@ -47,16 +52,21 @@ class Comparison:
     def __init__(self, folder: Path, plan: Plan, source: Source, fmt: Format, operations: Mapping[str, Operation]) -> None:
         self.worst = Worst()
         self._folder = folder
+        self._plan = plan
         self._source = source
+        self._statistics = Statistics()
         self._format = fmt
         self._operations = operations
         self._places = {p.tensor: (f.path, p.offset) for f in plan.files for p in f.tensors}
         self._files: dict[str, int] = {}
 
     def __enter__(self) -> Comparison:
+        """Raises `QconvdError` if a file of statistics is not the one that the plan was made with."""
+        self._statistics.open(self._plan)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._statistics.close()
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -79,7 +89,7 @@ class Comparison:
                   for x in unit.inputs]  # fmt: skip
         wanted = [to_float32(x, e.dtype) if e.dtype in FLOATS else x for x, e in zip(stored, unit.inputs, strict=True)]
         decoded = self._format.decode(unit, rows, data)
-        bounds = self._format.bound(unit, wanted)
+        bounds = self._format.bound(unit, rows, wanted, self._statistics.of(self._plan, unit))
         for index, (x, y, bound) in enumerate(zip(wanted, decoded, bounds, strict=True)):
             if y is not None:
                 self._hold(unit, index, rows, x, y, bound)
@@ -128,9 +138,10 @@ class Comparison:
 
 def sampled(unit: Unit) -> Iterator[Range]:
     """Ranges of rows that the unit may be split at: the first, the last, and others evenly between."""
-    total, step = unit.shape[0], _multiple(unit)
+    (total, columns), step = unit.shape, _multiple(unit)
     count = -(-total // step)
-    for piece in sorted({round(i * (count - 1) / (SPREAD - 1)) for i in range(SPREAD)}) if count else ():
+    pieces = max(LEAST_SPREAD, min(SPREAD, SAMPLE // max(1, step * columns)))
+    for piece in sorted({round(i * (count - 1) / (pieces - 1)) for i in range(pieces)}) if count else ():
         yield piece * step, min(total, (piece + 1) * step)
 
 

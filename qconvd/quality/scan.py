@@ -60,9 +60,13 @@ _FLOATS = {
 _SCALES: dict[str, tuple[int, tuple[int, ...]]] = {
     "Q4_0": (18, (0,)), "Q4_1": (20, (0, 2)), "Q5_0": (22, (0,)), "Q5_1": (24, (0, 2)), "Q8_0": (34, (0,)),
     "Q2_K": (84, (80, 82)), "Q3_K": (110, (108,)), "Q4_K": (144, (0, 2)), "Q5_K": (176, (0, 2)), "Q6_K": (210, (208,)),
-    "IQ4_NL": (18, (0,)), "IQ4_XS": (136, (0,)),
+    "IQ4_NL": (18, (0,)), "IQ4_XS": (136, (0,)), "IQ3_S": (110, (0,)), "IQ3_XXS": (98, (0,)), "IQ2_S": (82, (0,)),
+    "IQ2_XS": (74, (0,)), "IQ2_XXS": (66, (0,)), "IQ1_S": (50, (0,)), "TQ1_0": (54, (52,)), "TQ2_0": (66, (64,)),
 }  # fmt: skip
-_WITHOUT = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "F8_E8M0"})
+_IQ1_M, _IQ1_M_SCALES = 56, 48
+"""Bytes of a block, and where its four words lie whose highest 4 bits, the first word's lowest, make its float16 scale."""
+# ggml reads every exponent byte of MXFP4 as a power of two, also 255, which is NaN in the OCP specification.
+_WITHOUT = frozenset({"MXFP4", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "F8_E8M0"})
 
 
 def scan(path: Path, tensors: Sequence[TensorInfo]) -> FileScan:
@@ -136,6 +140,8 @@ def _counter(dtype: str) -> tuple[int, Callable[[Bytes], NonFinite] | None]:
     if dtype == "F8_E4M3":
         # 0x7f is its only NaN, and it has no infinity (OCP 8-bit floating point specification).
         return 1, lambda piece: NonFinite(int(((piece & 0x7F) == 0x7F).sum()), 0)
+    if dtype == "IQ1_M":
+        return _IQ1_M, lambda piece: _count(_gather(piece.reshape(-1, _IQ1_M)), _FLOATS["F16"])
     if dtype in _SCALES:
         size, places = _SCALES[dtype]
         return size, lambda piece: _count_scales(piece.reshape(-1, size), places)
@@ -146,6 +152,11 @@ def _count(bits: npt.NDArray[Any], kind: _Float) -> NonFinite:
     odd = bits[(bits & bits.dtype.type(kind.exponent)) == kind.exponent]
     infinite = int(((odd & bits.dtype.type(kind.mantissa)) == 0).sum())
     return NonFinite(odd.size - infinite, infinite)
+
+
+def _gather(blocks: Bytes) -> npt.NDArray[np.uint16]:
+    words = np.ascontiguousarray(blocks[:, _IQ1_M_SCALES:]).view("<u2") >> 12
+    return (words[:, 0] | words[:, 1] << 4 | words[:, 2] << 8 | words[:, 3] << 12).astype(np.uint16)
 
 
 def _count_scales(blocks: Bytes, places: Sequence[int]) -> NonFinite:

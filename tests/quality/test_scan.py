@@ -45,7 +45,7 @@ def test_f8_e4m3_has_nan_only_and_integers_have_none(tmp_path: Path) -> None:
     assert scan(file_of(tmp_path, b"h" * 16, data), [one("F8_E4M3", data)]).non_finite == {"t": NonFinite(2, 0)}
     result = scan(file_of(tmp_path, b"h" * 16, data), [one("I32", data)])
     assert (result.non_finite, result.not_scanned) == ({}, {})
-    assert scan(file_of(tmp_path, b"h" * 16, data), [one("IQ2_S", data)]).not_scanned == {"t": "IQ2_S"}
+    assert scan(file_of(tmp_path, b"h" * 16, data), [one("NVFP4", data)]).not_scanned == {"t": "NVFP4"}
 
 
 @pytest.mark.parametrize("dtype", _SCALES)
@@ -61,6 +61,26 @@ def test_the_scales_of_block_types_are_where_other_peoples_decoder_reads_them(tm
         found = bool(scan(file_of(tmp_path, b"h" * 16, data), [one(dtype, data)]).non_finite)
         if at in places or not spot & {at, at + 1}:
             assert found == nan == (at in places), at
+
+
+def test_the_scattered_scale_of_iq1_m_is_what_other_peoples_decoder_reads(tmp_path: Path) -> None:
+    for half, expected in ((0x7E01, NonFinite(1, 0)), (0xFC00, NonFinite(0, 1)), (0x7BFF, None)):
+        block = np.zeros((3, 56), np.uint8)
+        for word in range(4):
+            block[1, 49 + 2 * word] = (half >> 4 * word & 15) << 4
+        odd = not np.isfinite(dequantize(block, GGMLQuantizationType.IQ1_M)).all()
+        found = scan(file_of(tmp_path, b"h" * 16, block.tobytes()), [one("IQ1_M", block.tobytes())])
+        assert found.non_finite == ({"t": expected} if expected else {})
+        assert odd == (expected is not None)
+        assert found.not_scanned == {}
+
+
+def test_no_exponent_of_mxfp4_is_nan_to_ggml(tmp_path: Path) -> None:
+    block = np.full((2, 17), 0x11, np.uint8)
+    block[:, 0] = 255
+    assert np.isfinite(dequantize(block, GGMLQuantizationType.MXFP4)).all()
+    found = scan(file_of(tmp_path, b"h" * 16, block.tobytes()), [one("MXFP4", block.tobytes())])
+    assert (found.non_finite, found.not_scanned) == ({}, {})
 
 
 def test_the_hash_is_the_files_and_pieces_do_not_matter(tmp_path: Path) -> None:

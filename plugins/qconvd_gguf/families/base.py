@@ -91,7 +91,7 @@ class Tensor:
     have for it, of which the first one found is taken and the others, being copies, are dropped. Where `source` holds
     `{e}`, the tensors of 0 … `stack` - 1 (a number's name: the experts) become one, stacked along a new first axis. Several
     tensors may share a source, each with a step that takes its part. `over` names the number of layers where it is not the
-    family's; `since` and `until` name numbers between which layers have the tensor (dense layers first, experts after them).
+    family's; `where` says which of them have the tensor (dense layers first, experts after them).
     `shape` is the checkpoint's, and is checked. `present` says whether it must be there: always; never (then it is taken if
     it is there); or a config key (`attention_bias`) or a function of the config that says so. `untied` tensors are left out
     where the config ties the embeddings.
@@ -105,8 +105,7 @@ class Tensor:
     untied: bool = False
     also: tuple[str, ...] = ()
     over: str = ""
-    since: str = ""
-    until: str = ""
+    where: Callable[[int, Numbers], bool] | None = None
     stack: str = ""
 
 

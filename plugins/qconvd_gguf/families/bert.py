@@ -6,9 +6,10 @@ llama.cpp gives what comes out of the last layer, and pools it; heads for masked
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from qconvd_gguf.families.base import FILE_TYPE, Config, Family, Fixed, FromFiles, Key, Limit, Number, Numbers, Tensor
+from qconvd_gguf.families.base import FILE_TYPE, Config, Family, Fixed, FromFiles, Key, Limit, Metadata, Number, Numbers, Tensor
 from qconvd_gguf.families.decoder import linear
 from qconvd_gguf.families.pooling import pooling
 from qconvd_gguf.families.steps import RowsFrom
@@ -26,17 +27,22 @@ def _norm(name: str, source: str) -> tuple[Tensor, Tensor]:
     )
 
 
-def _labels(config: Config, numbers: Numbers) -> list[tuple[str, str, list[str]]]:  # noqa: ARG001
-    """The classes of a model that has a classifier; transformers invents two where nobody named any."""
+def _names(config: Config) -> list[str]:
+    """The classes of a model that has a classifier; transformers invents two where nobody names any."""
     labels = config.get("id2label")
-    if not isinstance(labels, dict) or (len(labels) == 2 and labels.get("0") == "LABEL_0"):
-        return []
-    return [("classifier.output_labels", "arr[str]", [str(text) for _, text in sorted(labels.items())])]
+    if not isinstance(labels, Mapping) or not labels:
+        count = config.get("num_labels", 2)
+        labels = {str(i): f"LABEL_{i}" for i in range(count if isinstance(count, int) else 2)}
+    return [str(labels[key]) for key in sorted(labels, key=lambda key: int(key) if str(key).isdecimal() else 0)]
+
+
+def _labels(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
+    """llama.cpp takes the number of classes from this list."""
+    return [("classifier.output_labels", "arr[str]", _names(config))]
 
 
 def _classes(config: Config, numbers: Numbers) -> int:  # noqa: ARG001
-    labels = config.get("id2label")
-    return len(labels) if isinstance(labels, dict) else int(config.get("num_labels", 2))
+    return len(_names(config))
 
 
 BERT = Family(
@@ -100,6 +106,12 @@ def _offset(config: Config, numbers: Numbers) -> int:  # noqa: ARG001
     return pad + 1 if isinstance(pad, int) else 0
 
 
+def _some_positions(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
+    if numbers["context"] > 0:
+        return None
+    return f"max_position_embeddings is {numbers['positions']}, but positions begin at {numbers['offset']}"
+
+
 def _usable(config: Config, numbers: Numbers) -> int:  # noqa: ARG001
     return int(numbers["positions"]) - int(numbers["offset"])
 
@@ -111,6 +123,7 @@ ROBERTA = replace(
     numbers={"positions": BERT.numbers["positions"], "offset": Number((), _offset, least=0)}
     | {name: number for name, number in BERT.numbers.items() if name != "context"}
     | {"context": Number((), _usable), "eps": Number(("layer_norm_eps",), 1e-12)},
+    checks=(_some_positions,),
     tensors=tuple(replace(t, steps=(RowsFrom("offset"),)) if t.name == "position_embd.weight" else t for t in BERT.tensors),
 )
 
@@ -121,9 +134,11 @@ CLASSIFIER = replace(
     metadata=(*BERT.metadata, _labels),
     tensors=(
         *BERT.tensors,
+        *linear("cls", "{p}pooler.dense", HIDDEN, HIDDEN, True),
         *linear("cls.output", "classifier", "classes", HIDDEN, True),
     ),
 )
+"""Cross-encoders. BERT's pooler is what llama.cpp calls a classifier's first layer."""
 
 RERANKER = replace(
     ROBERTA,

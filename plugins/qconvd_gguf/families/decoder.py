@@ -160,11 +160,8 @@ def window_every(period: int) -> Callable[[Config, Numbers], str | None]:
     def check(config: Config, numbers: Numbers) -> str | None:
         wanted = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(numbers["layers"])]
         said = config.get("layer_types") or wanted
-        periods = {config.get(name) for name in ("sliding_window_pattern", "_sliding_window_pattern", "layer_switch")} - {
-            None,
-            period,
-        }
-        if said == wanted and not periods:
+        names = ("sliding_window_pattern", "_sliding_window_pattern", "layer_switch")
+        if said == wanted and all(config.get(name) in (None, period) for name in names):
             return None
         return f"llama.cpp's graph for this family has full attention in every layer of {period}, config.json says otherwise"
 

@@ -83,9 +83,13 @@ def _groups_note(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG00
     return "llama.cpp chooses groups of experts by their best two, this model by the best one: a few tokens get other experts"
 
 
-def _since_dense(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _is_dense(layer: int, numbers: Numbers) -> bool:
+    return bool(layer < numbers["dense"])
+
+
+def _of_experts(*tensors: Tensor) -> tuple[Tensor, ...]:
     """What only the layers behind the dense ones have."""
-    return tuple(replace(tensor, since="dense") for tensor in tensors)
+    return tuple(replace(tensor, where=lambda layer, numbers: not _is_dense(layer, numbers)) for tensor in tensors)
 
 
 FAMILY = Family(
@@ -178,10 +182,10 @@ FAMILY = Family(
         ),
         *linear(BLOCK + "attn_output", ATTENTION + "o_proj", HIDDEN, "heads*value"),
         *norm(BLOCK + "ffn_norm", LAYER + "post_attention_layernorm"),
-        Tensor(BLOCK + "ffn_gate.weight", LAYER + "mlp.gate_proj.weight", (FFN, HIDDEN), until="dense"),
-        Tensor(BLOCK + "ffn_up.weight", LAYER + "mlp.up_proj.weight", (FFN, HIDDEN), until="dense"),
-        Tensor(BLOCK + "ffn_down.weight", LAYER + "mlp.down_proj.weight", (HIDDEN, FFN), until="dense"),
-        *_since_dense(
+        Tensor(BLOCK + "ffn_gate.weight", LAYER + "mlp.gate_proj.weight", (FFN, HIDDEN), where=_is_dense),
+        Tensor(BLOCK + "ffn_up.weight", LAYER + "mlp.up_proj.weight", (FFN, HIDDEN), where=_is_dense),
+        Tensor(BLOCK + "ffn_down.weight", LAYER + "mlp.down_proj.weight", (HIDDEN, FFN), where=_is_dense),
+        *_of_experts(
             Tensor(BLOCK + "ffn_gate_inp.weight", LAYER + "mlp.gate.weight", ("experts", HIDDEN)),
             Tensor(BLOCK + "exp_probs_b.bias", LAYER + "mlp.gate.e_score_correction_bias", ("experts",), present=_v3),
             *experts("mlp.experts", gate="gate_proj", up="up_proj", down="down_proj", width="expert_ffn"),

@@ -6,9 +6,12 @@ architectures `nomic-bert` and `nomic-bert-moe`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qconvd_gguf.families.base import FILE_TYPE, Config, Family, Fixed, FromFiles, Key, Limit, Number, Numbers, Tensor
 from qconvd_gguf.families.decoder import linear, norm
 from qconvd_gguf.families.pooling import pooling
+from qconvd_gguf.families.steps import PerHead, Transposed
 
 BLOCK, LAYER = "blk.{i}.", "{p}encoder.layers.{i}."
 HIDDEN, FFN = "hidden", "ffn"
@@ -85,4 +88,63 @@ NOMIC = Family(
         Limit("causal", (False,), "llama.cpp's nomic-bert looks at the whole text"),
     ),
 )
-FAMILIES = (NOMIC,)
+
+
+def _has_experts(layer: int, numbers: Numbers) -> bool:
+    return bool(layer % numbers["every"] == 1)
+
+
+def _has_none(layer: int, numbers: Numbers) -> bool:
+    return not _has_experts(layer, numbers)
+
+
+EXPERTS = LAYER + "mlp.experts.mlp."
+MOE = replace(
+    NOMIC,
+    name="nomic-bert-moe",
+    applies=_moe,
+    numbers={
+        **NOMIC.numbers,
+        "every": Number(("moe_every_n_layers",)),
+        "experts": Number(("num_experts", "num_local_experts")),
+        "experts_used": Number(("moe_top_k",)),
+    },
+    metadata=(
+        *NOMIC.metadata[:-3],
+        Key("expert_count", "experts"),
+        *NOMIC.metadata[-3:],
+        Key("moe_every_n_layers", "every"),
+        Key("expert_used_count", "experts_used"),
+    ),
+    tensors=(
+        *(tensor for tensor in NOMIC.tensors if ".ffn_" not in tensor.name),
+        Tensor(BLOCK + "attn_qkv.bias", LAYER + "attn.Wqkv.bias", ("3*hidden",)),
+        Tensor(BLOCK + "attn_output.bias", LAYER + "attn.out_proj.bias", (HIDDEN,)),
+        *(
+            replace(tensor, where=_has_none)
+            for tensor in (
+                *linear(BLOCK + "ffn_up", LAYER + "mlp.fc1", FFN, HIDDEN, True),
+                *linear(BLOCK + "ffn_down", LAYER + "mlp.fc2", HIDDEN, FFN, True),
+            )
+        ),
+        Tensor(BLOCK + "ffn_gate_inp.weight", LAYER + "mlp.router.layer.weight", ("experts", HIDDEN), where=_has_experts),
+        Tensor(
+            BLOCK + "ffn_up_exps.weight", EXPERTS + "w1", ("experts*ffn", HIDDEN), (PerHead("experts"),), where=_has_experts
+        ),
+        Tensor(
+            BLOCK + "ffn_down_exps.weight",
+            EXPERTS + "w2",
+            ("experts*ffn", HIDDEN),
+            (PerHead("experts"), Transposed()),
+            where=_has_experts,
+        ),
+    ),
+    ignored={**NOMIC.ignored, r"\.mlp\.experts\.bias$": "llama.cpp adds nothing to what the experts give"},
+    limits=(
+        Limit("activation_function", ("gelu",), "llama.cpp's nomic-bert-moe has the GELU"),
+        *(Limit(key, (True,), "llama.cpp's nomic-bert-moe has biases") for key in BIASES),
+        *(limit for limit in NOMIC.limits if limit.key not in (*BIASES, "activation_function", "hidden_act")),
+    ),
+)
+
+FAMILIES = (NOMIC, MOE)

@@ -26,7 +26,7 @@ from qconvd_gguf.families.decoder import (
     usual_head_width,
 )
 from qconvd_gguf.families.llama import NORMS
-from qconvd_gguf.families.rope import rope_kind, rope_parameters, rotated
+from qconvd_gguf.families.rope import parameter, rope_kind, rope_parameters, rotated
 
 LONG = ("longrope", "su")
 WHERE = "config.json, rope_scaling"
@@ -37,11 +37,14 @@ def _attention_factor(config: Config, numbers: Numbers) -> Metadata:
     if rope_kind(config) not in LONG:
         return []
     parameters = rope_parameters(config)
-    factor = parameters.get("attention_factor")
-    if factor is None:
-        stretch = parameters.get("factor") or numbers["context"] / numbers["trained"]
-        factor = math.sqrt(1 + math.log(stretch) / math.log(numbers["trained"])) if stretch > 1 else 1.0
-    return [("rope.scaling.attn_factor", "f32", float(factor))]
+    if parameters.get("attention_factor") is not None:
+        return [("rope.scaling.attn_factor", "f32", parameter(parameters, "attention_factor"))]
+    said, trained = parameters.get("factor") is not None, numbers["trained"]
+    stretch = parameter(parameters, "factor") if said else numbers["context"] / trained
+    if stretch > 1 and trained == 1:
+        raise Unsupported("original_max_position_embeddings is 1, which is no context", where=WHERE)
+    factor = math.sqrt(1 + math.log(stretch) / math.log(trained)) if stretch > 1 else 1.0
+    return [("rope.scaling.attn_factor", "f32", factor)]
 
 
 def _factors(config: Config, numbers: Numbers, name: str) -> Expr | None:
@@ -50,9 +53,11 @@ def _factors(config: Config, numbers: Numbers, name: str) -> Expr | None:
         return None
     factors = rope_parameters(config).get(name)
     pairs = numbers["rotary"] // 2
-    if not isinstance(factors, list) or len(factors) != pairs or not all(isinstance(f, int | float) for f in factors):
-        raise Unsupported(f"{name} must be a list of {pairs} numbers, one for each pair of a head", where=WHERE)
-    return Constant.of("F32", (pairs,), struct.pack(f"<{pairs}f", *factors))
+    try:
+        return Constant.of("F32", (pairs,), struct.pack(f"<{pairs}f", *(factors if isinstance(factors, list) else ())))
+    except (TypeError, struct.error, OverflowError) as error:
+        what = f"{name} must be a list of {pairs} numbers, one for each pair of a head"
+        raise Unsupported(what, where=WHERE) from error
 
 
 def _long_factors(config: Config, numbers: Numbers) -> Expr | None:

@@ -21,6 +21,9 @@ LOCAL_THETA = Number(("rope_local_base_freq", "rope_parameters.sliding_attention
 """The base in layers with a sliding window, where these have one of their own."""
 
 
+F32_MAX = 3.4e38
+
+
 def rope_parameters(config: Config) -> Mapping[str, Any]:
     """The scaling part of the config (that of full attention, where kinds of layers differ), empty where there is none."""
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -41,9 +44,9 @@ def rope_scaling(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
         return []
     if kind not in ("linear", "yarn"):
         raise Unsupported(f"rope scaling of the kind {kind!r} is not supported", where="config.json, rope_scaling")
-    keys: Metadata = [("rope.scaling.type", "str", kind), ("rope.scaling.factor", "f32", _parameter(parameters, "factor"))]
+    keys: Metadata = [("rope.scaling.type", "str", kind), ("rope.scaling.factor", "f32", parameter(parameters, "factor"))]
     if kind == "yarn":
-        length = int(_parameter(parameters, "original_max_position_embeddings"))
+        length = int(parameter(parameters, "original_max_position_embeddings"))
         keys.append(("rope.scaling.original_context_length", "u32", length))
         optional = {
             "yarn_ext_factor": ("extrapolation_factor",),
@@ -71,7 +74,10 @@ def uncommon_theta(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG00
 
 def rotated(config: Config, numbers: Numbers) -> int:  # noqa: ARG001
     """How many elements of a head are rotated, for families that rotate a part. `numbers` hold `rotary_factor`."""
-    return int(numbers["rotary_factor"] * numbers["head_dim"])
+    share = numbers["rotary_factor"]
+    if not 0 < share <= 1:
+        raise Unsupported(f"{share} of a head is rotated, which is no share", where="config.json, partial_rotary_factor")
+    return int(share * numbers["head_dim"])
 
 
 def no_scaling(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
@@ -89,16 +95,16 @@ def llama3_factors(config: Config, numbers: Numbers) -> Expr | None:
     if rope_kind(config) != "llama3":
         return None
     parameters = rope_parameters(config)
-    factor = _parameter(parameters, "factor")
-    low, high = _parameter(parameters, "low_freq_factor"), _parameter(parameters, "high_freq_factor")
-    length = _parameter(parameters, "original_max_position_embeddings")
+    factor = parameter(parameters, "factor")
+    low, high = parameter(parameters, "low_freq_factor"), parameter(parameters, "high_freq_factor")
+    length = parameter(parameters, "original_max_position_embeddings")
     if high <= low:
         raise Unsupported("high_freq_factor is not above low_freq_factor", where="config.json, rope_scaling")
-    width = int(numbers["head_dim"])
+    width, theta = int(numbers["head_dim"]), parameter(numbers, "rope_theta")
     factors = []
     # Rounded to float32 at each step as llama.cpp's converter does, which makes the same bytes for all published models.
     for pair in range(width // 2):
-        frequency = _f32(1 / _f32(numbers["rope_theta"] ** _f32(2 * pair / width)))
+        frequency = _f32(1 / _f32(theta ** _f32(2 * pair / width)))
         wavelength = _f32(_f32(2 * math.pi) / frequency)
         if wavelength < _f32(length / high):
             factors.append(1.0)
@@ -117,10 +123,13 @@ def dynamic_note(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG00
     return "config.json asks for dynamic rope scaling, which llama.cpp does not do: right only up to the trained context"
 
 
-def _parameter(parameters: Mapping[str, Any], name: str) -> float:
+def parameter(parameters: Mapping[str, Any], name: str) -> float:
+    """A number of the rope scaling. Raises `Unsupported` where it is missing or no float32 above zero."""
     value = parameters.get(name)
-    if not isinstance(value, int | float):
+    if value is None:
         raise Unsupported(f"rope scaling lacks {name}", where="config.json, rope_scaling", fix=f"add {name}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= F32_MAX:
+        raise Unsupported(f"{name} is {value!r}, which is no float32 above zero", where="config.json, rope_scaling")
     return float(value)
 
 

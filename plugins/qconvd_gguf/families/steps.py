@@ -108,7 +108,7 @@ class Ungrouped:
 
 @dataclass(frozen=True)
 class PerHead:
-    """Rows as `[heads, rows of a head]`, so that a part of every head can be taken."""
+    """Rows as `[heads, rows of a head]`, so that a part of every head (or expert) can be taken."""
 
     heads: str
 

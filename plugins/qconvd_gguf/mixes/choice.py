@@ -225,8 +225,8 @@ class _File:
 
 _WORDS = {
     "embeddings": "embeddings", "v": "attention values", "k": "attention keys", "q": "attention queries",
-    "attention output": "some attention outputs", "ffn up": "some ffn_up", "ffn gate": "some ffn_gate",
-    "ffn down": "some ffn_down", "other": "it",
+    "attention output": "attention outputs", "ffn up": "ffn_up in some layers", "ffn gate": "ffn_gate in some layers",
+    "ffn down": "ffn_down in some layers", "other": "it",
 }  # fmt: skip
 
 _TABLES: dict[Role, dict[str, Rule]] = {

@@ -11,6 +11,9 @@ from qconvd_gguf.tokenizer import byte_bpe, pieces, sentencepiece_model, unigram
 from qconvd_gguf.tokenizer.files import UNKNOWN, TokenizerFiles
 from qconvd_gguf.tokenizer.special import chat_template, normalizer, special_tokens
 
+T5_UNKNOWN = 2
+"""The unknown token of a unigram model that names none, in llama.cpp."""
+
 
 def tokenizer_metadata(model: ModelInfo, vocab_size: int, pre: str | None) -> tuple[Metadata, list[str]]:
     """The `tokenizer.*` keys and warnings, in the order of llama.cpp's converter.
@@ -25,10 +28,13 @@ def tokenizer_metadata(model: ModelInfo, vocab_size: int, pre: str | None) -> tu
 
 
 def _unknown(keys: Metadata) -> int | None:
-    """The unknown token of a unigram model, for which llama.cpp would otherwise take T5's."""
+    """The unknown token of a unigram model where it is not T5's, which llama.cpp would take."""
     found = {key: value for key, _, value in keys}
     types = found["tokenizer.ggml.token_type"]
-    return types.index(UNKNOWN) if found["tokenizer.ggml.model"] == "t5" and UNKNOWN in types else None
+    if found["tokenizer.ggml.model"] != "t5" or UNKNOWN not in types:
+        return None
+    unknown = types.index(UNKNOWN)
+    return None if unknown == T5_UNKNOWN else unknown
 
 
 def _vocabulary(files: TokenizerFiles, vocab_size: int, pre: str | None) -> tuple[Metadata, list[str]]:

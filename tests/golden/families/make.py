@@ -1,7 +1,8 @@
 """Make the records of this folder: `python tests/golden/families/make.py LLAMA_CPP [NAME …]`, all without names.
 
 LLAMA_CPP is a checkout of llama.cpp (the records here are of the one in llama-cpp-python 0.3.36). transformers says which
-tensors a checkpoint of a class has; the weights are those of tests/family_models.py; llama.cpp's converter makes an F16 file.
+tensors a checkpoint of a class has; a model that is not in the table here keeps those of its record. The weights are those of
+tests/family_models.py; llama.cpp's converter makes an F16 file.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +147,7 @@ def checkpoint(model_type: str, fields: Mapping[str, Any]) -> tuple[dict[str, An
     from safetensors import safe_open
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    config = AutoConfig.for_model(model_type, **fields)
+    config = AutoConfig.for_model(model_type, **deepcopy(dict(fields)))
     auto = AutoModelForImageTextToText if "vision_config" in fields else AutoModelForCausalLM
     with tempfile.TemporaryDirectory() as folder:
         auto.from_config(config, dtype=torch.float32).save_pretrained(folder)
@@ -185,10 +187,14 @@ def converted(llama_cpp: Path, folder: Path, architecture: str) -> Path:
 
 
 def main(llama_cpp: Path, names: list[str]) -> None:
-    for name in names or [*VARIANTS, "internlm2"]:
-        config, shapes = internlm2() if name == "internlm2" else checkpoint(*VARIANTS[name])
+    for name in names or sorted({*VARIANTS, *family_models.NAMES}):
+        kept = {} if name in VARIANTS or name == "internlm2" else family_models.record(name)
+        if kept:
+            config, shapes = kept["config"], kept["checkpoint"]
+        else:
+            config, shapes = internlm2() if name == "internlm2" else checkpoint(*VARIANTS[name])
         record: dict[str, Any] = {"config": config, "checkpoint": shapes}
-        if name not in NOT_CONVERTED:
+        if "tensors" in kept or (not kept and name not in NOT_CONVERTED):
             with tempfile.TemporaryDirectory() as folder:
                 model = family_models.make(Path(folder) / "model", config, shapes)
                 path = converted(llama_cpp, model, config["architectures"][0])

@@ -196,7 +196,7 @@ def test_decode_is_within_the_bound_of_what_was_encoded_and_no_further(source: s
     data = FORMAT.encoder(plan, Device()).encode(unit, (0, 64), [x], {}).data
     (decoded,) = FORMAT.decode(unit, (0, 64), data)
     wanted = cast(x, source, "F32")[0].reshape(64, 96)
-    (bound,) = FORMAT.bound(unit, [wanted])
+    (bound,) = FORMAT.bound(unit, (0, len(wanted)), [wanted], {})
     assert decoded.shape == bound.shape == wanted.shape
     with np.errstate(invalid="ignore"):
         error = np.abs(decoded.astype(np.float64) - wanted)
@@ -214,7 +214,7 @@ def test_integers_go_through_unchanged() -> None:
     ids = np.array([[1, -(2**60), 3]])
     encoded = FORMAT.encoder(plan, Device()).encode(unit, (0, 1), [ids], {})
     assert FORMAT.decode(unit, (0, 1), encoded.data)[0].tolist() == ids.tolist()
-    assert not FORMAT.bound(unit, [ids])[0].any()
+    assert not FORMAT.bound(unit, (0, len(ids)), [ids], {})[0].any()
 
 
 def test_plan_reads_no_weights_and_sizes_come_true(glass: Path, tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import gguf_models
-from qconvd_gguf.families import BUILT_IN
+from qconvd.checkpoints.base import ModelInfo
+from qconvd_gguf.families import BUILT_IN, family_of
 from qconvd_gguf.families.base import Family, Number, product
 
 PLUGIN = """
@@ -59,13 +61,26 @@ def test_a_family_without_its_counts_is_a_mistake_of_its_author() -> None:
         Family("half", ("HalfForCausalLM",), {"layers": Number(("n_layer",))}, (), ())
 
 
-def test_no_architecture_belongs_to_two_families() -> None:
-    names = [name for family in BUILT_IN for name in family.architectures]
+def test_no_architecture_belongs_to_two_families_that_nothing_tells_apart() -> None:
+    names = [name for family in BUILT_IN if family.applies is None for name in family.architectures]
     assert len(names) == len(set(names))
+    # Families that look at more than the architecture share none with one that does not.
+    assert not {name for family in BUILT_IN for name in family.architectures if family.applies} & set(names)
+
+
+@pytest.mark.parametrize(("config", "name"), [({}, "nomic-bert"), ({"moe_every_n_layers": 2}, "nomic-bert-moe")])
+def test_families_that_share_an_architecture_are_told_apart_by_the_config(config: dict[str, Any], name: str) -> None:
+    model = ModelInfo(Path("nomic"), "nomic", "safetensors", {}, (), {"architectures": ["NomicBertModel"]} | config)
+    assert family_of(model).name == name
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("4*hidden", 256), ("hidden/heads", 16), ("heads*head_dim", 32), ("hidden", 64), ("3", 3)]
+    ("text", "value"),
+    [("4*hidden", 256), ("hidden/heads", 16), ("heads*head_dim", 32), ("hidden", 64), ("3", 3), ("hidden+2*heads", 72)],
 )
 def test_products(text: str, value: int) -> None:
     assert product(text, {"hidden": 64, "heads": 4, "head_dim": 8}) == value
+
+
+def test_a_sum_of_which_a_number_is_missing_is_missing() -> None:
+    assert product("hidden+2*kv", {"hidden": 64, "kv": None}) is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import log, prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ EVERY_LAYER = "llama.cpp's graph for this family has experts in every layer"
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
 FULL = ["full_attention"]
+FACTORS: list[dict[str, float]] = [{}, {"factor": 8.0}, {"attention_factor": 1.25}]
 
 
 def changed(name: str, folder: Path, **config: Any) -> Plan:
@@ -59,6 +60,7 @@ def changed(name: str, folder: Path, **config: Any) -> Plan:
         ("gemma2", {"layer_types": FULL * 3}, "has full attention in every layer of 2, config.json says otherwise"),
         ("gemma3", {"layer_types": FULL * 7}, "has full attention in every layer of 6, config.json says otherwise"),
         ("gemma3", {"_sliding_window_pattern": 5}, "has full attention in every layer of 6, config.json says otherwise"),
+        ("gemma3", {"sliding_window_pattern": [1]}, "has full attention in every layer of 6, config.json says otherwise"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "llama.cpp caps no attention scores in this family"),
         ("gemma3", {"use_bidirectional_attention": True}, "each token seeing those before it"),
         ("gemma3-vision", {"query_pre_attn_scalar": 16}, "query_pre_attn_scalar is 16"),
@@ -110,7 +112,41 @@ def test_every_expert_must_be_there_and_none_besides(tmp_path: Path) -> None:
         planned(tmp_path / "more", "F16", pre=family_models.PRE)
 
 
-@pytest.mark.parametrize("factors", [None, [1.0] * 5, ["1"] * 6])
+@pytest.mark.parametrize(
+    ("name", "rope", "message"),
+    [
+        ("llama", {"factor": 0}, "factor is 0, which is no float32 above zero"),
+        ("llama", {"low_freq_factor": -1.0}, "low_freq_factor is -1.0, which is no float32 above zero"),
+        ("llama", {"rope_theta": 1e300}, "rope_theta is 1e+300, which is no float32 above zero"),
+        ("llama", {"high_freq_factor": None}, "rope scaling lacks high_freq_factor"),
+        ("llama", {"high_freq_factor": 0.5}, "high_freq_factor is not above low_freq_factor"),
+        ("phi3-longrope", {"factor": "4"}, "factor is '4', which is no float32 above zero"),
+        ("phi3-longrope", {"attention_factor": True}, "attention_factor is True, which is no float32 above zero"),
+        ("phi3-longrope", {"partial_rotary_factor": 1.5}, "1.5 of a head is rotated, which is no share"),
+        ("glm4", {"partial_rotary_factor": -1.0}, "-1.0 of a head is rotated, which is no share"),
+        ("qwen2", {"factor": 1e300}, "factor is 1e+300, which is no float32 above zero"),
+    ],
+)
+def test_rope_numbers_are_checked(name: str, rope: dict[str, Any], message: str, tmp_path: Path) -> None:
+    whole = family_models.record(name)["config"]["rope_parameters"] | rope
+    with pytest.raises(Unsupported) as caught:
+        changed(name, tmp_path / "model", rope_parameters=whole)
+    assert message in str(caught.value)
+
+
+def test_a_first_context_of_one_token_is_none(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="original_max_position_embeddings is 1, which is no context"):
+        changed("phi3-longrope", tmp_path / "model", original_max_position_embeddings=1)
+
+
+def test_a_factor_that_the_config_says_goes_before_the_contexts_ratio(tmp_path: Path) -> None:
+    rope = family_models.record("phi3-longrope")["config"]["rope_parameters"]
+    plans = [changed("phi3-longrope", tmp_path / str(i), rope_parameters=rope | said) for i, said in enumerate(FACTORS)]
+    found = [value for plan in plans for key, _, value in plan.container.metadata if key == "phi3.rope.scaling.attn_factor"]
+    assert found == pytest.approx([(1 + log(2) / log(256)) ** 0.5, (1 + log(8) / log(256)) ** 0.5, 1.25])
+
+
+@pytest.mark.parametrize("factors", [None, 1.0, [1.0] * 5, ["1"] * 6, [1e300] * 6])
 def test_long_rope_factors_are_checked(factors: Any, tmp_path: Path) -> None:
     rope = family_models.record("phi3-longrope")["config"]["rope_parameters"] | {"long_factor": factors}
     with pytest.raises(Unsupported, match="long_factor must be a list of 6 numbers, one for each pair of a head"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 import gguf_models
-from gguf_files import converted, planned, tensor_bytes
+from gguf_files import converted, differences, metadata, planned, tensor_bytes, tensors
 from imatrix_files import chunks, write_dat, write_gguf
 from qconvd.engine.plan import Plan, StatRequest
 from qconvd.errors import QconvdError, Unsupported
@@ -153,6 +155,19 @@ def test_the_kernels_get_the_tensors_values(folder: Path, tmp_path: Path) -> Non
     ours = tensor_bytes(made, "blk.1.ffn_down.weight")
     assert ours == encode("Q4_0", x, "BF16", importance=importance)[0].tobytes()
     assert ours != encode("Q4_0", x, "BF16")[0].tobytes()
+
+
+@pytest.mark.parametrize("kind", ["gguf", "dat"])
+def test_matrices_of_llama_imatrix_make_llama_quantizes_files(glass: Path, golden: Path, tmp_path: Path, kind: str) -> None:
+    """Both files are llama-imatrix's own, of this model; what is compared was made with them by llama-quantize."""
+    path = golden / f"glass_en.imatrix.{kind}"
+    with gzip.open(golden / "glass_en_imatrix.json.gz") as file:
+        theirs = json.load(file)["types"]
+    made = converted(glass, ["Q4_0", "Q5_0"], tmp_path / "out", imatrix=str(path))
+    for type_, ours in made.items():
+        assert differences(tensors(ours), theirs[f"{type_}.{kind}"]["tensors"]) == []
+        said = {key: value for key, value in metadata(ours).items() if key.startswith("quantize.")}
+        assert said == theirs[f"{type_}.{kind}"]["metadata"]
 
 
 def test_rows_of_an_expert_get_its_values() -> None:

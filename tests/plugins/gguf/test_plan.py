@@ -255,7 +255,7 @@ def test_what_was_written_decodes_to_the_source_within_the_bound(folder: Path, t
     for type_, path in converted(folder, ["F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"], tmp_path / "out").items():
         unit = next(u for u in planned(folder, type_).units if u.id == "blk.0.ffn_up.weight")
         (decoded,) = gguf.decode(unit, (0, 48), [tensor_bytes(path, unit.id)])
-        (bound,) = gguf.bound(unit, [source])
+        (bound,) = gguf.bound(unit, (0, 48), [source], {})
         assert decoded.shape == source.shape
         assert (abs(decoded - source) <= bound).all(), type_
         assert np.median(bound) < (1e-4 if type_ == "F16" else 0.01)  # the weights are about 0.02

@@ -102,7 +102,7 @@ class Int8Rows:
         whole = np.frombuffer(data[0], np.int8).reshape(rows[1] - rows[0], -1).astype(np.float32)
         return [whole * np.frombuffer(data[1], np.float32)[:, None]]
 
-    def bound(self, unit, x):
+    def bound(self, unit, rows, x, stats):
         import numpy as np
 
         if len(unit.outputs) == 1:

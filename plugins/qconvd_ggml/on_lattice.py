@@ -1,0 +1,400 @@
+"""The search that IQ2 and IQ3 share: blocks of weights in groups of 8 or 4, each group's magnitudes on a point of a lattice.
+
+Per block of `width` weights, as in ggml's quantize_row_iq2_xxs_impl … quantize_row_iq3_s_impl (ggml-quants.c):
+
+1. Signs are taken off. Types that store 7 signs for 8 weights need an even number of negative ones; where it is odd, the
+   weight that counts least, w x², keeps its own sign and is a negative magnitude from here on.
+2. For each of a row of scales around (largest magnitude) / (largest coordinate): round each group to odd numbers,
+   and go to the lattice point there or the best one near by (closest.py). The scale whose points have the largest
+   sum(w x q)² / sum(w q q) wins, the first on ties; the least squares scale of those points takes its place.
+3. Groups that had no point of their own are placed again with that scale, and the scale is fitted again.
+4. The blocks of a super-block share a half, D = (largest scale) / 31 times a factor of the type's; each has 4 bits l for
+   the scale (2 l + 1) D.
+
+Steps 1 to 3 run over a tile; only the choice among near points goes group by group. A scale that is not a number counts as 0,
+where ggml aborts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qconvd_ggml.closest import LONGEST, search
+from qconvd_ggml.lattice import CHUNK
+from qconvd_ggml.measure import STEP, measure
+from qconvd_ggml.tile import (
+    LANES,
+    Scalar,
+    Vector,
+    f16_bits,
+    f16_value,
+    fold,
+    inline,
+    load,
+    load_importance,
+    nearest,
+    shared,
+)  # fmt: skip
+from qconvd_ggml.weighting import super_block_squares, weigh
+
+SUPER = 256
+OWN, ANY, ALWAYS = 0, 1, 2
+"""Which groups step 3 places again: those without a point of their own, all if there is such a one, all."""
+
+
+class Kind(NamedTuple):
+    """In what the types differ."""
+
+    width: int
+    """Weights of a block."""
+    group: int
+    """Weights of a group, 8 or 4."""
+    span: int
+    """Step 2 tries 2 * span + 1 scales."""
+    step: float
+    """By how much the largest coordinate changes from one to the next."""
+    even: bool
+    """Whether the number of negative weights in 8 is even."""
+    least: float
+    """Blocks whose largest magnitude is below this are all zero."""
+    again: int
+    factor: float
+    """Of the shared half."""
+    squares: float
+    """Of the mean square in the weighting with an importance matrix: 1 or 2."""
+    share: float
+    """Of that mean square in the weighting without one."""
+    clear: bool
+    """Whether a super-block without a scale is all zero bytes; otherwise it keeps points and signs."""
+    size: int
+    """Bytes of a super-block."""
+    closes_up: bool = False
+    """Whether points and signs of blocks behind an all-zero one move up, as `_close_up` says."""
+
+
+def _first_scale(kind: Kind) -> Callable[..., None]:
+    """Fills `top`, the magnitude that step 2's scales refer to, and a scale for blocks in which nothing counts."""
+    highest = np.float32(15 if kind.group == 4 else 5)
+
+    @inline
+    def first_scale(x: Vector, w: Vector, most: Vector, top: Vector, scale: Vector) -> None:  # noqa: ARG001
+        for lane in range(LANES):
+            top[lane] = most[lane]
+            scale[lane] = most[lane] / highest
+
+    return first_scale
+
+
+@inline
+def _sign_step(i: Scalar, lane: Scalar, x: Vector, state: Scalar, w: Vector) -> Scalar:
+    bits, least, at = state
+    v = x[i * LANES + lane]
+    counts = w[i * LANES + lane] * v * v
+    lower = counts < least
+    bits = np.uint32(bits | (np.uint32(0) if v >= np.float32(0) else np.uint32(np.uint32(1) << np.uint32(i))))
+    return (bits, counts if lower else least, np.uint32(i) if lower else at)
+
+
+_signs = fold(_sign_step, 8)
+
+
+@inline
+def _split_signs(x: Vector, w: Vector, even: bool, sign: Vector, magnitude: Vector) -> None:
+    """Step 1 for 8 weights of each lane; the vectors begin at the first of them."""
+    odd = np.empty(LANES, np.uint32)
+    for lane in range(LANES):
+        bits, _, at = _signs(0, lane, x, (np.uint32(0), np.float32(np.inf), np.uint32(0)), w)
+        parity = bits ^ (bits >> np.uint32(4))
+        parity = parity ^ (parity >> np.uint32(2))
+        parity = (parity ^ (parity >> np.uint32(1))) & np.uint32(1)
+        odd[lane] = np.uint32(parity << at) if even else np.uint32(0)
+        sign[lane] = np.uint8(bits ^ odd[lane])
+    for i in range(8):
+        for lane in range(LANES):
+            v = x[i * LANES + lane]
+            a = v if v >= np.float32(0) else -v
+            magnitude[i * LANES + lane] = -a if np.uint32(odd[lane] >> np.uint32(i)) & np.uint32(1) else a
+
+
+@inline
+def _fit_step(j: Scalar, lane: Scalar, q: Vector, state: Scalar, fixed: Scalar) -> Scalar:
+    xq, qq = state
+    w, wx = fixed
+    v = q[j * LANES + lane]
+    return (xq + wx[j * LANES + lane] * v, qq + w[j * LANES + lane] * v * v)
+
+
+@inline
+def _put_point(points: Vector, point: Scalar, group: Scalar, q: Vector, first: Scalar, lane: Scalar) -> None:
+    at, to = np.uint64(point) * np.uint64(group), np.uint64(first * LANES + lane)
+    for i in range(group):
+        q[to + np.uint64(i * LANES)] = np.float32(points[at + np.uint64(i)])
+
+
+@inline
+def _close_up(alive: Vector, first: Scalar, per: Scalar, groups_of: Scalar, point: Vector, sign: Vector) -> None:
+    """What ggml does in IQ3_S where a block of a super-block is all zero and another is not.
+
+    It does not move on in the output when it skips the block, so the low 8 bits of the points and the signs of all later blocks
+    stand one place too early; the highest bits of the points and the scales stand right. A reader sees other weights than were
+    meant. That is reproduced here, so that the bytes are the same; the error figures tell of it.
+    """
+    to = first
+    for lane in range(first, first + per):
+        if not alive[lane]:
+            continue
+        if to < lane:
+            for g in range(groups_of):
+                low, high = point[g * LANES + lane] & np.uint16(255), point[g * LANES + to] & np.uint16(256)
+                point[g * LANES + to] = np.uint16(low | high)
+                point[g * LANES + lane] &= np.uint16(256)
+            for g in range(4):
+                sign[g * LANES + to] = sign[g * LANES + lane]
+                sign[g * LANES + lane] = np.uint8(0)
+        to += 1
+
+
+def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None) -> Any:
+    """The kernel of one type, for an entry point to call.
+
+    pack(point, sign, level, half, alive, block, tile, at) writes super-block `block` of a tile; value(q) is what a reader takes
+    for coordinate q, times unit(half's value, l).
+    """
+    width, group = kind.width, kind.group
+    bits, steps = (3, 8) if group == 4 else (2, 3)
+    groups_of, per = width // group, SUPER // width
+    tries = 2 * kind.span + 1
+    highest = np.float32(2 * steps - 1)
+    least, factor, step = np.float32(kind.least), np.float32(kind.factor), np.float32(kind.step)
+    squares_factor, share = np.float32(kind.squares / SUPER), np.float32(kind.share)
+    even, again, clear, size, span = kind.even, kind.again, kind.clear, kind.size, kind.span
+    closes_up = kind.closes_up
+    start_scale = first_scale or _first_scale(kind)
+    prepare, choose, exact = search(group)
+    top_level = np.int32(steps - 1)
+    half_one, one, zero = np.float32(0.5), np.float32(1), np.float32(0)
+
+    @inline
+    def code_step(i: Scalar, lane: Scalar, x: Vector, code: Scalar, inverse: Scalar) -> Scalar:
+        level = nearest(half_one * (inverse * x[i * LANES + lane] - one))
+        level = max(np.int32(0), min(top_level, level))
+        return np.int32(code | np.int32(np.int32(level) << np.int32(bits * i)))
+
+    code_of = fold(code_step, group)
+    fit = fold(_fit_step, width)
+
+    @shared
+    def codes(x: Vector, inverse: Vector, code: Vector) -> None:
+        """The place of every group, with each lane's own inverse scale."""
+        for g in range(groups_of):
+            part = x[g * group * LANES : (g + 1) * group * LANES]
+            row = code[g * LANES : (g + 1) * LANES]
+            for lane in range(LANES):
+                row[lane] = np.uint16(code_of(0, lane, part, np.int32(0), inverse[lane]))
+
+    @shared
+    def place(
+        points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
+        x: Vector, w: Vector, alive: Vector, code: Vector, scales: Vector, point: Vector,
+    ) -> None:  # fmt: skip
+        """Step 2's points of every group for all scales. `x` and `w` hold the weights of each lane in order."""
+        a, b = np.empty(LONGEST, np.float32), np.empty(LONGEST, np.float32)
+        xs, ws, wx = np.empty(group, np.float32), np.empty(group, np.float32), np.empty(group, np.float32)
+        for lane in range(LANES):
+            if not alive[lane]:
+                continue
+            for g in range(groups_of):
+                for i in range(group):
+                    xs[i] = x[np.uint64(lane * width + g * group + i)]
+                    ws[i] = w[np.uint64(lane * width + g * group + i)]
+                before, found, listed = np.int64(-1), np.int64(0), np.int64(0)
+                count, chunk, c = np.int64(0), np.int64(0), zero
+                for t in range(tries):
+                    at = np.uint64((t * groups_of + g) * LANES + lane)
+                    here = np.int64(code[at])
+                    if here != before:
+                        before = here
+                        listed = np.int64(places[np.uint64(here)])
+                        if listed >= 0:
+                            found = listed
+                        else:
+                            count, chunk = np.int64(counts[np.uint64(-1 - listed)]), np.int64(chunks[np.uint64(-1 - listed)])
+                            c = prepare(coordinates, chunk, count, zero, xs, ws, wx, a, b)
+                    if listed < 0:
+                        s = scales[np.uint64(t * LANES + lane)]
+                        j = choose(a, b, count, c, s)
+                        if j < 0:
+                            j = exact(points, near, chunk, count, zero, xs, ws, s)
+                        found = np.int64(near[np.uint64(chunk * CHUNK + j)])
+                    point[at] = np.uint16(found)
+
+    @shared
+    def place_again(
+        points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector,
+        x: Vector, w: Vector, alive: Vector, first: Vector, code: Vector, scale: Vector, point: Vector,
+        refit: Vector,
+    ) -> None:  # fmt: skip
+        """Step 3: `first` are the codes of step 2's best scale (or -1 where no scale was better than nothing)."""
+        for lane in range(LANES):
+            refit[lane] = False
+            if not alive[lane]:
+                continue
+            off = again == ALWAYS
+            for g in range(groups_of):
+                own = first[g * LANES + lane]
+                off = off | (again == ANY if own < 0 else places[max(own, 0)] < 0)
+            if not (off & (scale[lane] > zero)):
+                continue
+            refit[lane] = True
+            for g in range(groups_of):
+                own = first[g * LANES + lane]
+                if again == OWN and (own < 0 or places[max(own, 0)] >= 0):
+                    continue
+                at = lane * width + g * group
+                listed = np.int64(places[np.int64(code[g * LANES + lane])])
+                if listed < 0:
+                    count, chunk = np.int64(counts[-1 - listed]), np.int64(chunks[-1 - listed])
+                    j = exact(points, near, chunk, count, zero, x[at : at + group], w[at : at + group], scale[lane])
+                    listed = np.int64(near[chunk * CHUNK + j])
+                point[g * LANES + lane] = np.uint16(listed)
+
+    @shared
+    def run(
+        source: int, narrow: Vector, wide: Vector, importance: Vector, columns: int, start: int, out: Vector, groups: int,
+        sums: Vector, points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
+    ) -> None:  # fmt: skip
+        x, y, w = np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32)
+        magnitude, wx, q = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+        rows_x, rows_w = np.empty_like(x), np.empty_like(x)
+        sign = np.empty(width // 8 * LANES, np.uint8)
+        code, point = np.empty(tries * groups_of * LANES, np.uint16), np.zeros(tries * groups_of * LANES, np.uint16)
+        own, chosen = np.empty(groups_of * LANES, np.int32), np.empty(groups_of * LANES, np.uint16)
+        last = np.empty(groups_of * LANES, np.uint16)
+        inverse, scales = np.empty(tries * LANES, np.float32), np.empty(tries * LANES, np.float32)
+        most, top, scale, best = (
+            np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32),
+        )  # fmt: skip
+        winner, alive, refit = np.empty(LANES, np.int32), np.empty(LANES, np.bool_), np.empty(LANES, np.bool_)
+        level, d, half = np.empty(LANES, np.uint8), np.empty(LANES, np.float32), np.empty(LANES // per, np.uint16)
+        for first in range(0, groups, LANES):
+            load(source, narrow, wide, first, width, y, x)
+            if importance.size or share != zero:
+                super_block_squares(y, per, width, best)
+                for lane in range(LANES):
+                    best[lane] *= squares_factor
+            if importance.size:
+                load_importance(importance, columns, start + first, width, w)
+                weigh(x, best, width, w)
+            elif share != zero:
+                for j in range(width):
+                    for lane in range(LANES):
+                        v = x[j * LANES + lane]
+                        w[j * LANES + lane] = share * best[lane] + v * v
+            else:
+                for j in range(width * LANES):
+                    w[j] = x[j] * x[j]
+            for k in range(width // 8):
+                part = slice(k * 8 * LANES, (k + 1) * 8 * LANES)
+                _split_signs(x[part], w[part], even, sign[k * LANES : (k + 1) * LANES], magnitude[part])
+            most[:] = magnitude[:LANES]
+            for j in range(width):
+                for lane in range(LANES):
+                    v = magnitude[j * LANES + lane]
+                    most[lane] = most[lane] if most[lane] > v else v
+            for j in range(width):
+                for lane in range(LANES):
+                    wx[j * LANES + lane] = w[j * LANES + lane] * magnitude[j * LANES + lane]
+            for lane in range(LANES):
+                for j in range(width):
+                    rows_x[lane * width + j] = magnitude[j * LANES + lane]
+                    rows_w[lane * width + j] = np.sqrt(w[j * LANES + lane])
+            start_scale(magnitude, w, most, top, scale)
+            for lane in range(LANES):
+                alive[lane] = (most[lane] >= least) & (most[lane] > zero) & (top[lane] > zero)
+                best[lane] = zero
+                winner[lane] = -1
+            for t in range(tries):
+                numerator = highest + np.float32(t - span) * step
+                now = inverse[t * LANES : (t + 1) * LANES]
+                for lane in range(LANES):
+                    now[lane] = numerator / top[lane]
+                    scales[t * LANES + lane] = one / now[lane]
+                codes(magnitude, now, code[t * groups_of * LANES : (t + 1) * groups_of * LANES])
+            place(points, places, chunks, counts, near, coordinates, rows_x, rows_w, alive, code, scales, point)
+            for t in range(tries):
+                for g in range(groups_of):
+                    at, before = (t * groups_of + g) * LANES, (max(t - 1, 0) * groups_of + g) * LANES
+                    for lane in range(LANES):
+                        here = point[np.uint64(at + lane)]
+                        if t == 0 or here != point[np.uint64(before + lane)]:
+                            _put_point(points, here, group, q, g * group, lane)
+                for lane in range(LANES):
+                    xq, qq = fit(0, lane, q, (zero, zero), (w, wx))
+                    better = (qq > zero) & (xq * xq > best[lane] * qq)
+                    s = xq / qq
+                    scale[lane] = s if better else scale[lane]
+                    best[lane] = s * xq if better else best[lane]
+                    winner[lane] = np.int32(t) if better else winner[lane]
+            for g in range(groups_of):
+                for lane in range(LANES):
+                    t = winner[lane]
+                    at = (max(t, 0) * groups_of + g) * LANES + lane
+                    won = alive[lane] & (t >= 0)
+                    own[g * LANES + lane] = np.int32(code[at]) if won else np.int32(-1)
+                    chosen[g * LANES + lane] = point[at] if won else np.uint16(0)
+            for lane in range(LANES):
+                inverse[lane] = one / scale[lane]
+            codes(magnitude, inverse[:LANES], last)
+            place_again(points, places, chunks, counts, near, rows_x, rows_w, alive, own, last, scale, chosen, refit)
+            for g in range(groups_of):
+                for lane in range(LANES):
+                    _put_point(points, chosen[g * LANES + lane], group, q, g * group, lane)
+            for lane in range(LANES):
+                xq, qq = fit(0, lane, q, (zero, zero), (w, wx))
+                s = xq / qq if refit[lane] & (qq > zero) else scale[lane]
+                for k in range(width // 8):
+                    bits_of = sign[k * LANES + lane]
+                    bits_of = np.uint8(bits_of ^ (np.uint8(255) if s < zero else np.uint8(0)))
+                    sign[k * LANES + lane] = bits_of if alive[lane] else np.uint8(0)
+                s = abs(s)
+                scale[lane] = s if alive[lane] & (s == s) else zero
+            tile = out[first // per * size : (first + LANES) // per * size]
+            for block in range(LANES // per):
+                largest = zero
+                for k in range(per):
+                    largest = max(largest, scale[block * per + k])
+                shared_d = largest / np.float32(31)
+                inverse_d = one / shared_d
+                half[block] = f16_bits(shared_d * factor) if largest > zero else np.uint16(0)
+                if clear and largest == zero:
+                    for k in range(per):
+                        alive[block * per + k] = False
+                    for i in range(groups_of):
+                        chosen[i * LANES + block * per : i * LANES + (block + 1) * per] = np.uint16(0)
+                    for i in range(width // 8):
+                        sign[i * LANES + block * per : i * LANES + (block + 1) * per] = np.uint8(0)
+                for k in range(per):
+                    lane = block * per + k
+                    l = max(np.int32(0), min(np.int32(15), nearest(half_one * (inverse_d * scale[lane] - one))))  # noqa: E741
+                    level[lane] = np.uint8(l) if largest > zero else np.uint8(0)
+                    d[lane] = unit(f16_value(half[block]), np.float32(level[lane]))
+                if closes_up:
+                    _close_up(alive, block * per, per, groups_of, chosen, sign)
+                pack(chosen, sign, level, half[block], block * per, tile[block * size : (block + 1) * size])
+            if closes_up:
+                for g in range(groups_of):
+                    for lane in range(LANES):
+                        _put_point(points, chosen[g * LANES + lane], group, q, g * group, lane)
+            for j in range(width):
+                bit = np.uint8(j % 8)
+                for lane in range(LANES):
+                    v = d[lane] * value(q[j * LANES + lane])
+                    negative = np.uint8(sign[j // 8 * LANES + lane] >> bit) & np.uint8(1)
+                    y[j * LANES + lane] = -v if negative else v
+            for at in range(0, width * LANES, STEP * LANES):
+                measure(x[at : at + STEP * LANES], y[at : at + STEP * LANES], sums)
+
+    return run
