@@ -120,7 +120,7 @@ class Conversion:
 
     def _look(self) -> Any:
         try:
-            look = intake.look(self.path.absolute())
+            look = intake.look(self.path.absolute(), artifacts=True)
         except OSError as error:
             raise QconvdError(f"cannot be read: {error.strerror}", where=str(self.path)) from error
         if look.state != "complete" or look.model is None:
