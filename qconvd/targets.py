@@ -191,7 +191,9 @@ def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[li
             check_template(options.name)
         return [Target(format.name, format.version, o, format.name_parts(o)) for o in format.expand(options)], []
     except ValidationError as error:
-        return [], [Wrong((*path, *loc), message, at_key) for loc, message, at_key in explain(error, format.Options)]
+        return [], [
+            Wrong((*path, *loc), message, at_key) for loc, message, at_key in explain(error, format.Options, described=True)
+        ]
     except QconvdError as error:
         return [], [Wrong((*path, "name"), ". ".join(filter(None, (error.what, error.fix))))]
     except ValueError as error:
