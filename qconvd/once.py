@@ -120,7 +120,7 @@ class Conversion:
 
     def _look(self) -> Any:
         try:
-            look = intake.look(self.path.absolute())
+            look = intake.look(self.path.absolute(), artifacts=True)
         except OSError as error:
             raise QconvdError(f"cannot be read: {error.strerror}", where=str(self.path)) from error
         if look.state != "complete" or look.model is None:
@@ -273,7 +273,7 @@ class _Run:
             self.listener.done(label)
 
     def _hear(self, event: Mapping[str, Any]) -> None:
-        if event.get("event") == "progress" and event.get("target") in self.targets:
+        if event.get("event") in ("progress", "preparing") and event.get("target") in self.targets:
             self.listener.progress(self.targets[event["target"]].label, Progress.of(event))
 
     def _give_up(self) -> None:

@@ -30,7 +30,7 @@ from qconvd.engine.commit import BEGUN, commit
 from qconvd.engine.durable import write_whole
 from qconvd.engine.manifest import OWN_NAME, Manifest, read_manifest, write_manifest
 from qconvd.engine.place import check_place
-from qconvd.engine.plan import Device, Plan, from_json, to_json
+from qconvd.engine.plan import Device, Plan, Prepares, from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, convert
 from qconvd.engine.run import Limits as EngineLimits
 from qconvd.engine.working_memory import LEAST_ENGINE_MEMORY, working_memory
@@ -138,6 +138,14 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
             except Exception as error:  # noqa: BLE001 — a plugin's encoder: it fails this target, the others go on
                 results[target.id] = _failed(spec, target, error)
         targets = {t.id: t for t in spec.targets}
+        for one in list(wanted):
+            try:
+                _prepare(targets[one.id], one, on_event, cancelled)
+            except Cancelled:
+                raise
+            except Exception as error:  # noqa: BLE001 — likewise
+                results[one.id] = _failed(spec, targets[one.id], error)
+                wanted.remove(one)
         for id, manifest in _converted(model, wanted, spec, on_event, cancelled).items():
             if isinstance(manifest, Exception):
                 results[id] = _failed(spec, targets[id], manifest)
@@ -314,6 +322,17 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
         "versions": {form.name: form.version},
     }
     return ConvertTarget(target.id, plan, form.encoder(plan, device), target.work, about, target.manifest_name)
+
+
+def _prepare(target: TargetSpec, wanted: ConvertTarget, on_event: Emit, cancelled: Callable[[], bool]) -> None:
+    """What an encoder has to do first. It is told of, and no part of the time that speed is reckoned by."""
+    if not isinstance(wanted.encoder, Prepares):
+        return
+    for doing in wanted.encoder.prepare(wanted.plan):
+        if cancelled():
+            raise Cancelled
+        say(target, doing)
+        on_event({"event": "preparing", "target": target.id, "doing": doing})
 
 
 def _converted(

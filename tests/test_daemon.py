@@ -323,8 +323,9 @@ def test_requests_are_answered(home: Home, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "elsewhere" / "m")
     home.start()
     home.said("qconvd runs")
-    assert home.ask("add", path=str(model), recipe="everyday").answer == "1 artifact will be made"
-    assert home.ask("add", path=str(model), recipe="everyday").answer == "all that the recipe wants is there or on its way"
+    assert home.ask("add", path=str(model), recipe="everyday").answer == "job 1: 1 artifact will be made"
+    again = "job 1: all that the recipe wants is there or on its way"
+    assert home.ask("add", path=str(model), recipe="everyday").answer == again
     home.says("m", "asks for a GPU")
     assert home.ask("cancel", ids=["1", "1"]).answer == "1 artifact cancelled"
     assert home.ask("cancel", ids=["1"]).answer == "nothing to cancel"
@@ -350,13 +351,13 @@ def test_add_tells_of_copies_and_of_what_came_to_nothing(home: Home, tmp_path: P
     odd = tiny_model(tmp_path / "elsewhere" / "odd", architecture="OddForCausalLM")
     home.start()
     home.said("qconvd runs")
-    assert home.ask("add", path=str(odd), recipe="everyday").answer == "2 artifacts will be made"
+    assert home.ask("add", path=str(odd), recipe="everyday").answer == "job 1: 2 artifacts will be made"
     home.says("odd", "odd: failed")
     why = "gguf Q8_0{} failed before (gguf does not know the architecture OddForCausalLM); `qconvd retry 1` tries it again"
-    assert home.ask("add", path=str(odd), recipe="everyday").answer == why.format("")
+    assert home.ask("add", path=str(odd), recipe="everyday").answer == f"job 1: {why.format('')}"
     copy = Path(shutil.copytree(odd, tmp_path / "second" / "odd"))
     assert home.ask("add", path=str(copy), recipe="everyday").answer == "\n".join([
-        "1 artifact will be made",
+        "job 2: 1 artifact will be made",
         f"fp16: made already from {odd}, which holds the same model",
         why.format(f" of the same model in {odd}"),
     ])  # fmt: skip

@@ -412,13 +412,48 @@ def test_the_log_tells_in_words_what_is_made_and_what_the_plan_has_to_say(tmp_pa
         spec = shop.claim()
         done = shop.run(spec)
         shop.settle(read_result(spec.folder), done.returncode)
-        said += [line for line in done.stdout.decode().splitlines() if not line.startswith("@@q ")]
+        # Whether kernels are still to be compiled depends on what ran before.
+        lines = [line for line in done.stdout.decode().splitlines() if ": compiling " not in line]
+        said += [line for line in lines if not line.startswith("@@q ")]
     notes = [f"gguf Q8_0: {note}" for note in shop.ledger.targets()[0].plan["notes"]]
     assert notes[0].startswith("gguf Q8_0: 4 of 38 tensors of the Q8_0 file are F16 because rows of 341 weights")
     assert said == [
         "gguf Q8_0: planned, 1.0 MiB (1,097,696 bytes)", *notes, "gguf Q8_0: converted, 1.0 MiB, error 0.42 %",
         f"gguf Q8_0: verified and in its place, {shop.output}/glass-GGUF",
     ]  # fmt: skip
+    shop.ledger.close()
+
+
+def test_kernels_are_compiled_before_speed_is_reckoned_and_the_log_says_so_once(
+    tmp_path: Path, glass: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QCONVD_CACHE_DIR", str(tmp_path / "cache"))
+    for attempt, sentences in enumerate((["compiling F16 (once)", "compiling F32 (once)"], [])):
+        shop = Shop(tmp_path / str(attempt), glass, "gguf: f16")
+        shop.step()
+        done = shop.run(shop.claim())
+        events, _ = events_in(done.stdout)
+        assert sorted(e["doing"] for e in events if e["event"] == "preparing") == sentences
+        assert [e["event"] for e in events[: len(sentences) + 1]] == ["preparing"] * len(sentences) + ["progress"]
+        said = [line for line in done.stdout.decode().splitlines() if "compiling" in line and not line.startswith("@@q ")]
+        assert sorted(said) == [f"gguf F16: {sentence}" for sentence in sentences]
+        shop.ledger.close()
+
+
+def test_an_encoder_that_cannot_be_made_ready_fails_its_target_alone(
+    tmp_path: Path, glass: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(self: object, plan: object) -> Iterator[str]:
+        yield "computing a table"
+        raise QconvdError("there is no room for the table")
+
+    shop = Shop(tmp_path, glass, "fp16,q8_0")
+    shop.step()
+    monkeypatch.setattr("qconvd_gguf.encoder.BlockEncoder.prepare", prepare)
+    result = run(shop.claim(), lambda _: None, lambda: False)
+    assert not result.ok
+    assert [result.targets[id].ok for id in shop.targets] == [True, False]
+    assert result.targets[shop.targets[1]].error["what"] == "there is no room for the table"
     shop.ledger.close()
 
 

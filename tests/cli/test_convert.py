@@ -83,6 +83,14 @@ def test_it_says_what_it_made(converted: Path) -> None:
     assert [line for line in told if line.endswith("is done")] == ["fp16 is done", "gguf Q8_0 is done", "gguf Q4_0 is done"]
 
 
+def test_an_artifact_that_is_named_is_a_model_like_another(qconvd: Qconvd, converted: Path, tmp_path: Path) -> None:
+    said = qconvd("convert", converted / "glass_en-fp16", "--to", "gguf:f16", "--out", "further")
+    assert said.code == 0, said.err
+    assert set(files(tmp_path / "further")) == {
+        "glass_en-fp16-GGUF/.qconvd/glass_en-fp16-F16.json", "glass_en-fp16-GGUF/glass_en-fp16-F16.gguf",
+    }  # fmt: skip
+
+
 def test_the_artifacts_verify(qconvd: Qconvd, converted: Path) -> None:
     said = qconvd("verify", converted / "glass_en-GGUF")
     assert said.code == 0
@@ -144,7 +152,9 @@ def test_what_is_there_is_not_made_again(qconvd: Qconvd, glass: Path, converted:
     said = qconvd("convert", glass, "--to", TO, "--out", out)
     assert said.code == 0
     assert said.err == ""
-    sentence = "fp16, gguf Q8_0, gguf Q4_0 were there already, made from this model with these options; --force makes it again."
+    sentence = (
+        "fp16, gguf Q8_0, gguf Q4_0 were there already, made from this model with these options; --force makes them again."
+    )
     assert sentence in " ".join(said.out.split())
     assert {p: p.stat().st_ino for p in out.rglob("*")} == before
 
