@@ -44,6 +44,7 @@ def main() -> int:
         daemon = subprocess.Popen([*QCONVD, "run", "--config", "config.yaml"], cwd=HERE, stderr=log, stdout=log)
     try:
         say(f"Started the daemon (pid {daemon.pid}); dropping {MODEL} (bf16, 269 MB) into .demo/inbox/")
+        print("   (the first conversion on a machine compiles its kernels before it starts: half a minute)", flush=True)
         shutil.copytree(model, HERE / "inbox" / MODEL)
         done = wait(daemon)
     finally:

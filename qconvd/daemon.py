@@ -59,7 +59,7 @@ class Daemon:
         stopped before everything was done. Raises `QconvdError` if the state folder is in use or unusable.
         """
         config = self._config
-        with state_lock(config.state), Bell() as bell, self._signals(bell):
+        with Bell() as bell, self._signals(bell), state_lock(config.state):
             ledger = Ledger(config.state / LEDGER)
             note_config(config.state, config.path)
             self._bell, self._ledger = bell, ledger
@@ -191,7 +191,11 @@ class Daemon:
 
     @contextmanager
     def _signals(self, bell: Bell) -> Iterator[None]:
-        """Signals set a flag and ring; the loop does the rest. The handlers that were there come back afterwards."""
+        """Signals set a flag and ring; the loop does the rest. The handlers that were there come back afterwards.
+
+        A SIGHUP that was held back until now (see `__main__`) arrives as soon as it can be heard, and is held back again
+        at the end, where nobody follows it any more.
+        """
 
         def stop(_: int, __: FrameType | None) -> None:
             self._stops += 1
@@ -209,8 +213,10 @@ class Daemon:
             signal.SIGCHLD: lambda *_: bell.ring(),
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         try:
             yield
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -122,6 +122,8 @@ class Devices:
         try:
             nvml.nvmlInit()
         except nvml.NVMLError as error:
+            if isinstance(error, nvml.NVMLError_LibraryNotFound):
+                return (), "no NVIDIA driver is installed"
             return (), f"the NVIDIA driver does not answer ({error})"
         try:
             found = [_gpu(nvml, handle) for handle in _handles(nvml)]

@@ -43,6 +43,10 @@ class OutOfSpace(QconvdError):
     """A disk is full. It may be better another time, so the ledger tries again."""
 
 
+class TakenAway(QconvdError):
+    """What was being made was removed or moved meanwhile. The ledger tries again."""
+
+
 class ConfigError(QconvdError):
     """config.yaml is wrong; `problems` holds every mistake found."""
 
@@ -57,6 +61,6 @@ class ConfigError(QconvdError):
 
 def from_dict(data: dict[str, str]) -> QconvdError:
     """Rebuild an error from `as_dict`, e.g. one that a worker reported. Unknown kinds become `QconvdError`."""
-    kinds = {c.__name__: c for c in (QconvdError, Unsupported, BadCheckpoint, Incomplete, OutOfSpace, ConfigError)}
+    kinds = {c.__name__: c for c in (QconvdError, Unsupported, BadCheckpoint, Incomplete, OutOfSpace, TakenAway, ConfigError)}
     kind = kinds.get(data.get("error", ""), QconvdError)
     return kind(data.get("what", ""), where=data.get("where", ""), fix=data.get("fix", ""))

@@ -33,8 +33,11 @@ _SENTENCES = {
 }
 
 
-def explain(error: ValidationError, model: Any) -> Iterator[tuple[KeyPath, str, bool]]:
-    """Every finding as (path, sentence, whether the key is meant rather than its value). `model` is what was validated."""
+def explain(error: ValidationError, model: Any, *, described: bool = False) -> Iterator[tuple[KeyPath, str, bool]]:
+    """Every finding as (path, sentence, whether the key is meant rather than its value). `model` is what was validated.
+
+    With `described`, what a missing key is for is said as well: its name alone may tell nothing.
+    """
     for e in error.errors(include_url=False):
         loc, ctx = tuple(e["loc"]), e.get("ctx", {})
         if e["type"] == "extra_forbidden":
@@ -46,6 +49,8 @@ def explain(error: ValidationError, model: Any) -> Iterator[tuple[KeyPath, str, 
             yield loc, f"{_show(e['input'])} is none of {', '.join(choices)}{did_you_mean(str(e['input']), choices)}", False
         elif e["type"] == "value_error":
             yield loc, str(ctx["error"]), False
+        elif described and e["type"] == "missing" and (about := _description(model, loc)):
+            yield loc, f"this key is missing ({about.rstrip('.')})", False
         elif e["type"] in _SENTENCES:
             yield loc, _SENTENCES[e["type"]].format_map({**ctx, "input": _show(e["input"])}), False
         else:
@@ -58,6 +63,12 @@ def kind(value: Any) -> str:
         return "nothing"
     words = {list: "a list", dict: "a mapping", bool: "true or false", int: "a number", float: "a number", str: "text"}
     return words.get(type(value), "something else")
+
+
+def _description(model: Any, loc: KeyPath) -> str:
+    """What a model says of one of its keys."""
+    field = getattr(model, "model_fields", {}).get(loc[0]) if len(loc) == 1 else None
+    return field.description or "" if field else ""
 
 
 def _keys_at(model: Any, loc: KeyPath) -> list[str]:

@@ -80,8 +80,10 @@ def candidates(folder: Path, *, ignore: Collection[Path] = ()) -> list[Path]:
     return sorted(_search(folder, DEPTH, {os.path.realpath(folder)}, ignored))
 
 
-def look(path: Path, *, ignore: Collection[Path] = (), now: float | None = None) -> Look:
+def look(path: Path, *, ignore: Collection[Path] = (), now: float | None = None, artifacts: bool = False) -> Look:
     """Look at one candidate. Never raises for what is on the disk.
+
+    What carries our manifest is no model, unless `artifacts` says that somebody asks for it by name.
 
     `ignore` are folders that hold no sources, such as the output; `now` is the time in seconds since the epoch that temporary
     files are held against (`LEFT_OVER`). A model is `complete` when its headers agree with its files, no temporary file is
@@ -91,6 +93,9 @@ def look(path: Path, *, ignore: Collection[Path] = (), now: float | None = None)
     before = fingerprint(path)
     try:
         _check_name(path, ignore)
+        if not artifacts and _is_ours(path):
+            fix = "`qconvd convert` makes other formats of it all the same"
+            raise NotAModel("was made by qconvd: it carries a manifest", where=str(path), fix=fix)
         _check_temporary(path, time.time() if now is None else now)
         model = checkpoints.inspect(path)
         _check_pointers(model)
@@ -208,8 +213,6 @@ def _check_name(path: Path, ignore: Collection[Path]) -> None:
     for folder in ignore:
         if real.is_relative_to(os.path.realpath(folder)):
             raise NotAModel(f"lies in {folder}, which holds no sources", where=where)
-    if _is_ours(path):
-        raise NotAModel("was made by qconvd: it carries a manifest", where=where)
 
 
 def _is_ours(path: Path) -> bool:

@@ -120,7 +120,7 @@ class Conversion:
 
     def _look(self) -> Any:
         try:
-            look = intake.look(self.path.absolute())
+            look = intake.look(self.path.absolute(), artifacts=True)
         except OSError as error:
             raise QconvdError(f"cannot be read: {error.strerror}", where=str(self.path)) from error
         if look.state != "complete" or look.model is None:
@@ -227,6 +227,7 @@ class _Run:
             state=self.state,
             limits=LimitsSpec(memory=start.memory, threads=start.threads),
             device=DeviceSpec(kind=start.kind, id=start.device),
+            laid=self.ledger.laid,
         )
         placed = tuple(t.model_copy(update={"work": self.wanted.work(self.targets[t.id]), "recipe": ""}) for t in spec.targets)
         path = write_spec(spec.model_copy(update={"targets": placed}))
@@ -247,11 +248,16 @@ class _Run:
                 continue
             del self.running[id]
             settle(self.ledger, task, status, read_result(self.state / "tasks" / task.handle), time.time())
-            for row in map(self.ledger.target, task.targets):
+            rows = [self.ledger.target(id) for id in task.targets]
+            if len(rows) > 1 and all(row.pending and row.failures and not row.error for row in rows):
+                # The worker crashed over one of them: each is tried alone, and now, for somebody is waiting.
+                self.ledger.retry(task.targets, "tried alone after a crash")
+                continue
+            for row in rows:
                 self._note(row, task)
 
     def _note(self, row: LedgerTarget, task: Task) -> None:
-        """Tell what a task did to a target. A crash is not tried again here: somebody is waiting for the answer."""
+        """Tell what a task did to a target. Who was alone in a crash is not tried again here: somebody is waiting."""
         label = self.targets[row.id].label
         if row.state == "failed" or (row.pending and row.failures):
             # What is told with a place or a remedy (a full disk) is no crash, though the daemon would try it again.
@@ -267,7 +273,7 @@ class _Run:
             self.listener.done(label)
 
     def _hear(self, event: Mapping[str, Any]) -> None:
-        if event.get("event") == "progress" and event.get("target") in self.targets:
+        if event.get("event") in ("progress", "preparing") and event.get("target") in self.targets:
             self.listener.progress(self.targets[event["target"]].label, Progress.of(event))
 
     def _give_up(self) -> None:

@@ -26,10 +26,14 @@ class Progress:
     seconds: float
     unit: str = ""
     resumed: int = 0
+    doing: str = ""
+    """What it is at before the first byte, if that takes long: `compiling Q4_0 (once)`."""
 
     @classmethod
     def of(cls, event: Mapping[str, Any]) -> Progress:
-        """What a worker's `progress` event says. Raises KeyError, TypeError or ValueError if it makes no sense."""
+        """What a `progress` or `preparing` event says. Raises KeyError, TypeError or ValueError if it makes no sense."""
+        if event.get("event") == "preparing":
+            return cls(0, 0, 0.0, doing=str(event["doing"]))
         return cls(
             int(event["done"]),
             int(event["total"]),
@@ -62,7 +66,7 @@ class ProgressBoard:
     def hear(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Take what a worker says of itself; what is no progress, or makes no sense, is passed over."""
         for event in events:
-            if event.get("event") != "progress":
+            if event.get("event") not in ("progress", "preparing"):
                 continue
             try:
                 progress = Progress.of(event)

@@ -71,9 +71,9 @@ class Requests:
         refusal = self._wishes.refusals.get(source.id)
         if refusal and not others:
             raise QconvdError(refusal, where=str(path))
-        return "\n".join([*self._new(made), *self._earlier(source, recipe, made)]) or (
-            "all that the recipe wants is there or on its way"
-        )
+        number = next((job.id for job in self._ledger.jobs_of(source.id) if job.recipe == recipe), 0)
+        said = "\n".join([*self._new(made), *self._earlier(source, recipe, made)])
+        return f"job {number}: {said or 'all that the recipe wants is there or on its way'}"
 
     def _new(self, made: list[str]) -> Iterator[str]:
         """What is to become of the new targets, in sentences."""

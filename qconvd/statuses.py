@@ -50,7 +50,7 @@ class Statuses:
             candidate = waiting.pop(source.locator, None)
             targets = [t for t in self._ledger.targets(source=source.id) if t.state != "superseded"]
             if candidate is not None:
-                say(_arriving(candidate, source.name, targets))
+                say(_arriving(candidate, source.name, [_artifact(t, source) for t in targets]))
             elif source.state != "gone" or any(t.state != "cancelled" for t in targets):
                 say(_of_source(source, targets, refusals.get(source.id, "")))
         for candidate in waiting.values():
@@ -73,14 +73,14 @@ class Statuses:
             log.error("no status can be written to %s", said, extra={"action": "status.unwritable"})
 
 
-def _arriving(candidate: Candidate, name: str, targets: list[Target]) -> ModelStatus:
+def _arriving(candidate: Candidate, name: str, artifacts: Iterable[ArtifactStatus]) -> ModelStatus:
     remedy = candidate.look.fix if candidate.verdict == "waiting" else ""
-    return ModelStatus(name, candidate.path, "waiting", f"{candidate.reason}.", remedy, tuple(map(_artifact, targets)))
+    return ModelStatus(name, candidate.path, "waiting", f"{candidate.reason}.", remedy, tuple(artifacts))
 
 
 def _of_source(source: Source, targets: list[Target], refusal: str) -> ModelStatus:
     state, reason, remedy = _verdict(source, targets, refusal)
-    return ModelStatus(source.name, Path(source.locator), state, reason, remedy, tuple(map(_artifact, targets)))
+    return ModelStatus(source.name, Path(source.locator), state, reason, remedy, tuple(_artifact(t, source) for t in targets))
 
 
 def _verdict(source: Source, targets: list[Target], refusal: str) -> tuple[str, str, str]:
@@ -113,11 +113,11 @@ def _verdict(source: Source, targets: list[Target], refusal: str) -> tuple[str, 
     return "done", f"All that the recipes ask for is made and verified.{where}", ""
 
 
-def _artifact(target: Target) -> ArtifactStatus:
+def _artifact(target: Target, source: Source) -> ArtifactStatus:
     done = target.state == "done"
     state = STATES.get(target.state, target.state)
     size = int((target.artifact if done else target.plan).get("nbytes", 0))
     # Of what is on its way the state says enough, unless there is something to wait for.
-    reason = "" if done or target.reason == target.state else target.reason
+    reason = "" if done or target.reason == target.state else target.told(source)
     notes = () if target.state in ("failed", "cancelled") else tuple(map(str, target.plan.get("notes", ())))
     return ArtifactStatus(target.label, state, reason, size, f"{target.folder}/" if done else "", notes)

@@ -71,8 +71,8 @@ def resolve_target(raw: Any) -> list[Target]:
     found, wrong = resolve(raw)
     if wrong:
         lines = tuple("".join((f"{dotted_below(w.path)}: " if w.path else "", w.message)) for w in wrong)
-        known = "" if "known are" in lines[0] else f"known targets: {', '.join(short_names())}"
-        raise ConfigError("; ".join(lines), fix=known, problems=lines)
+        fix = "`qconvd formats` lists what there is" if any("there is no format" in line for line in lines) else ""
+        raise ConfigError("; ".join(lines), fix=fix, problems=lines)
     return found
 
 
@@ -166,7 +166,7 @@ def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[li
     match = _format_of(name)
     if match is None:
         known = short_names()
-        hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
+        hint = _of_a_format(name) or did_you_mean(name, known) or f"; known are {', '.join(known)}"
         broken = "".join(f"; the plugin {b.name} could not be loaded: {b.reason}" for b in plugins().broken if b.name == name)
         return [], [Wrong(path[:1], f"there is no format {name!r}{hint}{broken}", at_key=bool(path))]
     format, preset = match
@@ -191,11 +191,25 @@ def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[li
             check_template(options.name)
         return [Target(format.name, format.version, o, format.name_parts(o)) for o in format.expand(options)], []
     except ValidationError as error:
-        return [], [Wrong((*path, *loc), message, at_key) for loc, message, at_key in explain(error, format.Options)]
+        return [], [
+            Wrong((*path, *loc), message, at_key) for loc, message, at_key in explain(error, format.Options, described=True)
+        ]
     except QconvdError as error:
         return [], [Wrong((*path, "name"), ". ".join(filter(None, (error.what, error.fix))))]
     except ValueError as error:
         return [], [Wrong(path, str(error))]
+
+
+def _of_a_format(name: str) -> str:
+    """A hint for what is no target of its own but a format's option as text: `f16` is `gguf: f16`."""
+    for format in plugins().formats.values():
+        try:
+            found = format.Options.model_validate(format.from_text(name))
+        except ValueError:
+            continue
+        likely = format.name_parts(format.expand(found)[0]).variant
+        return f" (did you mean {format.name}: {name}?)" if likely.casefold() == name.casefold() else ""
+    return ""
 
 
 def _given(format: Format, value: Any) -> Mapping[str, Any] | str:

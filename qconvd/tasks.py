@@ -5,7 +5,7 @@ Nothing heavy is imported here; what a worker does with a spec is in worker.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,8 @@ class TargetSpec(_Data):
     recipe: str = ""
     label: str = ""
     """What the log calls it; without one, its id."""
+    laid: tuple[str, ...] | None = None
+    """Files of ours that lie in its place, as the ledger knows; None: it knows of none."""
 
 
 class LimitsSpec(_Data):
@@ -96,7 +98,7 @@ class TargetResult(_Data):
     retry: bool = False
     data: dict[str, Any] = Field(default_factory=dict)
     """plan: `plan_path`, `files`, `nbytes`, `memory`, `left_out`, `notes`, `loads_with`, `variant`, `devices`, `version`.
-    convert: `nbytes`, `errors`. verify: `folder`, `manifest`, `nbytes`, `report`."""
+    convert: `nbytes`, `errors`. verify: `folder`, `manifest`, `files`, `nbytes`, `report`."""
 
 
 class TaskResult(_Data):
@@ -108,9 +110,17 @@ class TaskResult(_Data):
 
 
 def spec_of(
-    task: Task, source: Source, targets: Sequence[Target], *, output: Path, state: Path, limits: LimitsSpec, device: DeviceSpec
+    task: Task,
+    source: Source,
+    targets: Sequence[Target],
+    *,
+    output: Path,
+    state: Path,
+    limits: LimitsSpec,
+    device: DeviceSpec,
+    laid: Callable[[Path], tuple[str, ...] | None],
 ) -> TaskSpec:
-    """The spec of a claimed task. `targets` are those of the task."""
+    """The spec of a claimed task. `targets` are those of the task; `laid` is `Ledger.laid`."""
     return TaskSpec(
         task=task.id,
         kind=task.kind,
@@ -129,6 +139,7 @@ def spec_of(
                 manifest_name=t.manifest_name,
                 recipe=t.recipes[0] if t.recipes else "",
                 label=t.label,
+                laid=laid(output / t.folder / t.manifest_name),
             )
             for t in targets
         ),

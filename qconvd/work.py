@@ -193,6 +193,7 @@ class Work:
                 state=config.state,
                 limits=LimitsSpec(memory=start.memory, threads=start.threads),
                 device=DeviceSpec(kind=start.kind, id=start.device),
+                laid=self._ledger.laid,
             )
             env = environment(start.kind, start.device, start.threads)
             timeout = PLAN_SECONDS if task.kind == "plan" else None

@@ -29,11 +29,12 @@ from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.commit import BEGUN, commit
 from qconvd.engine.durable import write_whole
 from qconvd.engine.manifest import OWN_NAME, Manifest, read_manifest, write_manifest
-from qconvd.engine.plan import Device, Plan, from_json, to_json
+from qconvd.engine.place import check_place
+from qconvd.engine.plan import Device, Plan, Prepares, from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, convert
 from qconvd.engine.run import Limits as EngineLimits
 from qconvd.engine.working_memory import LEAST_ENGINE_MEMORY, working_memory
-from qconvd.errors import BadCheckpoint, OutOfSpace, QconvdError, Unsupported
+from qconvd.errors import BadCheckpoint, OutOfSpace, QconvdError, TakenAway, Unsupported
 from qconvd.executors.base import MARK
 from qconvd.formats import Format
 from qconvd.input_files import published
@@ -137,6 +138,14 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
             except Exception as error:  # noqa: BLE001 — a plugin's encoder: it fails this target, the others go on
                 results[target.id] = _failed(spec, target, error)
         targets = {t.id: t for t in spec.targets}
+        for one in list(wanted):
+            try:
+                _prepare(targets[one.id], one, on_event, cancelled)
+            except Cancelled:
+                raise
+            except Exception as error:  # noqa: BLE001 — likewise
+                results[one.id] = _failed(spec, targets[one.id], error)
+                wanted.remove(one)
         for id, manifest in _converted(model, wanted, spec, on_event, cancelled).items():
             if isinstance(manifest, Exception):
                 results[id] = _failed(spec, targets[id], manifest)
@@ -246,6 +255,7 @@ def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo) -> TargetResu
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, to_json(plan))
     plan = named(plan, target.stem)
+    _check_place(target, plan)
     data_files = [{"path": f.path, "nbytes": f.nbytes} for f in plan.files]
     side_files = [{"path": f.path, "nbytes": f.nbytes} for f in plan.side_files]
     return TargetResult(ok=True, data={
@@ -260,6 +270,13 @@ def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo) -> TargetResu
         "devices": list(form.devices),
         "version": form.version,
     })  # fmt: skip
+
+
+def _check_place(target: TargetSpec, plan: Plan) -> None:
+    """Raise `QconvdError` now if what lies in the target's place would be found in the way when it is made."""
+    if not (target.work / BEGUN).exists():  # otherwise what lies there is this one, half moved in
+        paths = [f.path for f in plan.files] + [f.path for f in plan.side_files]
+        check_place(target.folder, target.manifest_name, paths, laid=target.laid)
 
 
 def _plan_path(spec: TaskSpec, target: TargetSpec, form: Format) -> Path:
@@ -293,6 +310,7 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
             fix="set `device: auto` or `device: cpu`",
         )
     plan = load_plan(target)
+    _check_place(target, plan)
     write_whole(target.work / "plan.json", to_json(plan))
     about = {
         # In a folder of its own the file is called `model` whatever the model is; the folder has the name.
@@ -304,6 +322,17 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
         "versions": {form.name: form.version},
     }
     return ConvertTarget(target.id, plan, form.encoder(plan, device), target.work, about, target.manifest_name)
+
+
+def _prepare(target: TargetSpec, wanted: ConvertTarget, on_event: Emit, cancelled: Callable[[], bool]) -> None:
+    """What an encoder has to do first. It is told of, and no part of the time that speed is reckoned by."""
+    if not isinstance(wanted.encoder, Prepares):
+        return
+    for doing in wanted.encoder.prepare(wanted.plan):
+        if cancelled():
+            raise Cancelled
+        say(target, doing)
+        on_event({"event": "preparing", "target": target.id, "doing": doing})
 
 
 def _converted(
@@ -325,13 +354,14 @@ def _in_its_place(spec: TaskSpec, target: TargetSpec) -> dict[str, Any]:
             if not begun and ((target.work / "files" / target.manifest_name).exists() or not _committed(spec, target)):
                 _verify(spec, target)
             _still_mine(spec, target)
-            commit(target.work, target.folder)
+            commit(target.work, target.folder, target.laid)
         finally:
             os.close(lock)
     manifest = read_manifest(place)
     return {
         "folder": str(target.folder),
         "manifest": str(place),
+        "files": [f.path for f in manifest.files],
         "nbytes": manifest.nbytes,
         "report": dict(manifest.verification or {}),
     }
@@ -432,13 +462,16 @@ def _unwritable(work: Path, error: OSError) -> QconvdError:
 
 
 def _failed(spec: TaskSpec, target: TargetSpec, error: Exception) -> TargetResult:
-    """A refusal is for good, a full disk is not; anything else is a defect or a passing trouble and keeps its traceback."""
+    """A refusal is for good, a full disk or a work folder that was removed is not.
+
+    Anything else is a defect or a passing trouble and keeps its traceback.
+    """
     if isinstance(error, MemoryError):
         traceback.print_exception(error)
         error = too_much(spec)
     if isinstance(error, QconvdError):
         print(f"{target.label or target.id}: {error}", file=sys.stderr, flush=True)
-        return TargetResult(ok=False, error=error.as_dict(), retry=isinstance(error, OutOfSpace))
+        return TargetResult(ok=False, error=error.as_dict(), retry=isinstance(error, OutOfSpace | TakenAway))
     print(f"{target.label or target.id} met a defect:", file=sys.stderr, flush=True)
     traceback.print_exception(error)
     data = dict(result_error(error))

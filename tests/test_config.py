@@ -181,7 +181,11 @@ TARGETS = [
     ("{fp16: fp8}", ".fp16", "fp16 knows no type 'fp8', only fp16, bf16, f32"),
     ("{q4_0: {types: [q8_0]}}", ".q4_0.types", "'q4_0' already says types; write 'gguf' with its options instead"),
     ("{gguf: []}", ".gguf", "the list is empty; name at least one"),
-    ("gguf", ".types", "this key is missing"),
+    (
+        "gguf", ".types",
+        "this key is missing (Types to make, one file each, as llama-quantize calls them, e.g. `[q8_0, q4_k_m]`)",
+    ),
+    ("F16", "", "there is no format 'F16' (did you mean gguf: F16?)"),
     (
         "{fp16: {name: '{modl}'}}", ".fp16.name",
         "the name template '{modl}' has an unknown field {modl} (did you mean model?). fields: {model}, {variant}, {format}",

@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,18 @@ from qconvd.cli.exits import Exit
 pytestmark = pytest.mark.xdist_group("daemon")
 FP16_AND_GGUF = "[fp16, gguf: q8_0]"
 NEEDS_GPU = "[fp16: {device: cuda}]"
+HANGS_UP = """
+import os, runpy, signal, sys
+
+def hang_up(event, arguments):
+    if event == "import" and arguments[0] == module:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+module = sys.argv.pop(1)
+sys.addaudithook(hang_up)
+runpy.run_module("qconvd", run_name="__main__", alter_sys=True)
+"""
+"""Begins qconvd, and sends it SIGHUP when it imports a module."""
 
 
 @pytest.fixture
@@ -247,6 +261,20 @@ def test_sighup_reads_the_configuration_and_refuses_a_bad_one(home: Home) -> Non
     end(home)
 
 
+@pytest.mark.parametrize("module", ["qconvd.cli", "qconvd.config", "qconvd.daemon"])
+def test_sighup_while_it_starts_is_followed_after_the_start(home: Home, module: str) -> None:
+    command = [sys.executable, "-c", HANGS_UP, module, "run", "--once", "--config", str(home.config)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=home.root, check=False)
+    assert ran.returncode == 0, ran
+    started, reload = ran.stderr.index("qconvd runs"), ran.stderr.index("the configuration was read again")
+    assert started < reload
+
+
+def test_sighup_ends_a_command_that_is_no_daemon(home: Home) -> None:
+    command = [sys.executable, "-c", HANGS_UP, "qconvd.config", "check", "--config", str(home.config)]
+    assert subprocess.run(command, capture_output=True, cwd=home.root, check=False).returncode == -signal.SIGHUP
+
+
 def test_new_target(home: Home) -> None:
     move_in(home, tiny_model(home.root / "drafts" / "m"))
     home.start()
@@ -295,8 +323,9 @@ def test_requests_are_answered(home: Home, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "elsewhere" / "m")
     home.start()
     home.said("qconvd runs")
-    assert home.ask("add", path=str(model), recipe="everyday").answer == "1 artifact will be made"
-    assert home.ask("add", path=str(model), recipe="everyday").answer == "all that the recipe wants is there or on its way"
+    assert home.ask("add", path=str(model), recipe="everyday").answer == "job 1: 1 artifact will be made"
+    again = "job 1: all that the recipe wants is there or on its way"
+    assert home.ask("add", path=str(model), recipe="everyday").answer == again
     home.says("m", "asks for a GPU")
     assert home.ask("cancel", ids=["1", "1"]).answer == "1 artifact cancelled"
     assert home.ask("cancel", ids=["1"]).answer == "nothing to cancel"
@@ -322,13 +351,13 @@ def test_add_tells_of_copies_and_of_what_came_to_nothing(home: Home, tmp_path: P
     odd = tiny_model(tmp_path / "elsewhere" / "odd", architecture="OddForCausalLM")
     home.start()
     home.said("qconvd runs")
-    assert home.ask("add", path=str(odd), recipe="everyday").answer == "2 artifacts will be made"
+    assert home.ask("add", path=str(odd), recipe="everyday").answer == "job 1: 2 artifacts will be made"
     home.says("odd", "odd: failed")
     why = "gguf Q8_0{} failed before (gguf does not know the architecture OddForCausalLM); `qconvd retry 1` tries it again"
-    assert home.ask("add", path=str(odd), recipe="everyday").answer == why.format("")
+    assert home.ask("add", path=str(odd), recipe="everyday").answer == f"job 1: {why.format('')}"
     copy = Path(shutil.copytree(odd, tmp_path / "second" / "odd"))
     assert home.ask("add", path=str(copy), recipe="everyday").answer == "\n".join([
-        "1 artifact will be made",
+        "job 2: 1 artifact will be made",
         f"fp16: made already from {odd}, which holds the same model",
         why.format(f" of the same model in {odd}"),
     ])  # fmt: skip

@@ -74,18 +74,23 @@ class NVMLError(Exception):
     pass
 
 
+class NVMLErrorLibraryNotFound(NVMLError):
+    pass
+
+
 class Driver:
     """NVML as nvidia-ml-py presents it. A GPU is (uuid, name, total, free, slices)."""
 
     NVMLError = NVMLError
+    NVMLError_LibraryNotFound = NVMLErrorLibraryNotFound
 
-    def __init__(self, *gpus: tuple[str, str | bytes, int, int, list[object]], broken: str = "") -> None:
+    def __init__(self, *gpus: tuple[str, str | bytes, int, int, list[object]], broken: NVMLError | None = None) -> None:
         self._gpus, self._broken = gpus, broken
         self.open = 0
 
     def nvmlInit(self) -> None:
         if self._broken:
-            raise NVMLError(self._broken)
+            raise self._broken
         self.open += 1
 
     def nvmlShutdown(self) -> None:
@@ -141,7 +146,8 @@ def test_a_gpu_that_is_cut_into_slices_counts_as_its_slices(machine: Path) -> No
     ("cuda", "driver", "reason"),
     [
         ("none", Driver(("GPU-a", "L4", 1, 1, [])), "the configuration says `cuda: none`"),
-        ("auto", Driver(broken="Driver Not Loaded"), "the NVIDIA driver does not answer (Driver Not Loaded)"),
+        ("auto", Driver(broken=NVMLError("Driver Not Loaded")), "the NVIDIA driver does not answer (Driver Not Loaded)"),
+        ("auto", Driver(broken=NVMLErrorLibraryNotFound("NVML Shared Library Not Found")), "no NVIDIA driver is installed"),
         ("auto", Driver(), "the NVIDIA driver knows no GPU"),
         ("auto", Driver(("GPU-a", "L4", -1, 1, [])), "the NVIDIA driver failed (GPU is lost)"),
         (("GPU-z",), Driver(("GPU-a", "L4", 1, 1, [])), "none of the GPUs that the configuration names is there: GPU-z"),

@@ -121,6 +121,8 @@ def test_what_is_ours_is_no_source(inbox: Path) -> None:
     write_model(inbox / "source")
     assert names(inbox, ignore=[inbox / "output"]) == ["source"]
     assert said(look(inbox / "made-fp16")) == ("not-a-model", "was made by qconvd: it carries a manifest")
+    assert look(inbox / "made-fp16").fix == "`qconvd convert` makes other formats of it all the same"
+    assert look(inbox / "made-fp16", artifacts=True).state == "complete"
     assert look(inbox / "made-GGUF").state == "not-a-model"
     assert said(look(inbox / "output" / "model", ignore=[inbox / "output"])) == (
         "not-a-model",

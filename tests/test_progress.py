@@ -74,3 +74,12 @@ def test_a_bell_remembers_that_it_rang() -> None:
         assert bell.wait(60)
         assert not bell.wait(0)
     bell.ring()
+
+
+def test_what_takes_long_before_the_first_byte_is_told_until_there_is_progress(tmp_path: Path) -> None:
+    board = ProgressBoard(tmp_path)
+    board.hear([{"event": "preparing", "target": "a", "doing": "compiling Q4_0 (once)"}, {"event": "preparing", "target": "b"}])
+    board.tick()
+    assert read_progress(tmp_path) == {"a": Progress(0, 0, 0.0, doing="compiling Q4_0 (once)")}
+    board.hear([event(10)])
+    assert board.targets["a"] == Progress(10, 100, 2.0, "u")

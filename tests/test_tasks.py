@@ -61,7 +61,7 @@ def test_a_spec_survives_the_disk(ledger: Ledger, task: Task, tmp_path: Path) ->
     state, output = tmp_path / "state", tmp_path / "out"
     spec = spec_of(
         task, source, targets, output=output, state=state, limits=LimitsSpec(memory=1 << 30, threads=4),
-        device=DeviceSpec(kind="cuda", id="GPU-1"),
+        device=DeviceSpec(kind="cuda", id="GPU-1"), laid=lambda manifest: (manifest.name,),
     )  # fmt: skip
     path = write_spec(spec)
     assert path == state / "tasks" / task.handle / "spec.json"
@@ -69,6 +69,7 @@ def test_a_spec_survives_the_disk(ledger: Ledger, task: Task, tmp_path: Path) ->
     first = spec.targets[0]
     assert (first.work, first.folder) == (output / ".qconvd" / "work" / targets[0].id, output / "m-a")
     assert (first.options, first.recipe, first.plan_path) == ({"k": 1}, "fast", None)
+    assert first.laid == (targets[0].manifest_name,)
     assert (spec.source.path, spec.source.digest, spec.fence) == (Path("/inbox/m"), "sha256:a", task.fence)
     result = TaskResult(ok=False, targets={"x": TargetResult(ok=False, error=REFUSED, retry=True, data={"n": [1]})})
     write_result(spec, result)
@@ -90,7 +91,7 @@ def test_a_state_folder_that_cannot_be_written(ledger: Ledger, task: Task, tmp_p
     (tmp_path / "file").write_text("")
     spec = spec_of(
         task, ledger.source(task.source), [], output=tmp_path, state=tmp_path / "file", limits=LimitsSpec(memory=1, threads=1),
-        device=DeviceSpec(),
+        device=DeviceSpec(), laid=ledger.laid,
     )  # fmt: skip
     with pytest.raises(QconvdError, match="cannot be written: Not a directory"):
         write_spec(spec)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 from qconvd import checkpoints
 from qconvd.engine.manifest import read_manifest
 from qconvd.engine.working_memory import working_memory
-from qconvd.errors import OutOfSpace, QconvdError
+from qconvd.errors import OutOfSpace, QconvdError, TakenAway
 from qconvd.executors.base import environment, events_in
 from qconvd.executors.local import LocalExecutor
 from qconvd.ledger import Ledger, Task
@@ -63,7 +63,7 @@ class Shop:
     def spec(self, task: Task, device: DeviceSpec | None = None) -> TaskSpec:
         return spec_of(
             task, self.source, [self.ledger.target(t) for t in task.targets], output=self.output, state=self.state,
-            limits=LIMITS, device=device or DeviceSpec(),
+            limits=LIMITS, device=device or DeviceSpec(), laid=self.ledger.laid,
         )  # fmt: skip
 
     def run(self, spec: TaskSpec, *wrapper: str) -> subprocess.CompletedProcess[bytes]:
@@ -340,6 +340,46 @@ def test_a_new_version_takes_the_place_of_the_old_one(shop: Shop) -> None:
     assert [t.state for t in shop.ledger.targets()] == ["superseded", "done"]
 
 
+@pytest.mark.parametrize("change", [lambda text: text[:-20], lambda text: text.replace('"files"', '"flies"')])
+def test_an_artifact_whose_manifest_was_damaged_is_made_again_on_request(shop: Shop, change: Callable[[str], str]) -> None:
+    for _ in range(3):
+        assert shop.step().ok
+    folder = shop.output / "glass-fp16"
+    before = _tree(folder)
+    (folder / "qconvd.json").write_text(change((folder / "qconvd.json").read_text()))
+    (folder / "mine.txt").write_text("a person's")
+    shop.ledger.reconvert(shop.targets)
+    for _ in range(3):
+        assert shop.step().ok
+    assert _tree(folder) == {**before, "mine.txt": b"a person's"}
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_what_is_somebody_elses_is_found_before_anything_is_converted(tmp_path: Path, glass: Path, done: int) -> None:
+    shop = Shop(tmp_path, glass, "fp16,q8_0")
+    for _ in range(done):
+        assert shop.step().ok
+    (shop.output / "glass-fp16").mkdir(parents=True)
+    (shop.output / "glass-fp16" / "theirs.txt").write_text("theirs")
+    (shop.output / "glass-GGUF" / ".qconvd").mkdir(parents=True)
+    (shop.output / "glass-GGUF" / "glass-Q8_0.gguf").write_text("theirs")
+    results = [shop.step() for _ in range(2 if done == 2 else 1)]
+    errors = {k: r.error for result in results for k, r in result.targets.items()}
+    assert [errors[t] for t in shop.targets] == [
+        {
+            "error": "QconvdError", "what": f"is there already and {why}; it is left as it is",
+            "where": str(shop.output / place), "fix": "move it away, or give the target another name",
+        }
+        for why, place in (
+            ("was not made by qconvd", "glass-fp16"), ("belongs to something else", "glass-GGUF/glass-Q8_0.gguf")
+        )
+    ]  # fmt: skip
+    assert {t.state for t in shop.ledger.targets()} == {"failed"}
+    written = {p.name for p in (shop.output / ".qconvd").rglob("model.safetensors")}
+    assert written == ({"model.safetensors"} if done == 2 else set())
+    shop.ledger.close()
+
+
 def test_a_full_disk_is_tried_again_and_leaves_nothing(shop: Shop) -> None:
     shop.step()
     spec = shop.claim()
@@ -358,8 +398,9 @@ def test_out_of_space_is_no_lasting_refusal(shop: Shop, capsys: pytest.CaptureFi
     spec = shop.claim()
     (target,) = spec.targets
     assert _failed(spec, target, OutOfSpace("full")).retry
+    assert _failed(spec, target, TakenAway("gone")).retry
     assert not _failed(spec, target, QconvdError("no", fix="yes")).retry
-    assert capsys.readouterr().err == "fp16: full\nfp16: no\n  yes\n"
+    assert capsys.readouterr().err == "fp16: full\nfp16: gone\nfp16: no\n  yes\n"
     assert _failed(spec, target, IndexError("3")).retry
     assert capsys.readouterr().err.startswith("fp16 met a defect:\nIndexError: 3")
 
@@ -371,13 +412,48 @@ def test_the_log_tells_in_words_what_is_made_and_what_the_plan_has_to_say(tmp_pa
         spec = shop.claim()
         done = shop.run(spec)
         shop.settle(read_result(spec.folder), done.returncode)
-        said += [line for line in done.stdout.decode().splitlines() if not line.startswith("@@q ")]
+        # Whether kernels are still to be compiled depends on what ran before.
+        lines = [line for line in done.stdout.decode().splitlines() if ": compiling " not in line]
+        said += [line for line in lines if not line.startswith("@@q ")]
     notes = [f"gguf Q8_0: {note}" for note in shop.ledger.targets()[0].plan["notes"]]
     assert notes[0].startswith("gguf Q8_0: 4 of 38 tensors of the Q8_0 file are F16 because rows of 341 weights")
     assert said == [
         "gguf Q8_0: planned, 1.0 MiB (1,097,696 bytes)", *notes, "gguf Q8_0: converted, 1.0 MiB, error 0.42 %",
         f"gguf Q8_0: verified and in its place, {shop.output}/glass-GGUF",
     ]  # fmt: skip
+    shop.ledger.close()
+
+
+def test_kernels_are_compiled_before_speed_is_reckoned_and_the_log_says_so_once(
+    tmp_path: Path, glass: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QCONVD_CACHE_DIR", str(tmp_path / "cache"))
+    for attempt, sentences in enumerate((["compiling F16 (once)", "compiling F32 (once)"], [])):
+        shop = Shop(tmp_path / str(attempt), glass, "gguf: f16")
+        shop.step()
+        done = shop.run(shop.claim())
+        events, _ = events_in(done.stdout)
+        assert sorted(e["doing"] for e in events if e["event"] == "preparing") == sentences
+        assert [e["event"] for e in events[: len(sentences) + 1]] == ["preparing"] * len(sentences) + ["progress"]
+        said = [line for line in done.stdout.decode().splitlines() if "compiling" in line and not line.startswith("@@q ")]
+        assert sorted(said) == [f"gguf F16: {sentence}" for sentence in sentences]
+        shop.ledger.close()
+
+
+def test_an_encoder_that_cannot_be_made_ready_fails_its_target_alone(
+    tmp_path: Path, glass: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(self: object, plan: object) -> Iterator[str]:
+        yield "computing a table"
+        raise QconvdError("there is no room for the table")
+
+    shop = Shop(tmp_path, glass, "fp16,q8_0")
+    shop.step()
+    monkeypatch.setattr("qconvd_gguf.encoder.BlockEncoder.prepare", prepare)
+    result = run(shop.claim(), lambda _: None, lambda: False)
+    assert not result.ok
+    assert [result.targets[id].ok for id in shop.targets] == [True, False]
+    assert result.targets[shop.targets[1]].error["what"] == "there is no room for the table"
     shop.ledger.close()
 
 

@@ -83,7 +83,14 @@ class PlainCast:
         return NameParts("fp16", options.dtype)
 
     def plan(self, model: ModelInfo, options: CastOptions) -> Plan:
-        """One unit per tensor, in the order of the layers. Raises `Unsupported` for packed or 8-bit weights."""
+        """One unit per tensor, in the order of the layers. Raises `Unsupported` for a GGUF, packed or 8-bit weights."""
+        if model.kind == "gguf":
+            # Its tensors have llama.cpp's names and order of rows, and there is no config.json: nobody could load the copy.
+            raise Unsupported(
+                "a GGUF's tensors are named and ordered for llama.cpp; no reader of safetensors could load them",
+                where=str(model.path),
+                fix="convert the checkpoint that it was made from; `gguf` makes other types from a GGUF, also `gguf: f16`",
+            )
         target = STORED[options.dtype]
         tensors = sorted(model.tensors.values(), key=_order)
         if not tensors:

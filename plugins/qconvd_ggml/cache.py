@@ -78,6 +78,11 @@ def is_warm() -> bool:
     return any(all(_marked(place, name) for name in KERNELS) for place in places)
 
 
+def is_compiled(name: str) -> bool:
+    """Whether this kernel was compiled before, so that it only needs to be loaded."""
+    return _marked(folder(), name)
+
+
 def warm() -> float:
     """Compile every kernel that is not compiled yet; returns the seconds of processor time that it took."""
     import time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from qconvd.api import Array, Encoded, Unit, UnitReport, check_report, row_bytes
+from qconvd.api import Array, Encoded, Plan, Unit, UnitReport, check_report, row_bytes
 
 
 class BlockEncoder:
@@ -12,6 +12,23 @@ class BlockEncoder:
 
     What comes packed, or as integers, keeps its type (see requantize.py) and is copied.
     """
+
+    def prepare(self, plan: Plan) -> Iterator[str]:
+        """Compile the kernels that the plan needs, or load them."""
+        from qconvd_ggml import cache
+        from qconvd_ggml.kernels import SOURCES, ready
+
+        needed: dict[str, str] = {}
+        for unit in plan.units:
+            if unit.inputs[0].dtype in SOURCES:
+                dtype = unit.outputs[0].dtype
+                weighted = f"{dtype}.imatrix" if unit.statistics else ""
+                needed[weighted if weighted in cache.KERNELS else dtype] = dtype
+        for kernel, dtype in needed.items():
+            if kernel in cache.KERNELS:  # else `encode` says what is missing
+                if not cache.is_compiled(kernel):
+                    yield f"compiling {dtype} (once)"
+                ready(kernel)
 
     def encode(self, unit: Unit, rows: tuple[int, int], x: Sequence[Array], stats: Mapping[str, Array]) -> Encoded:
         from qconvd_ggml.kernels import SOURCES, encode

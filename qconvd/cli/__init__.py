@@ -138,11 +138,25 @@ def _take_names_as_utf8() -> None:
 def _tell(error: QconvdError, code: Exit) -> Exit:
     problems = getattr(error, "problems", ())
     if len(problems) > 1:
-        print(f"qconvd: {len(problems)} mistakes\n{error}", file=sys.stderr)
+        print(_fitting(f"qconvd: {len(problems)} mistakes\n{error}"), file=sys.stderr)
     else:
-        print(f"qconvd: {error}", file=sys.stderr)
+        print(_fitting(f"qconvd: {error}"), file=sys.stderr)
     _tell_script(error, type(error).__name__)
     return code
+
+
+def _fitting(text: str) -> str:
+    """Lines broken between words on a terminal, which would break them within; elsewhere they stay as they are."""
+    if not sys.stderr.isatty():
+        return text
+    import textwrap
+
+    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0 on a serial line
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        lines += textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return "\n".join(lines)
 
 
 def _tell_script(error: QconvdError, kind: str) -> None:

@@ -11,7 +11,10 @@ from qconvd.cli.options import ConfigFile, Model
 
 def add(
     model: Model,
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="What to make of it: a recipe of the config file.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="What to make of it: a recipe of the config file; the only one may be left out."),
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Hand a model to the running daemon.
@@ -26,6 +29,10 @@ def add(
     from qconvd.suggest import did_you_mean
 
     loaded = load_config(config)
+    if recipe is None:
+        if len(loaded.recipes) != 1:
+            raise typer.BadParameter(f"say what to make of it: --recipe, with one of {', '.join(loaded.recipes)}")
+        (recipe,) = loaded.recipes
     if recipe not in loaded.recipes:
         fix = f"its recipes: {', '.join(loaded.recipes)}"
         raise QconvdError(

@@ -20,7 +20,7 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
     print(f"{found.path} is right.\n")
     for watch in found.watch:
         print(f"A model dropped into {watch.folder}{'' if is_folder(watch.folder) else ' (not there yet)'} becomes:")
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for name in watch.recipes:
             recipe = found.recipes[name]
             for target in recipe.targets:
@@ -28,7 +28,10 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
                 place = f"{names.folder}/{names.stem}.*" if names.shared else f"{names.folder}/"
                 device = "" if target.options.device == "auto" else target.options.device
                 rows.append((name, target.label, place, device))
-        output.table(("RECIPE", "TARGET", f"IN {found.output}", "DEVICE"), rows, whole=(0, 1))
+        headings: tuple[str, ...] = ("RECIPE", "TARGET", f"IN {found.output}", "DEVICE")
+        if not any(device for *_, device in rows):
+            headings, rows = headings[:-1], [row[:-1] for row in rows]
+        output.table(headings, rows, whole=(0, 1))
         print(f"Then the model is {_after(watch.after)}.\n")
     if not found.watch:
         print("No folder is watched: models come with `qconvd add` only.\n")

@@ -121,8 +121,8 @@ def _report(made: list[Made], seconds: float) -> None:
                 output.note(f"  the worker's log is {one.log}")
     new = [m for m in there if m.new]
     if before := [m.target.label for m in there if not m.new]:
-        verb = "was" if len(before) == 1 else "were"
-        text = f"{', '.join(before)} {verb} there already, made from this model with these options; --force makes it again."
+        verb, them = ("was", "it") if len(before) == 1 else ("were", "them")
+        text = f"{', '.join(before)} {verb} there already, made from this model with these options; --force makes {them} again."
         print("\n" + output.filled(text))
     if new:
         print(f"\nMade and verified {len(new)} of {len(made)} in {show_duration(round(seconds, 1))}.")

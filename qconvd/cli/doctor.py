@@ -34,6 +34,6 @@ def doctor(
         output.table(("", "WHAT", "FOUND"), [(marks[f.state], f.what, f.found) for f in findings], whole=(0, 1))
         for finding in findings:
             if finding.fix:
-                print(f"\n{finding.what}: {output.safe(finding.fix)}")
+                print("\n" + "\n".join(output.filled(line) for line in f"{finding.what}: {finding.fix}".splitlines()))
     if bad:
         raise typer.Exit(Exit.FAILED)

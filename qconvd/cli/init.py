@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -84,7 +85,8 @@ def init(
     except OSError as error:
         raise QconvdError(f"cannot be written: {os.strerror(error.errno or 0)}", where=str(path)) from error
     config.load(path)
-    print(f"Wrote {path}. Next: `qconvd run --config {path}`, and drop a model into {folder / 'inbox'}.")
+    there = "" if folder == Path() else f" --config {shlex.quote(str(path))}"
+    print(f"Wrote {path}. Next: `qconvd run{there}`, and drop a model into {folder / 'inbox'}.")
 
 
 def _gpus(here: object) -> str:

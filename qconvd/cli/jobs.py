@@ -41,7 +41,7 @@ def jobs(
             (j.id, j.source.name, j.recipe, j.state, _count(j), _percent(j, progress)) for j in found
         ]
         rows += [("-", s.name, ", ".join(s.recipes), s.kind, "", "") for s in awaited]
-        reasons = [[_said(j.state, j.reason)] for j in found] + [[s.reason] for s in awaited]
+        reasons = [[_said(j.state, j.told)] for j in found] + [[s.reason] for s in awaited]
         output.table(("JOB", "MODEL", "RECIPE", "STATE", "DONE", ""), rows, right=(0, 4, 5), sentences=reasons)
     else:
         print("There are no jobs yet.")
@@ -88,7 +88,7 @@ def job(
         rows.append(
             (target.id, target.label, _state(target, progress.get(target.id)), show_size(size) if size else "", place_of)
         )
-        sentences.append([_said(target.state, target.reason), target.error.get("fix", ""), *notes_of(target)])
+        sentences.append([_said(target.state, target.told(found.source)), target.error.get("fix", ""), *notes_of(target)])
     output.table(("TARGET", "", "STATE", "SIZE", "FOLDER"), rows, right=(3,), sentences=sentences)
     print()
     output.table(

@@ -29,7 +29,7 @@ def plan(
     config: ConfigFile = None,
     json: AsJson = False,
 ) -> None:
-    """Say what a conversion would make, to the byte, and what it needs.
+    """Say what would be made, to the byte, and what it takes.
 
     No weight is read.
     Without --to and --recipe, every recipe of the config file is looked at.
@@ -126,10 +126,21 @@ def _print(previews: list[Preview]) -> None:
     for p in previews:
         if p.error:
             print(f"\n{p.target.label} cannot be made: {output.safe(str(p.error))}")
-            continue
+    for labels, sentences in _told_once(good).items():
+        print(f"\n{output.filled(', '.join(labels))}:")
+        for sentence in sentences:
+            print(output.filled(sentence, "  - "))
+
+
+def _told_once(previews: list[Preview]) -> dict[tuple[str, ...], list[str]]:
+    """What the plans say, each sentence once, below the targets that it is true of."""
+    said: dict[str, list[str]] = {}
+    for p in previews:
         # A note tells of most exceptions already, in its own words.
         exceptions = [s for reason, s in p.left_out if not any(reason in note for note in p.notes)]
-        if p.notes or exceptions:
-            print(f"\n{p.target.label}:")
         for sentence in (*p.notes, *exceptions):
-            print(output.filled(sentence, "  - "))
+            said.setdefault(sentence, []).append(p.target.label)
+    told: dict[tuple[str, ...], list[str]] = {}
+    for sentence, labels in said.items():
+        told.setdefault(tuple(labels), []).append(sentence)
+    return told

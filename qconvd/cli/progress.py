@@ -70,6 +70,11 @@ class Shown:
             self._aloud(f"{label}: {sentence}")
 
     def progress(self, label: str, progress: Progress) -> None:
+        if progress.doing:
+            if self._bars is not None:
+                self._bars.update(self._rows[label], left=progress.doing)
+            self._line(f"{label}: {progress.doing}")
+            return
         done, total, rate, left = progress.done, progress.total, f"{show_size(progress.rate)}/s", progress.left
         shown_left = f"{show_duration(max(1, round(left)))} left" if left and done < total else ""
         if self._bars is not None:

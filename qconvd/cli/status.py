@@ -7,7 +7,7 @@ from qconvd.cli.place import opened
 
 
 def status(config: ConfigFile = None, json: AsJson = False) -> None:
-    """Show whether the daemon runs, what it does now, and what it waits for."""
+    """Show what the daemon does now, and what it waits for."""
     from qconvd.cli import output
     from qconvd.progress import read_progress
     from qconvd.quantities import show_duration, show_size
@@ -42,6 +42,9 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
             now = progress.get(target)
             if now is None or task.kind != "convert":
                 print(f"  {labels.get(target, target)}")
+                continue
+            if now.doing:
+                print(f"  {labels.get(target, target)}: {now.doing}")
                 continue
             left = f", {show_duration(now.left)} left" if now.left is not None else ""
             percent = 100 * now.done // max(1, now.total)

@@ -12,12 +12,13 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from qconvd.engine.durable import sync_file, sync_folder, write_whole
-from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, manifest_paths, manifests_in, read_manifest
+from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, manifest_paths, manifests_in, read_manifest
+from qconvd.engine.place import check_place, readable
 from qconvd.errors import QconvdError
 
 BEGUN = "commit.json"
@@ -30,10 +31,11 @@ AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 
 
-def commit(work: Path, folder: Path) -> None:
+def commit(work: Path, folder: Path, laid: Collection[str] | None = None) -> None:
     """Move the artifact in `<work>/files` to `folder` and remove `work`.
 
-    Finishes an interrupted commit; does nothing after a finished one. People's files beside an older version are kept.
+    Finishes an interrupted commit; does nothing after a finished one. People's files beside an older version are kept. `laid`
+    are the files that the ledger knows to have put there (None: it knows of none), for a manifest that says it no more.
     Raises `QconvdError` if the folder holds files that qconvd did not make, if it lies on another filesystem than
     `work`, or if there is nothing to commit.
     """
@@ -45,19 +47,19 @@ def commit(work: Path, folder: Path) -> None:
         return
     try:
         if _is_shared(work):
-            _into_shared(work, folder)
+            _into_shared(work, folder, laid)
         else:
-            _as_own(work, folder)
+            _as_own(work, folder, laid)
     except OSError as error:
         raise _worded(error, work, folder) from error
     _remove(work)
 
 
-def _as_own(work: Path, folder: Path) -> None:
+def _as_own(work: Path, folder: Path, laid: Collection[str] | None) -> None:
     files = work / "files"
     begun = _begun(work)
     if begun is None or not (_is_inode(files, begun["inode"]) or _is_inode(folder, begun["inode"])):
-        _check_own(work, folder)
+        _check(work, folder, OWN_NAME, laid)
         _sync_tree(files)
         begun = {"inode": files.stat().st_ino}
         write_whole(work / BEGUN, json.dumps(begun).encode())
@@ -72,14 +74,15 @@ def _as_own(work: Path, folder: Path) -> None:
     if files.exists():
         files.rename(work / OLD)
     if (work / OLD).exists():
-        _keep_others(work / OLD, folder)
+        _keep_others(work / OLD, folder, laid or ())
         (work / OLD).rename(work / GONE)
 
 
-def _into_shared(work: Path, folder: Path) -> None:
+def _into_shared(work: Path, folder: Path, laid: Collection[str] | None) -> None:
     files = work / "files"
     if _begun(work) is None:
-        _check_shared(work, folder)
+        name = next(iter(sorted((files / SHARED_FOLDER).glob("*.json")))).name
+        _check(work, folder, f"{SHARED_FOLDER}/{name}", laid)
         _sync_tree(files)
         write_whole(work / BEGUN, b'{"shared": true}')
     _make_folders(folder / SHARED_FOLDER)
@@ -98,49 +101,16 @@ def _into_shared(work: Path, folder: Path) -> None:
                 sync_folder(target.parent)
         manifest.rename(final)
         sync_folder(final.parent)
-    _remove_outdated(work, folder)
+    _remove_outdated(work, folder, laid or ())
 
 
-def _check_own(work: Path, folder: Path) -> None:
-    _check_place(work, folder)
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if folder.exists() and not (folder.is_dir() and _readable(folder / OWN_NAME)):
-        raise QconvdError(
-            "is there already and was not made by qconvd; it is left as it is",
-            where=str(folder),
-            fix="move it away, or give the target another name",
-        )
+def _check(work: Path, folder: Path, manifest: str, laid: Collection[str] | None) -> None:
+    _check_filesystem(work, folder)
+    digests = {f.path: f.sha256 for f in read_manifest(work / "files" / manifest).files}
+    check_place(folder, manifest, digests, laid=laid, digests=digests)
 
 
-def _check_shared(work: Path, folder: Path) -> None:
-    _check_place(work, folder)
-    if folder.exists() and not folder.is_dir():
-        raise QconvdError("is there already and is no folder", where=str(folder), fix="move it away")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / SHARED_FOLDER).is_dir():
-        raise QconvdError(
-            "is there already and was not made by qconvd; it is left as it is",
-            where=str(folder),
-            fix="move it away, or give the target another name",
-        )
-    files = work / "files"
-    name = next(iter(sorted((files / SHARED_FOLDER).glob("*.json")))).name
-    replaced = _readable(folder / SHARED_FOLDER / name)
-    mine = {f.path: f.sha256 for f in _readable_or_raise(files / SHARED_FOLDER / name).files}
-    before = {f.path for f in replaced.files} if replaced else set()
-    elsewhere = {f.path: f.sha256 for m in manifests_in(folder) if m != replaced for f in m.files} if folder.exists() else {}
-    for path, digest in mine.items():
-        if (path in elsewhere and elsewhere[path] != digest) or (
-            path not in elsewhere and path not in before and os.path.lexists(folder / path)
-        ):
-            raise QconvdError(
-                "is there already and belongs to something else; it is left as it is",
-                where=str(folder / path),
-                fix="move it away, or give the target another name",
-            )
-
-
-def _check_place(work: Path, folder: Path) -> None:
+def _check_filesystem(work: Path, folder: Path) -> None:
     there = next(p for p in (folder.parent, *folder.parent.parents) if p.exists())
     if there.stat().st_dev != work.stat().st_dev:
         raise QconvdError(
@@ -163,10 +133,10 @@ def _exchange(files: Path, folder: Path, old: Path) -> None:
     files.rename(folder)
 
 
-def _keep_others(old: Path, folder: Path) -> None:
+def _keep_others(old: Path, folder: Path, laid: Collection[str]) -> None:
     """Move what people put beside an older version to the new one, unless that has a file of the name."""
-    manifest = _readable(old / OWN_NAME)
-    ours = {f.path for f in manifest.files} | {OWN_NAME} if manifest else set()
+    manifest = readable(old / OWN_NAME)
+    ours = {OWN_NAME, *(f.path for f in manifest.files)} if manifest else {OWN_NAME, *laid}
     for path in _files_under(old):
         name = path.relative_to(old)
         if str(name) not in ours and not os.path.lexists(folder / name):
@@ -175,15 +145,15 @@ def _keep_others(old: Path, folder: Path) -> None:
             sync_folder((folder / name).parent)
 
 
-def _remove_outdated(work: Path, folder: Path) -> None:
+def _remove_outdated(work: Path, folder: Path, laid: Collection[str]) -> None:
     """Remove files of the older version that neither the new one nor another artifact has."""
-    old = _readable(work / OLD_MANIFEST)
-    if old is None:
+    if not (work / OLD_MANIFEST).exists():
         return
+    old = readable(work / OLD_MANIFEST)
     wanted = {f.path for m in manifests_in(folder) for f in m.files}
-    for file in old.files:
-        if file.path not in wanted:
-            (folder / file.path).unlink(missing_ok=True)
+    for path in [f.path for f in old.files] if old else laid:
+        if path not in wanted:
+            (folder / path).unlink(missing_ok=True)
 
 
 def _is_shared(work: Path) -> bool:
@@ -204,17 +174,6 @@ def _begun(work: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return begun
-
-
-def _readable(path: Path) -> Manifest | None:
-    try:
-        return read_manifest(path)
-    except QconvdError:
-        return None
-
-
-def _readable_or_raise(path: Path) -> Manifest:
-    return read_manifest(path)
 
 
 def _is_inode(folder: Path, inode: int) -> bool:

@@ -83,7 +83,7 @@ def read_manifest(path: Path) -> Manifest:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise QconvdError(f"cannot be read: {os.strerror(error.errno or 0)}", where=str(path)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise QconvdError(f"is not valid JSON: {error}", where=str(path)) from error
     if not isinstance(data, dict) or data.pop(MARK, None) != "manifest":
         raise QconvdError("is no manifest of qconvd", where=str(path))
@@ -97,11 +97,27 @@ def read_manifest(path: Path) -> Manifest:
         manifest = Manifest(**data)
     except (KeyError, TypeError) as error:
         raise QconvdError(f"is a damaged manifest: {error}", where=str(path)) from error
+    if wrong := _wrong(manifest):
+        raise QconvdError(f"is a damaged manifest: {wrong} is of another type", where=str(path))
     if leaving := next(
         (f.path for f in manifest.files if PurePosixPath(f.path).is_absolute() or ".." in f.path.split("/")), None
     ):
         raise QconvdError(f"is a damaged manifest: the path {leaving!r} leaves the folder", where=str(path))
     return manifest
+
+
+def _wrong(manifest: Manifest) -> str:
+    """The name of a field that is not of its type; whoever tampered with the file may have put anything there."""
+    for file in manifest.files:
+        if not (isinstance(file.path, str) and isinstance(file.bytes, int) and isinstance(file.sha256, str)):
+            return "files"
+    tables = ["source", "options", "versions", "errors", "tensors", "extra"]
+    if manifest.verification is not None:
+        tables.append("verification")
+    found = [name for name in tables if not isinstance(getattr(manifest, name), Mapping)]
+    texts = ("artifact", "format", "container", "plan", "recipe")
+    found += [name for name in texts if not isinstance(getattr(manifest, name), str)]
+    return found[0] if found else ""
 
 
 def manifest_paths(folder: Path) -> list[Path]:

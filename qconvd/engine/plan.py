@@ -6,10 +6,10 @@ and handed to the worker that converts. Sizes are exact bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from pydantic import Field, TypeAdapter
 
@@ -262,6 +262,18 @@ class Encoder(Protocol):
 
         `stats` holds what the unit asked for, by `StatRequest.key`: float32 for the whole unit, whatever the rows. A mean
         square is (columns,), or (experts * columns,) where the unit stacks experts.
+        """
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """An encoder that needs long before its first rows, because it compiles kernels or computes a table."""
+
+    def prepare(self, plan: Plan) -> Iterator[str]:
+        """Do that now, and say what is coming before each part that takes longer than a second: `compiling Q4_0 (once)`.
+
+        Called once, before anything is read. Between two parts the task may be stopped.
         """
         ...
 

@@ -282,7 +282,7 @@ class _Run:
                 self._on_event({"event": "target-done", "target": run.id})
 
     def _tick(self) -> None:
-        """Look whether to stop and say how far it is, a few times per second."""
+        """Look whether to stop, whether the files are still there, and say how far it is, a few times per second."""
         if self._fatal:
             raise self._fatal
         if self._cancelled():
@@ -291,6 +291,7 @@ class _Run:
             return
         self._ticked = time.monotonic()
         for run in self._runs:
+            run.check_there()
             if run.error is None:
                 self._progress(run)
             else:

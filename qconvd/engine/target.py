@@ -138,6 +138,14 @@ class TargetRun:
             if self.error is None:
                 self.error = self._worded(error)
 
+    def check_there(self) -> None:
+        """Drop this target if its files were taken away: what is written goes nowhere."""
+        if self.error is None and self.files.files:
+            try:
+                self.files.check_there()
+            except QconvdError as error:
+                self.fail(error)
+
     def free(self) -> None:
         """Give the disk back at once, while other threads may still hold the files."""
         self.files.discard()
@@ -152,6 +160,7 @@ class TargetRun:
     def finish(self, progress: Callable[[], None]) -> Manifest:
         """Write the side files and, last, the manifest. The data files must be written and hashed."""
         plan = self.target.plan
+        self.files.check_there(every=True)
         if any(f.hashed != f.nbytes for f in self.files.files):
             raise RuntimeError(f"{self.id}: the pass is over and parts were not written")
         files = zip(plan.files, self.files.files, strict=True)

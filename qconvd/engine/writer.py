@@ -15,7 +15,7 @@ from typing import Any
 from qconvd.engine.durable import sync_folder
 from qconvd.engine.layout import Layout
 from qconvd.engine.plan import Unit
-from qconvd.errors import OutOfSpace
+from qconvd.errors import OutOfSpace, TakenAway
 from qconvd.quantities import show_size
 
 HASH_BLOCK = 1 << 20
@@ -33,6 +33,8 @@ class DataFile:
         self._islands: dict[int, int] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.linked = os.fstat(self.descriptor).st_nlink > 0
+        """Whether the filesystem counts a file's names; some do not."""
 
     def reserve(self) -> None:
         """Give the file its size and its blocks, as zeros where nothing was written."""
@@ -114,6 +116,17 @@ class DataFiles:
             raise
         for folder in {f.path.parent for f in self.files} | {self.folder, self.folder.parent}:
             sync_folder(folder)
+
+    def check_there(self, every: bool = False) -> None:
+        """Raise `TakenAway` if the files were removed or moved while they are written; `every`: each is looked for by its name.
+
+        A file that is open goes on without its name, so writing to it would say nothing.
+        """
+        if not self.folder.is_dir():
+            raise _taken_away(self.folder)
+        for file in self.files:
+            if (file.linked and not os.fstat(file.descriptor).st_nlink) or (every and not file.path.exists()):
+                raise _taken_away(file.path)
 
     def write(self, unit: Unit, rows: tuple[int, int], buffers: Sequence[memoryview]) -> None:
         """Write the outputs of a unit for some rows."""
@@ -204,6 +217,14 @@ def no_space(folder: Path, needed: int, free: int) -> OutOfSpace:
         f"needs {show_size(needed)} of disk, {show_size(free)} are free",
         where=str(folder),
         fix="free some space, or choose an output folder on another disk",
+    )
+
+
+def _taken_away(place: Path) -> TakenAway:
+    return TakenAway(
+        "was removed or moved away while it was being written",
+        where=str(place),
+        fix="leave `.qconvd` in the output folder alone while something is converted",
     )
 
 

@@ -179,6 +179,7 @@ class Ledger(Reading):
         made from a copy of the model already gets no task. May be called at any time and any number of times.
         """
         with self.transaction() as db:
+            self._follow_clock()
             busy = {r["target"] for r in db.execute(
                 "SELECT task_target.target FROM task_target JOIN task ON task.id = task_target.task"
                 " WHERE task.state IN ('queued', 'running')"
@@ -503,6 +504,18 @@ class Ledger(Reading):
         return again
 
     # How tasks change
+
+    def _follow_clock(self) -> None:
+        """Begin waits anew that began in what is now the future: the clock was set back, and they would last as much longer.
+
+        Whole seconds, so that targets which failed together go on together.
+        """
+        with self.transaction() as db:
+            for table, state in (("target", "waiting', 'planned', 'verifying"), ("task", "queued")):
+                db.execute(
+                    f"UPDATE {table} SET not_before = :now + round(not_before - changed_at), changed_at = :now"
+                    f" WHERE state IN ('{state}') AND not_before > :now AND changed_at > :now", {"now": self._clock()}
+                )  # fmt: skip
 
     def _make_task(self, targets: Sequence[Target]) -> Task:
         kind, device = _TASK_OF[targets[0].state], _device(targets[0])

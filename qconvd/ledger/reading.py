@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qconvd.errors import QconvdError
@@ -71,6 +73,13 @@ class Reading(Database):
             where.append("target.source = ?")
             values.append(source)
         return self._targets("WHERE " + " AND ".join(where) if where else "", values)
+
+    def laid(self, manifest: Path) -> tuple[str, ...] | None:
+        """The files of the artifacts that were put where this manifest is to lie; None if none ever was."""
+        found = self.rows("SELECT artifact FROM target WHERE json_extract(artifact, '$.manifest') = ?", (str(manifest),))
+        if not found:
+            return None
+        return tuple(dict.fromkeys(path for row in found for path in json.loads(row["artifact"]).get("files", ())))
 
     def task(self, id: int) -> Task:
         return self._tasks("WHERE task.id = ?", (id,), f"task {id}")[0]

@@ -91,7 +91,7 @@ class Target:
     stem: str
     manifest_name: str
     artifact: Mapping[str, Any]
-    """The verify task's `TargetResult.data`: folder, manifest, nbytes."""
+    """The verify task's `TargetResult.data`: folder, manifest, files, nbytes."""
     created_at: float
     changed_at: float
     recipes: tuple[str, ...] = ()
@@ -101,6 +101,15 @@ class Target:
     @property
     def pending(self) -> bool:
         return self.state in PENDING
+
+    def told(self, source: Source) -> str:
+        """The reason, with the place that it speaks of: as short as whoever knows the model and the output needs it."""
+        what, where = self.error.get("what", ""), self.error.get("where", "")
+        if not what or what not in self.reason or where in self.reason:
+            return self.reason
+        place = _short(where, source.locator, self.folder)
+        known = ("", source.name, self.stem, self.label, self.id)
+        return self.reason if place in known else self.reason.replace(what, f"{place}: {what}", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +165,17 @@ class Job:
     @property
     def reason(self) -> str:
         """The reason of the first target that is in the job's state."""
+        return self._first.reason if self._first else ""
+
+    @property
+    def told(self) -> str:
+        """As `reason`, with the place that it speaks of."""
+        return self._first.told(self.source) if self._first else ""
+
+    @property
+    def _first(self) -> Target | None:
         wanted = {"waiting": ("waiting", "planned"), "verifying": ("verifying", "ready")}.get(self.state, (self.state,))
-        return next((t.reason for t in self.targets if t.state in wanted), "")
+        return next((t for t in self.targets if t.state in wanted), None)
 
 
 _FINAL: tuple[JobState, ...] = ("failed", "done", "cancelled", "superseded")
@@ -214,6 +232,14 @@ def spec_digest(format_name: str, options: Mapping[str, Any]) -> str:
     """sha256 over format and resolved options. Where it is made is not what is made: `device` does not count."""
     spec = {"format": format_name, "options": {k: v for k, v in options.items() if k != "device"}}
     return hashlib.sha256(as_json(spec).encode()).hexdigest()
+
+
+def _short(where: str, locator: str, folder: str) -> str:
+    """A place without what is known: within the model's folder or the artifact's; empty for the model itself."""
+    if where == locator or where.startswith(f"{locator}/"):
+        return where[len(locator) + 1 :]
+    before, found, below = f"{where}/".rpartition(f"/{folder}/") if folder else ("", "", "")
+    return f"{folder}/{below}".rstrip("/") if found and ".qconvd" not in before else where
 
 
 def as_json(data: Any) -> str:

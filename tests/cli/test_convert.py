@@ -83,6 +83,14 @@ def test_it_says_what_it_made(converted: Path) -> None:
     assert [line for line in told if line.endswith("is done")] == ["fp16 is done", "gguf Q8_0 is done", "gguf Q4_0 is done"]
 
 
+def test_an_artifact_that_is_named_is_a_model_like_another(qconvd: Qconvd, converted: Path, tmp_path: Path) -> None:
+    said = qconvd("convert", converted / "glass_en-fp16", "--to", "gguf:f16", "--out", "further")
+    assert said.code == 0, said.err
+    assert set(files(tmp_path / "further")) == {
+        "glass_en-fp16-GGUF/.qconvd/glass_en-fp16-F16.json", "glass_en-fp16-GGUF/glass_en-fp16-F16.gguf",
+    }  # fmt: skip
+
+
 def test_the_artifacts_verify(qconvd: Qconvd, converted: Path) -> None:
     said = qconvd("verify", converted / "glass_en-GGUF")
     assert said.code == 0
@@ -144,7 +152,9 @@ def test_what_is_there_is_not_made_again(qconvd: Qconvd, glass: Path, converted:
     said = qconvd("convert", glass, "--to", TO, "--out", out)
     assert said.code == 0
     assert said.err == ""
-    sentence = "fp16, gguf Q8_0, gguf Q4_0 were there already, made from this model with these options; --force makes it again."
+    sentence = (
+        "fp16, gguf Q8_0, gguf Q4_0 were there already, made from this model with these options; --force makes them again."
+    )
     assert sentence in " ".join(said.out.split())
     assert {p: p.stat().st_ino for p in out.rglob("*")} == before
 
@@ -393,6 +403,26 @@ def test_a_worker_that_is_killed_leaves_its_log(
     found = re.search(r"fp16 was not made: was killed \(out of memory\?\)\n  the worker's log is (\S+)", said.err)
     assert found, said.err
     assert "last words" in Path(found[1]).read_text()
+
+
+@pytest.mark.parametrize("kind", ["plan", "convert"])
+def test_a_target_that_kills_its_worker_takes_no_other_with_it(
+    qconvd: Qconvd, glass: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import json, os, sys\n"
+        "if 'qconvd.worker' in sys.orig_argv[:5]:\n"
+        "    spec = json.load(open(sys.orig_argv[-1]))\n"
+        f"    if spec['kind'] == '{kind}' and any(t['format'] == 'gguf' for t in spec['targets']):\n"
+        "        os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    said = qconvd("convert", glass, "--to", "fp16,gguf:q8_0,bf16", "--out", "out")
+    assert said.code == 1
+    assert re.findall(r"(\S+) was not made: (.*)", said.err) == [("Q8_0", "was killed (out of memory?)")]
+    assert sorted(p.parent.name for p in Path("out").glob("*/qconvd.json")) == ["glass_en-bf16", "glass_en-fp16"]
 
 
 def _bytes(folder: Path) -> int:

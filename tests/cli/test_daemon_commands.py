@@ -111,11 +111,12 @@ def test_jobs_that_are_not_there(qconvd: Qconvd, done: Home, arguments: list[str
 def test_add_to_a_running_daemon(qconvd: Qconvd, daemon: Home) -> None:
     away = tiny_model(daemon.root / "away" / "far", seed=5)
     said = qconvd("add", away, "--recipe", "everyday", "--config", daemon.config)
-    assert (said.code, said.out) == (0, "1 artifact will be made\n")
+    assert (said.code, said.out) == (0, "job 1: 1 artifact will be made\n")
     daemon.done(1)
     assert (daemon.output / "far-fp16" / "model.safetensors").exists()
-    again = qconvd("add", away, "--recipe", "everyday", "--config", daemon.config)
-    assert (again.code, again.out) == (0, "all that the recipe wants is there or on its way\n")
+    # The config has one recipe.
+    again = qconvd("add", away, "--config", daemon.config)
+    assert (again.code, again.out) == (0, "job 1: all that the recipe wants is there or on its way\n")
 
 
 def test_reconvert_and_retry(qconvd: Qconvd, daemon: Home) -> None:
@@ -126,6 +127,16 @@ def test_reconvert_and_retry(qconvd: Qconvd, daemon: Home) -> None:
     assert qconvd("reconvert", "1", "--config", daemon.config).out == "1 artifact will be made again\n"
     daemon.wait(lambda: (daemon.output / "tiny-fp16" / "qconvd.json").exists(), "the artifact to be there again")
     assert qconvd("cancel", "1", "--config", daemon.config).code == 0
+
+
+def test_what_failed_is_told_with_its_place(qconvd: Qconvd, daemon: Home) -> None:
+    (daemon.output / "tiny-fp16").mkdir(parents=True)
+    (daemon.output / "tiny-fp16" / "theirs.txt").write_text("theirs")
+    copy_in(daemon, tiny_model(daemon.root / "away" / "tiny"))
+    reason = "tiny-fp16: is there already and was not made by qconvd; it is left as it is"
+    assert f"\n    {reason}\n" in daemon.says("tiny", "tiny: failed")
+    for command in (["jobs"], ["job", "1"]):
+        assert f"    {reason}\n" in qconvd(*command, "--config", daemon.config).out
 
 
 def test_status_of_a_running_daemon(qconvd: Qconvd, daemon: Home) -> None:
@@ -281,12 +292,15 @@ def test_a_request_waits_for_the_next_daemon(qconvd: Qconvd, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--recipe", "evryday"], 3, "there is no recipe 'evryday' (did you mean everyday?)\n  its recipes: everyday"),
-        ([], 2, "--recipe"),
+        (["--recipe", "evryday"], 3, "there is no recipe 'evryday' (did you mean everyday?)\n  its recipes: small, everyday"),
+        ([], 2, "say what to make of it: --recipe, with one of small, everyday"),
     ],
 )
 def test_add_refuses(qconvd: Qconvd, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     home = Home(tmp_path / "home")
+    home.config.write_text(
+        home.config.read_text().replace("recipes:\n  everyday:", "recipes:\n  small: {targets: [bf16]}\n  everyday:")
+    )
     said = qconvd("add", tiny_model(tmp_path / "tiny"), *arguments, "--config", home.config)
     assert said.code == code
     assert message in said.err

@@ -58,6 +58,12 @@ def test_plan_says_what_the_scheduler_would(qconvd: Qconvd, glass: Path, config:
     ) in said.out
 
 
+def test_plan_says_once_what_is_true_of_several_targets(qconvd: Qconvd, glass: Path) -> None:
+    lines = qconvd("plan", glass, "--to", "q8_0,q4_0").out.splitlines()
+    assert [line for line in lines if line.endswith(":")] == ["gguf Q8_0:", "gguf Q8_0, gguf Q4_0:", "gguf Q4_0:"]
+    assert sum("the tokenizer has no byte tokens" in line for line in lines) == 1
+
+
 def test_plan_for_scripts_is_exact(qconvd: Qconvd, glass: Path) -> None:
     said = qconvd("plan", glass, "--to", "fp16,q8_0", "--name", "other", "--json")
     half, q8 = said.json["artifacts"]
@@ -141,6 +147,9 @@ def test_check(qconvd: Qconvd, config: Path, tmp_path: Path) -> None:
     assert f"{tmp_path}/config.yaml is right." in said.out
     assert f"A model dropped into {tmp_path}/inbox (not there yet) becomes:" in said.out
     assert "MODEL-GGUF/MODEL-Q4_0.*" in said.out
+    assert "DEVICE" in said.out
+    config.write_text(CONFIG.replace("{q4_0: {device: cpu}}", "q4_0"))
+    assert "DEVICE" not in qconvd("check").out
     assert "Then the model is moved to .qconvd-done/ there." in said.out
     limits = "the architecture GPT2LMHeadModel, a name like tiny*, at most 1.0K parameters"
     assert f"The recipe small is only for models with {limits}." in said.out
@@ -195,7 +204,9 @@ def test_schema(qconvd: Qconvd) -> None:
 def test_init_writes_a_config_that_is_right(qconvd: Qconvd, tmp_path: Path) -> None:
     said = qconvd("init", "new place")
     assert said.code == 0
-    assert said.out.startswith("Wrote new place/config.yaml. Next: ")
+    run = "`qconvd run --config 'new place/config.yaml'`"
+    assert said.out == f"Wrote new place/config.yaml. Next: {run}, and drop a model into new place/inbox.\n"
+    assert qconvd("init").out == "Wrote config.yaml. Next: `qconvd run`, and drop a model into inbox.\n"
     found = load(tmp_path / "new place" / "config.yaml")
     assert found.watch[0].folder.is_dir()
     assert found.limits.threads is not None
@@ -240,4 +251,4 @@ def test_doctor_finds_what_is_bad(qconvd: Qconvd) -> None:
     Path("config.yaml").write_text("outptu: ./models\n")
     said = qconvd("doctor")
     assert said.code == 1
-    assert "config: config.yaml:1:1: outptu: there is no key 'outptu' here (did you mean output?)" in said.out
+    assert "config: config.yaml:1:1: outptu: there is no key 'outptu' here (did you mean output?)" in " ".join(said.out.split())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,23 @@ def test_help_loads_neither_pydantic_nor_plugins_nor_numpy(arguments: list[str])
     found = modules_after(f"sys.argv = ['qconvd', *{arguments}]; from qconvd.cli import main; main()")
     assert "typer" in found
     assert not found & (HEAVY | PLUGINS | {"pydantic", "rich", "yaml"})
+
+
+def test_help_says_what_each_command_does_without_cutting_it_short() -> None:
+    done = subprocess.run([sys.executable, "-m", "qconvd", "--help"], capture_output=True, text=True, check=True)
+    assert "..." not in done.stdout.partition("Commands:")[2]
+
+
+def test_a_long_message_is_broken_between_words_on_a_terminal_only(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qconvd", "formats", "nothing"]
+    keyboard, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 30, 0, 0))
+    assert subprocess.run(command, stderr=terminal, cwd=tmp_path, check=False).returncode == 3
+    os.close(terminal)
+    assert os.read(keyboard, 1000) == b"qconvd: there is no format\r\n'nothing'\r\n  there are: fp16, gguf\r\n"
+    os.close(keyboard)
+    piped = subprocess.run(command, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
+    assert piped.stderr == b"qconvd: there is no format 'nothing'\n  there are: fp16, gguf\n"
 
 
 @pytest.mark.parametrize("arguments", [["convert", "--help"], ["run", "--help"], ["version"]])

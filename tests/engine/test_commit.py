@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -33,6 +34,10 @@ def finished(work: Path, content: dict[str, bytes], manifest: str = "qconvd.json
     (work / "plan.json").write_text("{}")
     (work / "lock").touch()
     return tree(files)
+
+
+def manifest_with(**fields: object) -> str:
+    return json.dumps({**json.loads(Manifest("m", "tiny", "tiny", "sha256:0", ()).to_json()), **fields})
 
 
 def test_a_folder_of_its_own_appears_and_the_work_folder_goes(tmp_path: Path) -> None:
@@ -72,6 +77,31 @@ def test_a_folder_that_is_not_ours_is_left_as_it_is(tmp_path: Path, manifest: st
     )
     assert tree(folder) == {"m.gguf": b"theirs"}
     assert tree(work) == before
+
+
+@pytest.mark.parametrize("manifest", ["qconvd.json", ".qconvd/M.json"])
+def test_an_artifact_whose_manifest_is_damaged_is_replaced_only_if_the_ledger_knows_it(tmp_path: Path, manifest: str) -> None:
+    work, folder = tmp_path / "w", tmp_path / "M"
+    finished(work, {"m-1.gguf": b"1", "m-2.gguf": b"2"}, manifest)
+    commit(work, folder)
+    (folder / "notes.txt").write_text("mine")
+    (folder / manifest).write_text("{")
+    expected = finished(work, {"m-1.gguf": b"new"}, manifest)
+    with pytest.raises(QconvdError, match=r"is there already and .*; it is left as it is"):
+        commit(work, folder)
+    assert (folder / "m-1.gguf").read_bytes() == b"1"
+    commit(work, folder, laid=["m-1.gguf", "m-2.gguf"])
+    assert tree(folder) == {**expected, "notes.txt": b"mine"}
+
+
+@pytest.mark.parametrize("manifest", ["qconvd.json", ".qconvd/M.json"])
+def test_what_lies_there_without_a_manifest_is_not_ours_whatever_the_ledger_knew(tmp_path: Path, manifest: str) -> None:
+    finished(tmp_path / "w", {"m.gguf": b"ours"}, manifest)
+    (tmp_path / "M" / ".qconvd").mkdir(parents=True)
+    (tmp_path / "M" / "m.gguf").write_bytes(b"theirs")
+    with pytest.raises(QconvdError, match=r"is there already and .*; it is left as it is"):
+        commit(tmp_path / "w", tmp_path / "M", laid=["m.gguf"])
+    assert (tmp_path / "M" / "m.gguf").read_bytes() == b"theirs"
 
 
 def test_an_empty_folder_is_nobodys(tmp_path: Path) -> None:
@@ -209,6 +239,11 @@ def test_manifests_are_told_from_other_files(tmp_path: Path) -> None:
         ("[]", "is no manifest of qconvd"),
         ('{"qconvd": "manifest", "schema": 99}', "another version of qconvd\n  use that version"),
         ('{"qconvd": "manifest", "schema": 1}', "is a damaged manifest"),
+        (manifest_with(source=[]), "is a damaged manifest: source is of another type"),
+        (manifest_with(plan=None), "is a damaged manifest: plan is of another type"),
+        (manifest_with(verification="fine"), "is a damaged manifest: verification is of another type"),
+        (manifest_with(files=[{"path": 5, "bytes": 1, "sha256": ""}]), "is a damaged manifest: files is of another type"),
+        ("[" * 100_000, "is not valid JSON"),
     ):
         path.write_text(content)
         assert not is_ours(tmp_path)

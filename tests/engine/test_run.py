@@ -36,12 +36,13 @@ from qconvd.api import (
     Whole,
 )
 from qconvd.engine import graph as graph_module
+from qconvd.engine import run as run_module
 from qconvd.engine.credits import Credits
 from qconvd.engine.graph import Graph
 from qconvd.engine.manifest import Manifest
 from qconvd.engine.run import Cancelled, ConvertTarget, Limits, _Run, convert
 from qconvd.engine.source import Source
-from qconvd.errors import BadCheckpoint
+from qconvd.errors import BadCheckpoint, TakenAway
 from tiny import HEADER, TinyEncoder, copies, llama, plan, raw_model, target, tree, unit
 
 LIMITS = Limits(1 << 20, 2)
@@ -342,6 +343,47 @@ def test_a_disk_that_fills_up_drops_the_target(
         raise result["a"]
     assert tree(made.work) == {}
     assert isinstance(result["b"], Manifest)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(
+    ("take", "gone", "early"),
+    [
+        (lambda work: shutil.rmtree(work), "files", True),
+        (lambda work: work.rename(work.with_name("elsewhere")), "files", True),
+        (lambda work: (work / "files" / "model-1.tiny").unlink(), "files/model-1.tiny", True),
+        (lambda work: (work / "files" / "model-1.tiny").rename(work / "moved"), "files/model-1.tiny", False),
+    ],
+)
+def test_files_that_are_taken_away_are_noticed_while_they_are_written(
+    model: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take: Any, gone: str, early: bool
+) -> None:
+    monkeypatch.setattr(run_module, "TICK", 0.001)
+    noticed = threading.Event()
+
+    class Watched(TinyEncoder):
+        """Takes the files away at its third call, and goes on when that was told."""
+
+        def encode(self, *arguments: Any) -> Encoded:
+            if len(self.calls) == 3:
+                take(made.work)
+                assert not early or noticed.wait(60)
+            return super().encode(*arguments)
+
+    made, other = target("a", copies(model, shards=2), tmp_path, Watched()), target("b", copies(model), tmp_path)
+    result = convert(
+        model, [made, other], Limits(1 << 20, 1), operations={}, cancelled=lambda: False,
+        on_event=lambda e: noticed.set() if e["event"] == "target-failed" else None,
+    )  # fmt: skip
+    assert isinstance(result["a"], TakenAway)
+    assert str(result["a"]) == (
+        f"{made.work / gone}: was removed or moved away while it was being written\n"
+        "  leave `.qconvd` in the output folder alone while something is converted"
+    )
+    assert isinstance(result["b"], Manifest)
+    again = target("a", made.plan, tmp_path)
+    assert go(model, again)["a"].nbytes == made.plan.nbytes
+    assert stored(again.work / "files", again.plan) == tensors(model)
 
 
 def test_an_io_error_is_a_sentence(model: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,25 @@ def test_after_a_crash_each_target_is_tried_alone(bench: Bench, ledger: Ledger, 
     assert bench.states() == {good: "planned", deadly: "failed"}
 
 
+@pytest.mark.parametrize("before_the_tasks", [True, False])
+def test_a_clock_that_is_set_back_makes_no_wait_longer(
+    bench: Bench, ledger: Ledger, clock: Clock, wish: Wishes, before_the_tasks: bool
+) -> None:
+    bench.want(wish("a"), wish("b"))
+    task = bench.start("plan")
+    error = {"what": "the disk is full"}
+    ledger.finish(task.id, task.fence, dict.fromkeys(task.targets, Outcome(False, "the disk is full", error, retry=True)))
+    if not before_the_tasks:
+        ledger.make_tasks()
+    clock.now -= 5 * 86400
+    ledger.make_tasks()
+    assert [t.not_before for t in ledger.tasks("queued")] == [clock.now + backoff(1)], "both go on together"
+    assert {t.not_before for t in ledger.targets()} == {clock.now + backoff(1)}
+    clock.now += backoff(1)
+    ledger.make_tasks()
+    assert bench.start("plan").targets == task.targets, "and what began in time is left as it is"
+
+
 def test_what_goes_down_with_the_daemon_stays_together(bench: Bench, ledger: Ledger, clock: Clock, wish: Wishes) -> None:
     bench.want(wish("a"), wish("b"))
     task = bench.start("plan")

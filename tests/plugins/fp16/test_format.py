@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+import gguf_files
 from converted import converted
 from qconvd.api import Device, FileInfo, ModelInfo, QconvdError, TensorInfo, Unit, Unsupported
 from qconvd.checkpoints import inspect
@@ -122,6 +123,16 @@ def test_refusals_name_the_tensor(tensors: Any, message: str) -> None:
     with pytest.raises(Unsupported) as caught:
         FORMAT.plan(model(tensors), CastOptions())
     assert str(caught.value).startswith(message)
+
+
+def test_a_gguf_is_refused_because_nobody_could_load_its_tensors_as_safetensors(glass: Path, tmp_path: Path) -> None:
+    source = gguf_files.converted(glass, ["f16"], tmp_path)["f16"]
+    with pytest.raises(Unsupported) as caught:
+        PlainCast().plan(inspect(source), CastOptions())
+    assert str(caught.value) == (
+        f"{source.parent}: a GGUF's tensors are named and ordered for llama.cpp; no reader of safetensors could load them\n"
+        "  convert the checkpoint that it was made from; `gguf` makes other types from a GGUF, also `gguf: f16`"
+    )
 
 
 def test_there_is_no_gpu_encoder() -> None:

@@ -374,6 +374,55 @@ def flags(keys: dict[str, Any]) -> dict[str, bool]:
     return {found[1]: value for key, value in keys.items() if (found := pattern.fullmatch(key))}
 
 
+def test_a_token_that_follows_every_text_is_eos_and_the_named_eos_ends_turns(model: Path) -> None:
+    more = [added(258, "<s>", special=True), added(259, "</s>", special=True), added(260, "<end>", special=True)]
+    known = {t["content"]: {"id": t["content"], "ids": [t["id"]], "tokens": [t["content"]]} for t in more}
+    single = [special("<s>"), *sequence("A"), special("<end>")]
+    pair = [*single, *sequence("B", 1), special("<end>")]
+    after = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": known}
+    save(model, bpe(added_tokens=more, post_processor=after), eos_token="</s>")
+    keys = metadata(model, pre="gpt-2")
+    found = {k.removeprefix("tokenizer.ggml."): v for k, v in keys.items() if k.endswith("token_id")}
+    assert found == {"bos_token_id": 258, "eos_token_id": 260, "eot_token_id": 259}
+    assert flags(keys) == {"bos": True, "eos": True, "sep": False}
+
+
+def test_a_byte_level_post_processor_adds_nothing_and_says_so(model: Path) -> None:
+    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
+    save(model, bpe(post_processor={"type": "Sequence", "processors": [level]}))
+    assert flags(metadata(model, pre="gpt-2")) == {"bos": False, "eos": False}
+
+
+def test_a_separator_between_two_texts_without_eos_is_added(model: Path) -> None:
+    sep = added(258, "<sep>", special=True)
+    pair = [*sequence("A"), special("<sep>"), *sequence("B", 1)]
+    known = {"<sep>": {"id": "<sep>", "ids": [258], "tokens": ["<sep>"]}}
+    between = {"type": "TemplateProcessing", "single": sequence("A"), "pair": pair, "special_tokens": known}
+    save(model, bpe(added_tokens=[sep], post_processor=between), sep_token="<sep>")
+    keys = metadata(model, pre="gpt-2")
+    assert flags(keys) == {"bos": False, "sep": True}
+    assert keys["tokenizer.ggml.seperator_token_id"] == 258
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "said"),
+    [
+        ({"type": "Lowercase"}, {"lowercase": True}),
+        ({"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}]}, {"strip_accents": True}),
+        (
+            dict(type="BertNormalizer", clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=False),
+            {"lowercase": False},
+        ),
+        (None, {}),
+    ],
+)
+def test_what_a_tokenizer_normalizes_is_told(model: Path, normalizer: Any, said: dict[str, bool]) -> None:
+    save(model, bpe(normalizer=normalizer))
+    keys = metadata(model, pre="gpt-2")
+    prefix = "tokenizer.ggml.normalizer."
+    assert {k.removeprefix(prefix): v for k, v in keys.items() if k.startswith(prefix)} == said
+
+
 def wordpiece(*, cased: bool) -> dict[str, Any]:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -422,12 +471,19 @@ def test_a_tokenizer_model_of_another_kind_gives_way_to_tokenizer_json(model: Pa
     assert metadata(model, pre="gpt-2")["tokenizer.ggml.model"] == "gpt2"
 
 
-@pytest.mark.parametrize("scheme", ["first", "never"])
+@pytest.mark.parametrize("scheme", ["first", "never", "llama 2", "gemma"])
 def test_bpe_with_spaces_as_underlines_is_cut_alike_by_llama_cpp(tmp_path: Path, scheme: str) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    underlines = normalizers.Replace(" ", "\u2581")
+    if scheme == "llama 2":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), underlines])
+    elif scheme == "gemma":
+        tokenizer.normalizer = underlines
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     special = ["<unk>", "<s>", *(f"<0x{i:02X}>" for i in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=380, special_tokens=special, show_progress=False)
@@ -438,11 +494,12 @@ def test_bpe_with_spaces_as_underlines_is_cut_alike_by_llama_cpp(tmp_path: Path,
     save(folder, data, bos_token="<s>", unk_token="<unk>")
     keys = metadata(folder)
     assert keys["tokenizer.ggml.token_type"][:4] == [2, 3, 6, 6]
-    assert keys["tokenizer.ggml.add_space_prefix"] is (scheme == "first")
+    assert keys["tokenizer.ggml.add_space_prefix"] is (scheme in ("first", "llama 2"))
     llama = Llama(converted(folder, ["F32"], tmp_path / "out")["F32"])
     original = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    # Metaspace puts no space before a text that has one; llama.cpp, like SentencePiece, always does.
-    for text in (t.lstrip() for t in (*SENTENCES, HARD)):
+    # Metaspace puts no space before a text that has one; llama.cpp, like SentencePiece and the other two, always does.
+    texts = (*SENTENCES, HARD)
+    for text in texts if scheme in ("llama 2", "gemma") else (t.lstrip() for t in texts):
         assert llama.tokens(text) == original.encode(text, add_special_tokens=False).ids, text
 
 
