@@ -16,6 +16,7 @@ from qconvd_gguf.mixes import Choice
 
 SET_ANEW = frozenset({"general.file_type", "general.quantization_version", "split.no", "split.count", "split.tensors.count"})
 """Keys that say what the file is; those of the source say what that was."""
+ALIGNMENT = "general.alignment"
 _LAYER = re.compile(r"(?:\w+\.)?blk\.(\d+)\.")
 
 
@@ -47,8 +48,17 @@ def copied(mapped: Mapped, tensor: TensorInfo, chosen: Choice) -> Mapped:
 
 
 def metadata(model: ModelInfo) -> Metadata:
-    """The source's keys and values in their order, without those that are set anew."""
-    return [(key, "raw", base64.b64encode(value).decode()) for key, value in gguf_metadata(model) if key not in SET_ANEW]
+    """The source's keys and values in their order, without those that are set anew.
+
+    The alignment is the one value that decides where the tensors lie: it goes on as a number, of the type that llama.cpp reads.
+    """
+    keys: Metadata = []
+    for key, value in gguf_metadata(model):
+        if key == ALIGNMENT:
+            keys.append((key, "u32", model.metadata[key]))
+        elif key not in SET_ANEW:
+            keys.append((key, "raw", base64.b64encode(value).decode()))
+    return keys
 
 
 def _weights(tensor: TensorInfo, model: ModelInfo) -> Expr:

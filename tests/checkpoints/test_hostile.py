@@ -12,39 +12,10 @@ from pathlib import Path
 import pytest
 
 from checkpoint_files import ARRAY, STRING, TENSORS, gguf, header_of, key, safetensors, text, whole_gguf
+from damage import LARGE, scattered
 from qconvd.checkpoints import gguf as gguf_reader
 from qconvd.checkpoints import safetensors as safetensors_reader
 from qconvd.errors import QconvdError
-
-LARGE = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**60, 2**63 - 1, 2**63, 2**64 - 1]
-
-
-def mutations(whole: bytes, head: int, count: int, seed: int) -> list[bytes]:
-    """Copies of a file with flipped bits, absurd numbers, cuts, repeats and insertions in its first `head` bytes."""
-    dice = random.Random(seed)
-    made = []
-    for _ in range(count):
-        copy = bytearray(whole)
-        for _ in range(dice.randint(1, 3)):
-            at = dice.randrange(min(head, len(copy)) or 1)
-            match dice.randrange(6):
-                case 0:
-                    copy[at] ^= 1 << dice.randrange(8)
-                case 1:
-                    copy[at] = dice.randrange(256)
-                case 2:
-                    copy[at : at + 8] = dice.choice(LARGE).to_bytes(8, "little")
-                case 3:
-                    copy[at : at + 4] = (dice.choice(LARGE) & 0xFFFFFFFF).to_bytes(4, "little")
-                case 4:
-                    del copy[at : at + dice.randint(1, 40)]
-                case _:
-                    piece = bytes(copy[at : at + dice.randint(1, 40)])
-                    copy[at:at] = piece
-            if not copy:
-                copy = bytearray(b"x")
-        made.append(bytes(copy))
-    return made
 
 
 def json_mutations(count: int, seed: int) -> list[bytes]:
@@ -105,7 +76,7 @@ def survive(folder: Path, contents: list[bytes], read: object) -> int:
 
 def test_damaged_safetensors(tmp_path: Path) -> None:
     whole = safetensors(*header_of(TENSORS))
-    contents = mutations(whole, len(whole) - 240, 3000, seed=1)
+    contents = scattered(whole, len(whole) - 240, 3000, seed=1)
     assert survive(tmp_path, contents, safetensors_reader.read_header) > 2000
 
 
@@ -115,7 +86,7 @@ def test_wrong_values_in_safetensors(tmp_path: Path) -> None:
 
 def test_damaged_gguf(tmp_path: Path) -> None:
     whole = whole_gguf()
-    contents = mutations(whole, 120, 1500, seed=3) + mutations(whole, len(whole) - 140, 3000, seed=4)
+    contents = scattered(whole, 120, 1500, seed=3) + scattered(whole, len(whole) - 140, 3000, seed=4)
     assert survive(tmp_path, contents, gguf_reader.read_header) > 2000
 
 

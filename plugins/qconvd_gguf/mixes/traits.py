@@ -33,13 +33,16 @@ _SEVENTY = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 
 
 def traits_of(found: Mapping[str, Any]) -> Traits:
-    """The traits of a file with this metadata. Of numbers that differ by layer the first counts, as with llama.cpp."""
+    """The traits of a file with this metadata. Of numbers that differ by layer the first counts, as with llama.cpp.
+
+    What is no whole number is as good as missing: a count that a hostile file gives as a float may be infinite.
+    """
     arch = str(found.get("general.architecture", ""))
 
     def number(name: str, default: int) -> int:
         value = found.get(f"{arch}.{name}", default)
         first = (value[0] if value else default) if isinstance(value, list) else value
-        return int(first) if isinstance(first, int | float) else default
+        return first if isinstance(first, int) else default
 
     layers = number("block_count", 0)
     heads = number("attention.head_count", 0)

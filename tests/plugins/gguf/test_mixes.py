@@ -98,6 +98,12 @@ def types(wish: Wish, traits: Traits = LLAMA, **shapes: tuple[int, ...]) -> dict
     return {name: (c.dtype, c.reason) for name, c in choose(tensors, wish, traits).items()}
 
 
+def test_counts_that_are_no_whole_numbers_are_as_good_as_missing() -> None:
+    for wrong in (float("inf"), float("nan"), 2.0, "2", [float("inf")]):
+        said = {"general.architecture": "llama", "llama.block_count": wrong, "llama.attention.head_count": wrong}
+        assert traits_of(said) == traits_of({"general.architecture": "llama"})
+
+
 def test_the_community_variants_have_q8_0_at_both_ends() -> None:
     for name in ("Q2_K_L", "Q3_K_XL", "Q4_K_L", "Q5_K_L", "Q6_K_L"):
         found = types(Wish(name), token_embd__weight=SQUARE, output__weight=SQUARE, blk__0__attn_q__weight=SQUARE)

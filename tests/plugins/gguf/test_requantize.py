@@ -57,7 +57,7 @@ def test_asked_for_weights_are_decoded_and_rounded_again(files: dict[str, Path],
     np.testing.assert_array_equal(found.data, wanted)
 
 
-def foreign(path: Path, *more: tuple[str, np.ndarray], **metadata: Any) -> Path:
+def foreign(path: Path, *more: tuple[str, np.ndarray], alignment: int | None = None) -> Path:
     """A file of an architecture that nobody knows, with types of metadata and tensors that our own writer never makes."""
     writer = GGUFWriter(path, "owl")
     writer.add_uint64("owl.wings", 2**40)
@@ -67,6 +67,8 @@ def foreign(path: Path, *more: tuple[str, np.ndarray], **metadata: Any) -> Path:
     writer.add_array("owl.ids", list(range(700)))
     writer.add_string("owl.text", "grüße 🦉")
     writer.add_file_type(1)
+    if alignment:
+        writer.add_custom_alignment(alignment)
     rng = np.random.default_rng(1)
     writer.add_tensor("owl.lookup", np.arange(12, dtype=np.int32).reshape(3, 4))
     writer.add_tensor("owl.table", np.arange(6, dtype=np.int64))
@@ -102,6 +104,17 @@ def test_any_architecture_with_whatever_its_metadata_and_tensors_are(tmp_path: P
     for name in ("owl.lookup", "owl.table", "blk.0.wing_norm.weight", "blk.0.wing.bias"):
         np.testing.assert_array_equal(after[name].data, before[name].data)
     assert inspect(source).name == "Owl"
+
+
+def test_an_alignment_is_kept(tmp_path: Path) -> None:
+    """llama-quantize carries the key over, too, but places the tensors at multiples of 32 (`align` in src/llama-quant.cpp)."""
+    source = foreign(tmp_path / "Owl-F16.gguf", alignment=128)
+    made = converted(source, ["Q4_0"], tmp_path / "out")["Q4_0"]
+    ours = GGUFReader(made)
+    assert ours.fields["general.alignment"].contents() == 128
+    assert all((t.data_offset - ours.data_offset) % 128 == 0 for t in ours.tensors)
+    theirs = {t.name: t.data for t in GGUFReader(source).tensors}
+    np.testing.assert_array_equal(next(t.data for t in ours.tensors if t.name == "owl.table"), theirs["owl.table"])
 
 
 def test_a_type_that_nobody_decodes_is_refused_by_name(tmp_path: Path) -> None:
