@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvd.api import UnitReport, Unsupported, row_bytes, storage
-from qconvd_ggml import cache, cast, legacy, legacy_weighted, measure, q6_k, tile, weighting
+from qconvd_ggml import affine_k, cache, cast, legacy, legacy_weighted, measure, q3_k, q6_k, tile, weighting
 
 log = logging.getLogger(__name__)
 SOURCES = {"BF16": (tile.BF16, np.uint16), "F16": (tile.F16, np.uint16), "F32": (tile.F32, np.float32)}
@@ -35,11 +35,15 @@ class Entry(NamedTuple):
 
 _ENTRIES: dict[str, Entry] = {
     "Q4_0": Entry(legacy.q4_0, legacy.BLOCK, legacy_weighted.q4_0, squares=True),
-    "Q4_1": Entry(legacy.q4_1, legacy.BLOCK),
+    "Q4_1": Entry(legacy.q4_1, legacy.BLOCK, legacy_weighted.q4_1, squares=True),
     "Q5_0": Entry(legacy.q5_0, legacy.BLOCK, legacy_weighted.q5_0, squares=True),
-    "Q5_1": Entry(legacy.q5_1, legacy.BLOCK),
+    "Q5_1": Entry(legacy.q5_1, legacy.BLOCK, legacy_weighted.q5_1, squares=True),
     "Q8_0": Entry(legacy.q8_0, legacy.BLOCK),
-    "Q6_K": Entry(q6_k.q6_k, q6_k.SUB),
+    "Q2_K": Entry(affine_k.q2_k, affine_k.SUB_2, affine_k.q2_k_weighted),
+    "Q3_K": Entry(q3_k.q3_k, q3_k.SUB, q3_k.q3_k_weighted),
+    "Q4_K": Entry(affine_k.q4_k, affine_k.SUB_45, affine_k.q4_k_weighted),
+    "Q5_K": Entry(affine_k.q5_k, affine_k.SUB_45, affine_k.q5_k_weighted),
+    "Q6_K": Entry(q6_k.q6_k, q6_k.SUB, q6_k.q6_k_weighted),
     "F32": Entry(cast.f32, measure.STEP),
     "F16": Entry(cast.f16, measure.STEP),
     "BF16": Entry(cast.bf16, measure.STEP),
