@@ -35,9 +35,9 @@ from qconvd_ggml.tile import (
     inline,
     load,
     load_importance,
-    nearest,
+    nearest_int,
     shared,
-)  # fmt: skip
+)
 from qconvd_ggml.weighting import super_block_squares, weigh
 
 SUPER = 256
@@ -179,7 +179,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
 
     @inline
     def code_step(i: Scalar, lane: Scalar, x: Vector, code: Scalar, inverse: Scalar) -> Scalar:
-        level = nearest(half_one * (inverse * x[i * LANES + lane] - one))
+        level = nearest_int(half_one * (inverse * x[i * LANES + lane] - one))
         level = max(np.int32(0), min(top_level, level))
         return np.int32(code | np.int32(np.int32(level) << np.int32(bits * i)))
 
@@ -387,7 +387,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                         sign[i * LANES + block * per : i * LANES + (block + 1) * per] = np.uint8(0)
                 for k in range(per):
                     lane = block * per + k
-                    l = max(np.int32(0), min(np.int32(15), nearest(half_one * (inverse_d * scale[lane] - one))))  # noqa: E741
+                    l = max(np.int32(0), min(np.int32(15), nearest_int(half_one * (inverse_d * scale[lane] - one))))  # noqa: E741
                     level[lane] = np.uint8(l) if largest > zero else np.uint8(0)
                     d[lane] = unit(f16_value(half[block]), np.float32(level[lane]))
                 if closes_up:
