@@ -25,10 +25,9 @@ from qconvd.checkpoints import inspect
 from qconvd.engine.plan import Device
 from qconvd.engine.run import ConvertTarget, Limits, convert
 from qconvd.plugins import plugins
-from qconvd_ggml import kernels
 from qconvd_gguf import mapping
 from qconvd_gguf.families import family_of
-from qconvd_gguf.file_types import PLAIN, WEIGHTED
+from qconvd_gguf.file_types import PLAIN
 from qconvd_gguf.mixes import traits_of
 from qconvd_gguf.units import Typed, typed
 
@@ -115,7 +114,7 @@ def sampled(recorded: Recorded) -> dict[str, list[Unit]]:
     for label, made in recorded.ours.items():
         for unit in made.units:
             dtype, weighed = unit.outputs[0].dtype, bool(unit.statistics)
-            if dtype not in PLAIN and has_kernel(dtype, weighed):
+            if dtype not in PLAIN:
                 found.setdefault((dtype, weighed, len(unit.outputs[0].shape) > 2), []).append((label, unit))
     samples: dict[str, list[Unit]] = {}
     for candidates in found.values():
@@ -123,11 +122,6 @@ def sampled(recorded: Recorded) -> dict[str, list[Unit]]:
         for label, unit in {small[0][1].id: small[0], small[-1][1].id: small[-1]}.values():
             samples.setdefault(label, []).append(unit)
     return samples
-
-
-def has_kernel(dtype: str, weighed: bool) -> bool:
-    entry = kernels._ENTRIES.get(dtype)
-    return entry is not None and ((entry.weighted if weighed and dtype in WEIGHTED else entry.plain) is not None)
 
 
 def encoded(recorded: Recorded, samples: dict[str, list[Unit]], out: Path) -> dict[str, Path]:
