@@ -5,6 +5,8 @@ Layouts: ggml-common.h.
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -61,7 +63,7 @@ def _tq2_0(raw: NDArray[np.uint8]) -> Floats:
     return half(b[:, 64:]) * (q.reshape(-1, 256).astype(np.float32) - 1)
 
 
-def _bound_iq4(x: Floats, per: int, weighted: bool) -> Floats:
+def _bound_iq4(x: Floats, per: int, importance: Floats | None) -> Floats:
     """IQ4_NL (`per` 1) and IQ4_XS (8 blocks to a half): half the widest gap between values, or the way from the last value.
 
     The search takes one of sixteen least squares scales; `_iq4_scales` says between which two they lie. A scale that is
@@ -70,12 +72,12 @@ def _bound_iq4(x: Floats, per: int, weighted: bool) -> Floats:
     blocks = x.reshape(-1, per, 32)
     magnitude = np.abs(blocks)
     most = magnitude.max(axis=2)
-    if weighted:
-        # An average of x/q over the block with any weights, q nearest to 120 … 134 times x/most: no more than 7 for q = 1, and
-        # nothing at all where nothing counts.
-        least, largest = np.zeros(most.shape), most * (7.01 / 120)
+    if importance is None:
+        w = blocks * blocks
     else:
-        least, largest = _iq4_scales(blocks)
+        mean = (blocks * blocks).mean(axis=(1, 2), keepdims=True)
+        w = importance.reshape(blocks.shape) * np.sqrt(2 * mean + blocks * blocks)
+    least, largest = _iq4_scales(blocks, w)
     unit = largest.max(axis=1, keepdims=True) / 32
     half_scale = unit if per > 1 else largest
     # Any smaller scale may be the one, so what is lost at most counts, not what the largest loses.
@@ -91,26 +93,29 @@ def _bound_iq4(x: Floats, per: int, weighted: bool) -> Floats:
     return np.where(top > 1e9, np.inf, np.where(top < 1e-9, np.maximum(bound, magnitude + most[:, :, None]), bound))
 
 
-def _iq4_scales(blocks: Floats) -> tuple[Floats, Floats]:
-    """The least and the largest magnitude of the scales that the search without an importance matrix may choose."""
+def _iq4_scales(blocks: Floats, w: Floats) -> tuple[Floats, Floats]:
+    """The least and the largest magnitude of the scales that the search may choose, where an error counts `w`."""
     most = np.abs(blocks).max(axis=-1, keepdims=True)
     most = np.where(blocks.max(axis=-1, keepdims=True) == most, most, -most)
     both = np.abs(blocks.max(axis=-1)) == np.abs(blocks.min(axis=-1))
     values = _IQ4.astype(np.float64)
     least, largest = np.full(blocks.shape[:2], np.inf), np.zeros(blocks.shape[:2])
-    for t in range(-7, 8):
-        for flip in (1.0, -1.0):
-            inverse = (t - 127) / (most * flip)
-            scaled = np.where(most != 0, blocks * inverse, 0)
-            q = values[np.abs(scaled[..., None] - values).argmin(axis=-1)]
-            weight = blocks * blocks
-            scale = np.abs((weight * blocks * q).sum(axis=-1) / (weight * q * q).sum(axis=-1))
-            scale = np.where(np.isfinite(scale), scale, 0)
-            used = np.full(both.shape, True) if flip == 1.0 else both
-            least = np.where(used, np.minimum(least, scale), least)
-            largest = np.where(used, np.maximum(largest, scale), largest)
-    # A tie that float32 rounds the other way moves a scale by less than this.
-    return least * 0.98, largest * 1.02
+    # The search begins with 127 / M, M being the largest weight, and goes on with -120 / M … -134 / M.
+    # A tie that float32 decides the other way is decided so by a slightly smaller or larger scale.
+    for t, flip, tie in product(range(-7, 8), (1.0, -1.0), (1 - 1e-6, 1 + 1e-6)):
+        inverse = (t - 127) / (most * flip) * tie
+        scaled = np.where(most != 0, blocks * inverse, 0)
+        q = values[np.searchsorted((values[1:] + values[:-1]) / 2, scaled)]
+        scale = np.abs((w * blocks * q).sum(axis=-1) / (w * q * q).sum(axis=-1))
+        scale = np.where(np.isfinite(scale), scale, 0)
+        used = np.full(both.shape, True) if flip == 1.0 or t == 0 else both
+        least = np.where(used, np.minimum(least, scale), least)
+        largest = np.where(used, np.maximum(largest, scale), largest)
+    # What does not count enough for float32 may get any mean of x / q, q being nearest to 120 … 134 times x / most, or zero.
+    most = np.abs(most[..., 0])
+    counted = (w * blocks * blocks).sum(axis=-1)
+    lost = (counted < 1e-30) | (w.max(axis=-1) < 1e-30)
+    return np.where(lost, 0, least * 0.98), np.where(lost, most * (7.01 / 120), largest * 1.02)
 
 
 def _bound_mxfp4(x: Floats) -> Floats:
@@ -148,13 +153,13 @@ DECODERS: dict[str, Decoder] = {
     "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4, "TQ1_0": _tq1_0, "TQ2_0": _tq2_0,
 }  # fmt: skip
 BOUNDS: dict[str, Bound] = {
-    "IQ4_NL": lambda x: _bound_iq4(x, 1, False),
-    "IQ4_XS": lambda x: _bound_iq4(x, 8, False),
+    "IQ4_NL": lambda x: _bound_iq4(x, 1, None),
+    "IQ4_XS": lambda x: _bound_iq4(x, 8, None),
     "MXFP4": _bound_mxfp4,
     "TQ1_0": _bound_ternary,
     "TQ2_0": _bound_ternary,
 }
 WEIGHTED_BOUNDS: dict[str, WeightedBound] = {
-    "IQ4_NL": lambda x, _: _bound_iq4(x, 1, True),
-    "IQ4_XS": lambda x, _: _bound_iq4(x, 8, True),
+    "IQ4_NL": lambda x, importance: _bound_iq4(x, 1, importance),
+    "IQ4_XS": lambda x, importance: _bound_iq4(x, 8, importance),
 }

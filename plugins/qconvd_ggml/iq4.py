@@ -1,8 +1,9 @@
 """IQ4_NL and IQ4_XS: 4-bit indices into sixteen unevenly spaced values (quantize_row_iq4_nl_impl in ggml-quants.c).
 
-1. Per block of 32 weights the scale d is searched. Candidates put the weight of largest magnitude, M, near the first value,
-   -127: 1/d = (-127 + t) / M for t = 0 and t = -7 … 7. Each weight takes the value nearest to x/d; with these q, the least
-   squares scale is sum(w x q) / sum(w q q). The candidate with the largest sum(w x q)² / sum(w q q) wins, the first on ties.
+1. Per block of 32 weights the scale d is searched. The first candidate is 1/d = 127 / M, M being the weight of largest
+   magnitude; others put M near the first value, -127: 1/d = (-127 + t) / M for t = -7 … 7. Each weight takes the value nearest
+   to x/d; with these q, the least squares scale is sum(w x q) / sum(w q q). The candidate with the largest
+   sum(w x q)² / sum(w q q) wins, the first on ties.
    w is x²; weighting.py says what it is with an importance matrix.
 2. IQ4_NL: a block keeps d as a half. IQ4_XS: 8 blocks share a half, D = -(the d of largest magnitude) / 32, and each has a
    6-bit multiple of it.
