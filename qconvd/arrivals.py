@@ -162,8 +162,6 @@ class Arrivals:
             self._wishes.want(known, look.model, watch.recipes)
             self.settling.forget([path])
             return
-        before = self.settling.candidates.get(path)
-        said = (before.verdict, before.reason) if before else None
         candidate = self.settling.observe(path, look, self._settle(watch))
         if candidate.verdict == "take":
             self._take(candidate, watch)
@@ -174,7 +172,7 @@ class Arrivals:
             log.warning("%s is refused: %s", path, look.reason, extra={"action": "model.refused"})
         elif candidate.verdict == "nothing":
             self.settling.forget([path])
-        elif said != (candidate.verdict, candidate.reason):
+        elif candidate.worth_telling(self._clock()):
             log.info("%s waits: %s", path, candidate.reason, extra={"action": "model.waiting"})
 
     def _take(self, candidate: Candidate, watch: WatchFolder) -> None:

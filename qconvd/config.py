@@ -119,6 +119,15 @@ class Match(_Section):
     min_parameters: Count | None = Field(None, description="The fewest weights, e.g. `100M`.")
     max_parameters: Count | None = Field(None, description="The most weights, e.g. `70B`.")
 
+    @field_validator("max_parameters")
+    @classmethod
+    def _not_less(cls, value: int | None, info: ValidationInfo) -> int | None:
+        least = info.data.get("min_parameters")
+        if value is not None and least is not None and value < least:
+            most, fewest = quantities.show_count(value), quantities.show_count(least)
+            raise ValueError(f"{most} is less than min_parameters, {fewest}: no model fits both")
+        return value
+
     def why_not(self, model: ModelInfo) -> str:
         """Why the model does not match, as half a sentence; empty if it does."""
         if self.architectures and not any(fnmatchcase(model.architecture, a) for a in self.architectures):
@@ -227,10 +236,12 @@ def load(path: Path) -> Config:
         config._path = path.absolute()
     except ValidationError as error:
         known = {problem.path for problem in problems}
+        unread = {problem.path for problem in document.problems if _at(document.data, problem.path) is None}
         for loc, sentence, at_key in explain(error, Config):
             where = tuple(step for step in loc if step != "[key]")
-            # What is wrong with a target was told already, better than its absence could be.
-            if not any(where == k[: len(where)] and len(where) > 1 and "targets" in where for k in known):
+            # What is wrong with a target, or with a value that is not read, was told already, better than its absence could be.
+            told = any(where == k[: len(where)] and len(where) > 1 and "targets" in where for k in known)
+            if where not in unread and not told:
                 problems.append(Problem(document.key(where) if at_key else document.value(where), where, sentence))
     problems += cross_checks(document, data, config, path.absolute().parent)
     if problems or config is None:
@@ -255,6 +266,16 @@ def find() -> Path:
         )
     looked = ", ".join(map(str, places))
     raise ConfigError("there is no config file", fix=f"looked for {looked}; `qconvd init` writes one, --config names another")
+
+
+def _at(data: Any, path: tuple[str | int, ...]) -> Any:
+    """The value at a path, None if there is none."""
+    for step in path:
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
 
 
 def _read(path: Path) -> str:

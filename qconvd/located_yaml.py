@@ -106,7 +106,7 @@ class _Builder:
                 return self.mapping(node, path)
             if isinstance(node, yaml.SequenceNode):
                 return [self.build(child, (*path, index)) for index, child in enumerate(node.value)]
-            return self.scalar(node, path)
+            return self.number_or_text(node, path)
         finally:
             self.open.discard(id(node))
 
@@ -143,6 +143,16 @@ class _Builder:
                 raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
             merged |= self.mapping(source, path)
         return merged
+
+    def number_or_text(self, node: yaml.Node, path: Path) -> Any:
+        """A value. `1:30` is 90 to YAML 1.1, which nobody means who does not know it."""
+        value = self.scalar(node, path)
+        if isinstance(value, int | float) and ":" in node.value:
+            self.problem(
+                node, path, f"to YAML {node.value} is {value}, a number in base 60; write the number or one with a unit, as 90m"
+            )
+            return None
+        return value
 
     def scalar(self, node: yaml.Node, path: Path) -> Any:
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvd import checkpoints, intake
+from qconvd.checkpoints.files import is_there
 from qconvd.config import Config
 from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger, Request, Source
@@ -45,7 +46,9 @@ class Requests:
             case "cancel":
                 return _count(self._ledger.cancel(self._targets(request)), "cancelled", "nothing to cancel")
             case "reconvert":
-                return _count(self._ledger.reconvert(self._targets(request)), "will be made again", "nothing to make again")
+                return _count(
+                    self._ledger.reconvert(self._made_of_what_is_there(request)), "will be made again", "nothing to make again"
+                )
             case "reload":
                 return self._reload()
         raise QconvdError(
@@ -96,6 +99,15 @@ class Requests:
                     began = "failed before" if target.state == "failed" else "was cancelled before"
                     why = f" ({target.reason})" if target.state == "failed" else ""
                     yield f"{target.label}{of} {began}{why}; `qconvd retry {job.id}` tries it again"
+
+    def _made_of_what_is_there(self, request: Request) -> list[str]:
+        """The targets of a request, which must have their models still: what is done would be given up for nothing."""
+        targets = self._targets(request)
+        for source in map(self._ledger.source, dict.fromkeys(self._ledger.target(id).source for id in targets)):
+            if source.state == "gone" or not is_there(Path(source.locator)):
+                fix = "put it back there first; the artifacts stay as they are"
+                raise QconvdError("the model is not there any more", where=source.locator, fix=fix)
+        return targets
 
     def _targets(self, request: Request) -> list[str]:
         return list(dict.fromkeys(t.id for id in _ids(request.arguments) for t in self._ledger.find(id)))

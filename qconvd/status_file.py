@@ -86,13 +86,24 @@ def _section(status: ModelStatus) -> str:
     if status.artifacts:
         width = max(len(a.label) for a in status.artifacts)
         lines += ["", "Artifacts:", *(_line(a, width) for a in status.artifacts)]
+    if notes := _notes(status.artifacts):
+        lines += ["", "Worth knowing:", *notes]
     return "\n".join([*lines, "", f"Source: {status.place}", ""])
 
 
 def _line(artifact: ArtifactStatus, width: int) -> str:
     size = show_size(artifact.nbytes) if artifact.nbytes else ""
     line = f"  {artifact.label:<{width}} {artifact.state:<11} {size:>10}  {artifact.place}".rstrip()
-    return "\n    ".join([line, *filter(None, (artifact.reason, *artifact.notes))])
+    return "\n    ".join(filter(None, [line, artifact.reason]))
+
+
+def _notes(artifacts: Sequence[ArtifactStatus]) -> list[str]:
+    """Each note once, with the artifacts that it is about."""
+    about: dict[str, list[str]] = {}
+    for artifact in artifacts:
+        for note in artifact.notes:
+            about.setdefault(note, []).append(artifact.label)
+    return [f"  {', '.join(labels)}: {note}" for note, labels in about.items()]
 
 
 def _ours(path: Path) -> bool:

@@ -126,6 +126,13 @@ names: thebloke
             "watch: [{folder: ./in, recipes: [r], interval: 1ms}]\n",
             ["1:48: watch[0].interval: 0.001 is too little; it must be at least 0.1"],
         ),
+        (
+            "limits: {memory: 1:30:00, stop_grace: 1:30}\n",
+            [
+                f"1:{column}: limits.{key} to YAML {value}, a number in base 60; write the number or one with a unit, as 90m"
+                for column, key, value in ((18, "memory:", "1:30:00 is 5400"), (39, "stop_grace:", "1:30 is 90"))
+            ],
+        ),
         ("limits: 5\n", ["1:9: limits: this must be a mapping of keys, not 5"]),
         ("limits:\n", ["1:8: limits: this must be a mapping of keys, not nothing"]),
         ("names: theblok\n", ["1:8: names: there is no name profile 'theblok' (did you mean thebloke?)"]),
@@ -163,6 +170,14 @@ names: thebloke
 )
 def test_mistakes(mistakes: Callable[[str], list[str]], text: str, expected: list[str]) -> None:
     assert mistakes(text + MINIMAL) == [f"config.yaml:{line}" for line in expected]
+
+
+def test_a_match_that_nothing_can_fit(mistakes: Callable[[str], list[str]]) -> None:
+    text = "recipes: {r: {targets: [fp16], match: {min_parameters: 1B, max_parameters: %s}}}\noutput: ./models\n"
+    assert mistakes(text % "70M") == [
+        "config.yaml:1:76: recipes.r.match.max_parameters: 70.0M is less than min_parameters, 1.00B: no model fits both"
+    ]
+    assert mistakes(text % "bee")[0].startswith("config.yaml:1:76: recipes.r.match.max_parameters: 'bee' is not a number of")
 
 
 TARGETS = [

@@ -289,6 +289,21 @@ def test_new_target(home: Home) -> None:
     end(home)
 
 
+def test_reconvert_gives_nothing_up_where_the_model_is_gone(home: Home) -> None:
+    place = move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    home.done(1)
+    before = home.files()
+    shutil.rmtree(place)
+    request = home.ask("reconvert", ids=["1"])
+    assert (request.state, request.answer) == (
+        "refused", f"{place}: the model is not there any more\n  put it back there first; the artifacts stay as they are",
+    )  # fmt: skip
+    assert home.targets("done")
+    assert home.files() == before
+    end(home)
+
+
 def test_a_target_that_a_recipe_drops_is_not_begun(home: Home) -> None:
     home.configure(targets=NEEDS_GPU)
     move_in(home, tiny_model(home.root / "drafts" / "m"))

@@ -33,6 +33,9 @@ def test_every_key_and_value_has_its_place() -> None:
         ("a: 1\nb: \x01", 2, 4, "holds a character that YAML does not allow: U+0001"),
         ("a: !!python/object:os.system x", 1, 4, "is not allowed here; write plain text, a number, true, false or null"),
         ("a: 1\n---\nb: 2", 2, 1, "is not valid YAML: expected a single document in the stream"),
+        ("a: 1\nb: 1:30:00", 2, 4, "to YAML 1:30:00 is 5400, a number in base 60; write the number or one with a unit, as 90m"),
+        ("a: [1:30.5]", 1, 5, "to YAML 1:30.5 is 90.5, a number in base 60"),
+        ("1:30: x", 1, 1, "the key '1:30' is not text; put it in quotes"),
         ("<<: [1]\n", 1, 5, "a merge key (<<) wants a mapping"),
         ("[" * 5000, 1, 1, "is nested too deeply to be read"),
     ],
@@ -51,6 +54,11 @@ def test_merge_keys_are_overridden_by_what_stands_beside_them() -> None:
     found = parse("base: &b {x: 1, y: 2}\nmine: {<<: *b, y: 3}\n")
     assert found.data["mine"] == {"x": 1, "y": 3}
     assert found.keys["mine", "y"] == Position(2, 16)
+
+
+def test_a_time_in_quotes_is_text() -> None:
+    found = parse("a: '1:30'\nb: gguf:q4_0\n")
+    assert (found.data, found.problems) == ({"a": "1:30", "b": "gguf:q4_0"}, [])
 
 
 def test_a_date_is_text() -> None:

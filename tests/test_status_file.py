@@ -14,27 +14,31 @@ STATUS = ModelStatus(
     "Llama",
     Path("/inbox/Llama"),
     "failed",
-    "1 of 2 artifacts is made.",
+    "1 of 3 artifacts is made.",
     "rename one of the two models",
     (
         ArtifactStatus("fp16", "done", nbytes=1 << 20, place="Llama-fp16/", notes=("x is F16 because y", "z is dropped")),
+        ArtifactStatus("gguf Q4_0", "waiting", notes=("z is dropped",)),
         ArtifactStatus("gguf Q8_0", "failed", "the disk is full"),
     ),
 )
 TEXT = """\
 Llama: failed
 
-  1 of 2 artifacts is made.
+  1 of 3 artifacts is made.
 
 What to do:
   rename one of the two models
 
 Artifacts:
   fp16      done           1.0 MiB  Llama-fp16/
-    x is F16 because y
-    z is dropped
+  gguf Q4_0 waiting
   gguf Q8_0 failed
     the disk is full
+
+Worth knowing:
+  fp16: x is F16 because y
+  fp16, gguf Q4_0: z is dropped
 
 Source: /inbox/Llama
 

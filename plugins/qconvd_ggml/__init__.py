@@ -1,14 +1,17 @@
 """GGML's block types on the CPU: encoders, decoders and error bounds, for the formats that store weights in these types.
 
-    kernels.encode     rows of BF16, F16 or F32 weights to Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q6_K, F32, F16 or BF16 (numba)
+    kernels.encode     rows of BF16, F16 or F32 weights to a block type, F32, F16 or BF16, with or without an importance matrix
     decode.decode      those bytes back to float32, in plain numpy; shares no code with the encoders
     decode.error_bound how far a right decoding may be from the weights
     dequantize         the operation that reads these types as a source
     cache              where compiled kernels are kept: folder(), warm(), is_warm()
 
 The bytes are llama.cpp's own; docs/reference/kernels.md says how far that goes. Within: tile.py holds what kernels are built
-from, measure.py sums up the error, legacy.py, q6_k.py and cast.py are the types, kernels.py is the way in. Importing this
-package is cheap: numba and numpy are imported with kernels and decode, so import those where weights are at hand.
+from, measure.py sums up the error, weighting.py says what errors count with an importance matrix, symmetric.py, affine.py and
+scales.py are ggml's searches, k_layout.py how K types lie in memory; legacy.py, legacy_weighted.py, affine_k.py, q3_k.py,
+q6_k.py, iq4.py, mxfp4.py, ternary.py and cast.py are types; iq1.py, iq2.py and iq3.py stand on on_lattice.py (a search),
+closest.py (which point is best) and lattice.py (the points). kernels.py is the way in. Importing this package is
+cheap: numba and numpy are imported with kernels and decode, so import those where weights are at hand.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ import numpy as np
 from qconvd_ggml.lattice import CHUNK
 from qconvd_ggml.tile import Scalar, Vector, fold, inline, shared
 
-LONGEST = 304
-"""Room for the longest list of any lattice, in whole chunks."""
+LONGEST = 320
+"""Room for the longest list of any lattice (292 points), in whole strides."""
 _DELTA = 6e-6
 """100 roundings of float32; ggml's sum of 8 terms and this one take fewer than 40 and 30."""
 _NEARLY, _SLACK = np.float32(1 + 5 * _DELTA), np.float32(7 * _DELTA)
@@ -32,7 +32,8 @@ _HUGE = np.float32(3.4028234663852886e38)
 
 # Indices are unsigned and nothing is sliced: numba asks of a signed index whether it is negative, and counts references to
 # slices, which took more time here than the arithmetic.
-_WIDE = np.uint64(CHUNK)
+_STRIDE = 32
+"""Points that `choose` takes at a time: so many that LLVM keeps the loop over them, and makes that the SIMD one."""
 
 
 @inline
@@ -70,12 +71,12 @@ def search(width: int, value: Callable[..., Scalar] = _coordinate) -> tuple[Any,
         zero = np.float32(0)
         chunks = (count + CHUNK - 1) // CHUNK
         for n in range(chunks):
-            first, to = np.uint64(chunk + n) * np.uint64(width * CHUNK), np.uint64(n) * _WIDE
+            first, to = np.uint64(chunk + n) * np.uint64(width * CHUNK), np.uint64(n) * np.uint64(CHUNK)
             for k in range(CHUNK):
                 sum_a, sum_b = sums(0, k, coordinates, (zero, zero), (w, wx, first, shift))
                 a[to + np.uint64(k)] = sum_a
                 b[to + np.uint64(k)] = sum_b + sum_b
-        for j in range(count, chunks * CHUNK):
+        for j in range(count, (count + _STRIDE - 1) // _STRIDE * _STRIDE):
             a[np.uint64(j)] = _FAR
             b[np.uint64(j)] = zero
         return c
@@ -85,20 +86,20 @@ def search(width: int, value: Callable[..., Scalar] = _coordinate) -> tuple[Any,
         """The only point that can be ggml's choice, or -1 if there are more."""
         if not ((c > np.float32(0)) & (s > np.float32(1e-18)) & (s < np.float32(1e6))):
             return -1
-        chunks = (count + CHUNK - 1) // CHUNK
+        strides = (count + _STRIDE - 1) // _STRIDE
         # As integers floats keep their order where they are positive; one that is rounded below zero counts as least, too.
         least = np.int32(0x7F7FFFFF)
-        for n in range(chunks):
-            at = np.uint64(n) * _WIDE
-            for k in range(CHUNK):
+        for n in range(strides):
+            at = np.uint64(n * _STRIDE)
+            for k in range(_STRIDE):
                 d = np.float32((s * a[at + np.uint64(k)] - b[at + np.uint64(k)]) * s + c).view(np.int32)
                 least = min(least, d)
         limit = np.float32(np.int32(least).view(np.float32) * _NEARLY + _SLACK * c)
         found = np.int32(0)
-        for n in range(chunks):
-            at = np.uint64(n) * _WIDE
-            base = np.int32(n * CHUNK + 65536)
-            for k in range(CHUNK):
+        for n in range(strides):
+            at = np.uint64(n * _STRIDE)
+            base = np.int32(n * _STRIDE + 65536)
+            for k in range(_STRIDE):
                 d = (s * a[at + np.uint64(k)] - b[at + np.uint64(k)]) * s + c
                 found += np.int32(base + np.int32(k)) if d <= limit else np.int32(0)
         return found - 65536 if found < 131072 and found >= 65536 else -1

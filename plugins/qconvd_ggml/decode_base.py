@@ -13,6 +13,8 @@ Decoder: TypeAlias = Callable[[NDArray[np.uint8]], Floats]
 """Bytes of any number of blocks, flat, to their weights in order, in any shape."""
 Bound: TypeAlias = Callable[[Floats], Floats]
 """Float64 weights of whole rows to the largest right error of each, in any shape; NaN counts as infinite."""
+WeightedBound: TypeAlias = Callable[[Floats, Floats], Floats]
+"""The same for an encoding with an importance matrix: weights, and the importance of each in an array of the same shape."""
 ROUNDING = 2.0**-20
 """Allowed for float32 arithmetic inside a block, relative to its largest weight."""
 

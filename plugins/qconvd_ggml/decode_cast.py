@@ -30,4 +30,3 @@ def _bound_bf16(x: Floats) -> Floats:
 
 DECODERS: dict[str, Decoder] = {"F32": _f32, "F16": _f16, "BF16": _bf16}
 BOUNDS: dict[str, Bound] = {"F32": lambda x: np.where(np.isfinite(x), 0.0, np.inf), "F16": _bound_f16, "BF16": _bound_bf16}
-WEIGHTED_BOUNDS: dict[str, Bound] = {}

@@ -1,11 +1,65 @@
-"""The K types: decoders, and how far they may be from the weights. Layouts: block_q2_K … block_q6_K in ggml-common.h."""
+"""The K types: decoders. Layouts: block_q2_K … block_q6_K in ggml-common.h."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvd_ggml.decode_base import ROUNDING, Bound, Decoder, Floats, half, rounded
+from qconvd_ggml.decode_base import Decoder, Floats, half
+
+
+def _quarters(raw: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Of super-blocks, (blocks, 64) bytes of four levels of two bits each, to (blocks, 256)."""
+    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
+    return ((raw.reshape(-1, 2, 1, 32) >> shifts) & 3).reshape(-1, 256).astype(np.int32)
+
+
+def _halves(raw: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Of super-blocks, (blocks, 128) bytes of two levels of four bits each, to (blocks, 256)."""
+    nibbles = raw.reshape(-1, 4, 1, 32)
+    return np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(-1, 256).astype(np.int32)
+
+
+def _affine(d: Floats, m: Floats, scales: Floats, minimums: Floats, q: NDArray[np.int32]) -> Floats:
+    """Weights from a super-block's scales (blocks, 1), those of its sub-blocks (blocks, sub-blocks), and levels."""
+    step, low = d * scales.astype(np.float32), m * minimums.astype(np.float32)
+    weights: Floats = step[:, :, None] * q.reshape(*step.shape, -1).astype(np.float32) - low[:, :, None]
+    return weights
+
+
+def _q2_k(raw: NDArray[np.uint8]) -> Floats:
+    b = raw.reshape(-1, 84)
+    return _affine(half(b[:, 80:82]), half(b[:, 82:]), b[:, :16] & 15, b[:, :16] >> 4, _quarters(b[:, 16:80]))
+
+
+def _q3_k(raw: NDArray[np.uint8]) -> Floats:
+    b = raw.reshape(-1, 110)
+    low, high = b[:, 96:104], b[:, 104:108]
+    scales = np.concatenate([low & 15, low >> 4], axis=1)
+    scales = scales | np.concatenate([(high >> shift & 3) << 4 for shift in (0, 2, 4, 6)], axis=1)
+    third = np.unpackbits(b[:, :32].reshape(-1, 1, 32), axis=1, bitorder="little").reshape(-1, 256).astype(np.int32)
+    q = (_quarters(b[:, 32:96]) | third << 2) - 4
+    step = half(b[:, 108:]) * (scales.astype(np.float32) - 32)
+    weights: Floats = step[:, :, None] * q.reshape(-1, 16, 16).astype(np.float32)
+    return weights
+
+
+def _six_bits(raw: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The eight scales and eight minimums in the twelve bytes that Q4_K and Q5_K have for them."""
+    first, second, rest = raw[:, :4], raw[:, 4:8], raw[:, 8:12]
+    scales = np.concatenate([first & 63, rest & 15 | first >> 6 << 4], axis=1)
+    return scales, np.concatenate([second & 63, rest >> 4 | second >> 6 << 4], axis=1)
+
+
+def _q4_k(raw: NDArray[np.uint8]) -> Floats:
+    b = raw.reshape(-1, 144)
+    return _affine(half(b[:, :2]), half(b[:, 2:4]), *_six_bits(b[:, 4:16]), _halves(b[:, 16:]))
+
+
+def _q5_k(raw: NDArray[np.uint8]) -> Floats:
+    b = raw.reshape(-1, 176)
+    fifth = np.unpackbits(b[:, 16:48].reshape(-1, 1, 32), axis=1, bitorder="little").reshape(-1, 256).astype(np.int32)
+    return _affine(half(b[:, :2]), half(b[:, 2:4]), *_six_bits(b[:, 4:16]), _halves(b[:, 48:]) | fifth << 4)
 
 
 def _q6_k(raw: NDArray[np.uint8]) -> Floats:
@@ -20,48 +74,4 @@ def _q6_k(raw: NDArray[np.uint8]) -> Floats:
     return weights
 
 
-def _bound_q6_k(x: Floats) -> Floats:
-    """Q6_K: whichever of the candidate scales the search took, it is one of those computed here.
-
-    So a sub-block's scale lies between the least and the largest of them, plus what is lost when it is rounded to 8 bits of
-    the super-block's scale. Half a step of the largest, or the distance from the last level of the least.
-    """
-    blocks = x.reshape(-1, 16, 16)
-    least, largest = _candidates(blocks)
-    unit = largest.max(axis=1, keepdims=True) / 128
-    _, lost = rounded(unit)
-    spread = unit + lost * 128
-    largest, least = largest + spread, np.maximum(least - spread, 0)
-    magnitude = np.abs(blocks)
-    far = np.maximum(largest[:, :, None] / 2, magnitude - 31 * least[:, :, None])
-    # A scale that rounds to zero makes the whole sub-block zero.
-    bound = np.where(least[:, :, None] == 0, np.maximum(far, magnitude), far)
-    bound += magnitude.max(axis=(1, 2), keepdims=True) * ROUNDING
-    # The search works with cubes of weights in float32.
-    return np.where(magnitude.max(axis=(1, 2), keepdims=True) > 1e12, np.inf, bound)
-
-
-def _candidates(blocks: Floats) -> tuple[Floats, Floats]:
-    """The least and largest magnitude of the scales that the search may choose, per sub-block."""
-    most = np.abs(blocks).max(axis=-1, keepdims=True)
-    most_signed = np.where(blocks.max(axis=-1, keepdims=True) == most, 1.0, -1.0)
-    both = (blocks.max(axis=-1) == most[..., 0]) & (blocks.min(axis=-1) == -most[..., 0])
-    least, largest = np.full(blocks.shape[:2], np.inf), np.zeros(blocks.shape[:2])
-    for k in range(-9, 10):
-        for flip in (1.0, -1.0):
-            inverse = -(32 + 0.1 * k) / most * most_signed * flip
-            q = np.clip(np.rint(np.where(most > 0, blocks * inverse, 0)), -32, 31)
-            weight = blocks * blocks
-            scale = np.abs((weight * blocks * q).sum(axis=-1) / (weight * q * q).sum(axis=-1))
-            scale = np.where(np.isfinite(scale), scale, 0)
-            used = np.full(both.shape, True) if flip == 1.0 else both
-            least = np.where(used, np.minimum(least, scale), least)
-            largest = np.where(used, np.maximum(largest, scale), largest)
-    # A tie that float32 rounds the other way moves a scale by less than this; below 1e-15 ggml takes zero.
-    least = np.where(most[..., 0] < 1.1e-15, 0, least * 0.99)
-    return least, largest * 1.01
-
-
-DECODERS: dict[str, Decoder] = {"Q6_K": _q6_k}
-BOUNDS: dict[str, Bound] = {"Q6_K": _bound_q6_k}
-WEIGHTED_BOUNDS: dict[str, Bound] = {}
+DECODERS: dict[str, Decoder] = {"Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k}

@@ -141,10 +141,8 @@ BOUNDS: dict[str, Bound] = {
     "IQ3_XXS": lambda x: _bound(x, 32, 1, 62 / 4, 31),
     "IQ3_S": lambda x: _bound(x, 32, 1, 15, 31),
     "IQ1_M": lambda x: _bound(x, 16, 0.125, 1.125, 15),
-}
-WEIGHTED_BOUNDS: dict[str, Bound] = BOUNDS | {
     "IQ2_XXS": lambda x: _bound(x, 32, 1, 43 / 8, 31),
     "IQ2_XS": lambda x: _bound(x, 16, 1, 43 / 8, 31),
     "IQ1_S": lambda x: _bound(x, 32, 0.125, 1.125, 15),
 }
-"""IQ2_XXS, IQ2_XS and IQ1_S cannot be made without an importance matrix."""
+"""With an importance matrix and without one."""

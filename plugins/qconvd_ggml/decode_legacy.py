@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvd_ggml.decode_base import ROUNDING, Bound, Decoder, Floats, half, rounded
+from qconvd_ggml import bounds
+from qconvd_ggml.decode_base import ROUNDING, Bound, Decoder, Floats, WeightedBound, half, rounded
 
 
 def _nibbles(raw: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -75,6 +76,37 @@ def _bound_q8_0(x: Floats) -> Floats:
     return np.broadcast_to(most / 254 + lost * 127 + most * ROUNDING, blocks.shape)
 
 
+def _counts(x: Floats, importance: Floats) -> tuple[Floats, Floats]:
+    """Blocks, and what errors in them count with an importance matrix."""
+    w = importance * np.sqrt((x * x).mean(axis=1, keepdims=True) + x * x)
+    return x.reshape(-1, 32), w.reshape(-1, 32)
+
+
+def _lost(most: Floats) -> Floats:
+    """What a number up to `most` may lose as a half."""
+    return np.where(most > 60000, np.inf, np.maximum(most * 2.0**-11, 2.0**-25))
+
+
+def _weighted_around_zero(x: Floats, importance: Floats, levels: int) -> Floats:
+    """Q4_0, Q5_0: as bounds.py has it, and what the scale loses in 16 bits. Levels are those that the search left."""
+    blocks, w = _counts(x, importance)
+    fit = bounds.symmetric(blocks, w, levels)
+    most = np.abs(blocks).max(axis=1, keepdims=True)
+    # Below 1e-15 ggml takes zero.
+    kept = np.where(most < 1.1e-15, np.abs(blocks), fit.kept)
+    bound: Floats = kept + levels * _lost(fit.scale)[:, None] + most * ROUNDING
+    return bound
+
+
+def _weighted_above_minimum(x: Floats, importance: Floats, levels: int) -> Floats:
+    """Q4_1, Q5_1: the same, with the minimum."""
+    blocks, w = _counts(x, importance)
+    fit = bounds.affine(blocks, w, levels, -0.9, 0.05, 36)
+    most = np.abs(blocks).max(axis=1, keepdims=True)
+    bound: Floats = fit.kept + (levels * _lost(fit.scale) + _lost(fit.minimum))[:, None] + most * ROUNDING
+    return bound
+
+
 DECODERS: dict[str, Decoder] = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0}
 BOUNDS: dict[str, Bound] = {
     "Q4_0": lambda x: _bound_around_zero(x, 8),
@@ -83,4 +115,9 @@ BOUNDS: dict[str, Bound] = {
     "Q5_1": lambda x: _bound_above_minimum(x, 31),
     "Q8_0": _bound_q8_0,
 }
-WEIGHTED_BOUNDS: dict[str, Bound] = {}
+WEIGHTED_BOUNDS: dict[str, WeightedBound] = {
+    "Q4_0": lambda x, importance: _weighted_around_zero(x, importance, 8),
+    "Q5_0": lambda x, importance: _weighted_around_zero(x, importance, 16),
+    "Q4_1": lambda x, importance: _weighted_above_minimum(x, importance, 15),
+    "Q5_1": lambda x, importance: _weighted_above_minimum(x, importance, 31),
+}

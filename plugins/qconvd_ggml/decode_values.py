@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvd_ggml.decode_base import ROUNDING, Bound, Decoder, Floats, half, rounded
+from qconvd_ggml.decode_base import ROUNDING, Bound, Decoder, Floats, WeightedBound, half, rounded
 
 _IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 _MXFP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
@@ -154,7 +154,7 @@ BOUNDS: dict[str, Bound] = {
     "TQ1_0": _bound_ternary,
     "TQ2_0": _bound_ternary,
 }
-WEIGHTED_BOUNDS: dict[str, Bound] = {
-    "IQ4_NL": lambda x: _bound_iq4(x, 1, True),
-    "IQ4_XS": lambda x: _bound_iq4(x, 8, True),
+WEIGHTED_BOUNDS: dict[str, WeightedBound] = {
+    "IQ4_NL": lambda x, _: _bound_iq4(x, 1, True),
+    "IQ4_XS": lambda x, _: _bound_iq4(x, 8, True),
 }

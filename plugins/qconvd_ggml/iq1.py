@@ -33,10 +33,10 @@ from qconvd_ggml.tile import (
     lattice_kernel,
     load,
     load_importance,
-    nearest,
+    nearest_int,
     put16,
     shared,
-)  # fmt: skip
+)
 from qconvd_ggml.weighting import super_block_squares, weigh
 
 S_WIDTH, M_WIDTH = 32, 16
@@ -282,7 +282,7 @@ def _build(width: int, least: np.float32, borders: Any, finish: Any) -> Any:
                 unit = largest / np.float32(15)
                 for k in range(per):
                     lane = block * per + k
-                    fit = nearest(np.float32(0.5) * (np.float32(1) / unit * scale[lane] - np.float32(1)))
+                    fit = nearest_int(np.float32(0.5) * (np.float32(1) / unit * scale[lane] - np.float32(1)))
                     level[lane] = np.uint8(max(np.int32(0), min(np.int32(7), fit))) if largest > zero else np.uint8(0)
                 finish(
                     x, w, q, point, shifts, level, largest > zero, unit, block * per, tile[block * size : (block + 1) * size], d

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from qconvd_ggml.on_lattice import ALWAYS, OWN, Kind, build
-from qconvd_ggml.tile import LANES, Scalar, Vector, fold, inline, lattice_kernel, nearest, put16, shared
+from qconvd_ggml.tile import LANES, Scalar, Vector, fold, inline, lattice_kernel, nearest_int, put16, shared
 
 _XXS = Kind(
     width=32, group=8, span=6, step=0.1, even=True, least=1e-15, again=ALWAYS, factor=1, squares=1, share=0,
@@ -37,7 +37,7 @@ def _byte(level: Scalar) -> Scalar:
 def _error_step(j: Scalar, lane: Scalar, x: Vector, total: Scalar, fixed: Scalar) -> Scalar:
     w, inverse, scale = fixed
     v = x[j * LANES + lane]
-    diff = v - scale * np.float32(min(_TOP, nearest(inverse * v)))
+    diff = v - scale * np.float32(min(_TOP, nearest_int(inverse * v)))
     return total + w[j * LANES + lane] * diff * diff
 
 
@@ -45,7 +45,7 @@ def _error_step(j: Scalar, lane: Scalar, x: Vector, total: Scalar, fixed: Scalar
 def _first_error_step(j: Scalar, lane: Scalar, x: Vector, total: Scalar, fixed: Scalar) -> Scalar:
     w, inverse, scale = fixed
     v = x[j * LANES + lane]
-    diff = v - scale * _byte(nearest(inverse * v))
+    diff = v - scale * _byte(nearest_int(inverse * v))
     return total + w[j * LANES + lane] * diff * diff
 
 
@@ -77,7 +77,7 @@ def _integer_scale(x: Vector, w: Vector, most: Vector, top: Vector, scale: Vecto
     for j in range(32):
         for lane in range(LANES):
             v, weight = x[j * LANES + lane], w[j * LANES + lane]
-            level = min(_TOP, nearest(inverse[lane] * v))
+            level = min(_TOP, nearest_int(inverse[lane] * v))
             q[j * LANES + lane] = _byte(level)
             xq[lane] += weight * v * np.float32(level)
             qq[lane] += weight * np.float32(level) * np.float32(level)
@@ -87,7 +87,7 @@ def _integer_scale(x: Vector, w: Vector, most: Vector, top: Vector, scale: Vecto
             for lane in range(LANES):
                 v, weight, old = x[j * LANES + lane], w[j * LANES + lane], q[j * LANES + lane]
                 xq_rest, qq_rest = xq[lane] - weight * v * old, qq[lane] - weight * old * old
-                level = min(_TOP, nearest(v * qq_rest / xq_rest))
+                level = min(_TOP, nearest_int(v * qq_rest / xq_rest))
                 new = np.float32(level)
                 xq_new, qq_new = xq_rest + weight * v * new, qq_rest + weight * new * new
                 better = xq_new * xq_new * qq[lane] > xq[lane] * xq[lane] * qq_new

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qconvd_ggml.measure import STEP, measure
-from qconvd_ggml.symmetric import LEAST, largest_step
+from qconvd_ggml.symmetric import LEAST, largest
 from qconvd_ggml.tile import (
     LANES,
     Scalar,
@@ -30,11 +30,11 @@ from qconvd_ggml.tile import (
     kernel,
     load,
     load_importance,
-    nearest,
+    nearest_int,
     put16,
     shared,
     weighted_kernel,
-)  # fmt: skip
+)
 from qconvd_ggml.weighting import super_block_squares, weigh
 
 BLOCK = 32
@@ -99,7 +99,7 @@ def _fit_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) 
     return (xq + wq * v, qq + wq * q)
 
 
-_largest = fold(largest_step, BLOCK)
+_largest = largest(BLOCK)
 _fit = fold(_fit_step, BLOCK)
 
 
@@ -109,7 +109,7 @@ def _search(x: Vector, w: Vector, scale: Vector) -> None:
     zero = np.float32(0)
     signed, best, magnitude = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for lane in range(LANES):
-        magnitude[lane], signed[lane] = _largest(0, lane, x, (zero, zero), 0)
+        magnitude[lane], signed[lane] = _largest(x, lane)
     for lane in range(LANES):
         inverse = np.float32(1) / (-signed[lane] / np.float32(-127))
         xq, qq = _fit(0, lane, x, (zero, zero), (w, inverse))
@@ -141,7 +141,7 @@ def _super_scales(scale: Vector, first: Scalar, tile: Vector, at: Scalar, d: Vec
     half = f16_bits(unit)
     high = np.uint16(0)
     for k in range(PER):
-        level = max(np.int32(-32), min(np.int32(31), nearest(inverse * scale[first + k])))
+        level = max(np.int32(-32), min(np.int32(31), nearest_int(inverse * scale[first + k])))
         step[first + k] = unit * np.float32(level)
         d[first + k] = f16_value(half) * np.float32(level)
         bits = np.uint8(level + np.int32(32))

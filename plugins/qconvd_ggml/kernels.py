@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qconvd.api import UnitReport, Unsupported, row_bytes, storage
 from qconvd_ggml import (
+    affine_k,
     cache,
     cast,
     iq1,
@@ -26,6 +27,7 @@ from qconvd_ggml import (
     legacy_weighted,
     measure,
     mxfp4,
+    q3_k,
     q6_k,
     ternary,
     tile,
@@ -53,11 +55,15 @@ class Entry(NamedTuple):
 
 _ENTRIES: dict[str, Entry] = {
     "Q4_0": Entry(legacy.q4_0, legacy.BLOCK, legacy_weighted.q4_0, squares=True),
-    "Q4_1": Entry(legacy.q4_1, legacy.BLOCK),
+    "Q4_1": Entry(legacy.q4_1, legacy.BLOCK, legacy_weighted.q4_1, squares=True),
     "Q5_0": Entry(legacy.q5_0, legacy.BLOCK, legacy_weighted.q5_0, squares=True),
-    "Q5_1": Entry(legacy.q5_1, legacy.BLOCK),
+    "Q5_1": Entry(legacy.q5_1, legacy.BLOCK, legacy_weighted.q5_1, squares=True),
     "Q8_0": Entry(legacy.q8_0, legacy.BLOCK),
-    "Q6_K": Entry(q6_k.q6_k, q6_k.SUB),
+    "Q2_K": Entry(affine_k.q2_k, affine_k.SUB_2, affine_k.q2_k_weighted),
+    "Q3_K": Entry(q3_k.q3_k, q3_k.SUB, q3_k.q3_k_weighted),
+    "Q4_K": Entry(affine_k.q4_k, affine_k.SUB_45, affine_k.q4_k_weighted),
+    "Q5_K": Entry(affine_k.q5_k, affine_k.SUB_45, affine_k.q5_k_weighted),
+    "Q6_K": Entry(q6_k.q6_k, q6_k.SUB, q6_k.q6_k_weighted),
     "IQ4_NL": Entry(iq4.iq4_nl, iq4.BLOCK, iq4.iq4_nl_weighted),
     "IQ4_XS": Entry(iq4.iq4_xs, iq4.BLOCK, iq4.iq4_xs_weighted),
     "MXFP4": Entry(mxfp4.mxfp4, mxfp4.BLOCK),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from qconvd_ggml.measure import STEP, measure
-from qconvd_ggml.symmetric import largest_step
+from qconvd_ggml.symmetric import largest
 from qconvd_ggml.tile import LANES, Scalar, Vector, f16_bits, f16_value, fold, inline, kernel, load, put16, whole
 
 BLOCK = 32
@@ -34,7 +34,7 @@ def _range_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar
     return (v if v < low else low, v if v > high else high)
 
 
-_largest = fold(largest_step, BLOCK)
+_largest = largest(BLOCK)
 _range = fold(_range_step, BLOCK)
 
 
@@ -50,7 +50,7 @@ def _around_zero(bits: int) -> tuple[Any, Any, Any]:
 
     @inline
     def scale(x: Vector, lane: Scalar) -> Scalar:
-        _, signed = _largest(0, lane, x, (np.float32(0), np.float32(0)), 0)
+        _, signed = _largest(x, lane)
         return signed / np.float32(-half), np.float32(0)
 
     @inline
@@ -86,7 +86,7 @@ def _above_minimum(bits: int) -> tuple[Any, Any, Any]:
 
 @inline
 def _scale_8(x: Vector, lane: Scalar) -> Scalar:
-    magnitude, _ = _largest(0, lane, x, (np.float32(0), np.float32(0)), 0)
+    magnitude, _ = _largest(x, lane)
     return magnitude / np.float32(127), np.float32(0)
 
 

@@ -35,9 +35,9 @@ from qconvd_ggml.tile import (
     inline,
     load,
     load_importance,
-    nearest,
+    nearest_int,
     shared,
-)  # fmt: skip
+)
 from qconvd_ggml.weighting import super_block_squares, weigh
 
 SUPER = 256
@@ -179,7 +179,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
 
     @inline
     def code_step(i: Scalar, lane: Scalar, x: Vector, code: Scalar, inverse: Scalar) -> Scalar:
-        level = nearest(half_one * (inverse * x[i * LANES + lane] - one))
+        level = nearest_int(half_one * (inverse * x[i * LANES + lane] - one))
         level = max(np.int32(0), min(top_level, level))
         return np.int32(code | np.int32(np.int32(level) << np.int32(bits * i)))
 
@@ -233,11 +233,12 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
 
     @shared
     def place_again(
-        points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector,
-        x: Vector, w: Vector, alive: Vector, first: Vector, code: Vector, scale: Vector, point: Vector,
-        refit: Vector,
+        points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
+        x: Vector, w: Vector, alive: Vector, first: Vector, code: Vector, scale: Vector, point: Vector, refit: Vector,
     ) -> None:  # fmt: skip
-        """Step 3: `first` are the codes of step 2's best scale (or -1 where no scale was better than nothing)."""
+        """Step 3: `first` are the codes of step 2's best scale, or -1 where no scale was better than nothing."""
+        a, b = np.empty(LONGEST, np.float32), np.empty(LONGEST, np.float32)
+        xs, ws, wx = np.empty(group, np.float32), np.empty(group, np.float32), np.empty(group, np.float32)
         for lane in range(LANES):
             refit[lane] = False
             if not alive[lane]:
@@ -246,19 +247,25 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
             for g in range(groups_of):
                 own = first[g * LANES + lane]
                 off = off | (again == ANY if own < 0 else places[max(own, 0)] < 0)
-            if not (off & (scale[lane] > zero)):
+            s = scale[lane]
+            if not (off & (s > zero)):
                 continue
             refit[lane] = True
             for g in range(groups_of):
                 own = first[g * LANES + lane]
                 if again == OWN and (own < 0 or places[max(own, 0)] >= 0):
                     continue
-                at = lane * width + g * group
                 listed = np.int64(places[np.int64(code[g * LANES + lane])])
                 if listed < 0:
-                    count, chunk = np.int64(counts[-1 - listed]), np.int64(chunks[-1 - listed])
-                    j = exact(points, near, chunk, count, zero, x[at : at + group], w[at : at + group], scale[lane])
-                    listed = np.int64(near[chunk * CHUNK + j])
+                    for i in range(group):
+                        xs[i] = x[np.uint64(lane * width + g * group + i)]
+                        ws[i] = w[np.uint64(lane * width + g * group + i)]
+                    count, chunk = np.int64(counts[np.uint64(-1 - listed)]), np.int64(chunks[np.uint64(-1 - listed)])
+                    c = prepare(coordinates, chunk, count, zero, xs, ws, wx, a, b)
+                    j = choose(a, b, count, c, s)
+                    if j < 0:
+                        j = exact(points, near, chunk, count, zero, xs, ws, s)
+                    listed = np.int64(near[np.uint64(chunk * CHUNK + j)])
                 point[g * LANES + lane] = np.uint16(listed)
 
     @shared
@@ -348,7 +355,9 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
             for lane in range(LANES):
                 inverse[lane] = one / scale[lane]
             codes(magnitude, inverse[:LANES], last)
-            place_again(points, places, chunks, counts, near, rows_x, rows_w, alive, own, last, scale, chosen, refit)
+            place_again(
+                points, places, chunks, counts, near, coordinates, rows_x, rows_w, alive, own, last, scale, chosen, refit
+            )
             for g in range(groups_of):
                 for lane in range(LANES):
                     _put_point(points, chosen[g * LANES + lane], group, q, g * group, lane)
@@ -378,7 +387,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                         sign[i * LANES + block * per : i * LANES + (block + 1) * per] = np.uint8(0)
                 for k in range(per):
                     lane = block * per + k
-                    l = max(np.int32(0), min(np.int32(15), nearest(half_one * (inverse_d * scale[lane] - one))))  # noqa: E741
+                    l = max(np.int32(0), min(np.int32(15), nearest_int(half_one * (inverse_d * scale[lane] - one))))  # noqa: E741
                     level[lane] = np.uint8(l) if largest > zero else np.uint8(0)
                     d[lane] = unit(f16_value(half[block]), np.float32(level[lane]))
                 if closes_up:

@@ -13,35 +13,37 @@ from typing import Any
 
 import numpy as np
 
-from qconvd_ggml.tile import LANES, Scalar, Vector, fold, inline, shared
+from qconvd_ggml.tile import LANES, Scalar, Vector, fold, inline, levels, shared
 
 LEAST = np.float32(1e-15)
 """Groups of weights below this count as zero (ggml's GROUP_MAX_EPS)."""
 
 
-@inline
-def largest_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) -> Scalar:  # noqa: ARG001
-    """For a fold: the largest magnitude, and the first weight that has it."""
-    magnitude, signed = state
-    v = x[j * LANES + lane]
-    a = abs(v)
-    return (a if a > magnitude else magnitude, v if a > magnitude else signed)
+def largest(width: int, lanes: int = LANES) -> Callable[..., Any]:
+    """Of one lane's `width` weights, the largest magnitude and the first weight that has it: find(x, lane)."""
+
+    @inline
+    def step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) -> Scalar:  # noqa: ARG001
+        magnitude, signed = state
+        v = x[j * lanes + lane]
+        a = abs(v)
+        return (a if a > magnitude else magnitude, v if a > magnitude else signed)
+
+    steps = fold(step, width)
+
+    @inline
+    def find(x: Vector, lane: Scalar) -> Scalar:
+        return steps(0, lane, x, (np.float32(0), np.float32(0)), 0)
+
+    return find
 
 
 def level(half: int) -> Callable[[Any], Any]:
-    """The level nearest to a number, as a float; NaN gives -half."""
-    low, high = np.float32(-half), np.float32(half - 1)
-
-    @inline
-    def nearest(v: Scalar) -> Scalar:
-        q = np.rint(v)
-        q = q if q > low else low
-        return q if q < high else high
-
-    return nearest
+    """The level nearest to a number, as a float."""
+    return levels(-half, half - 1)
 
 
-def search(half: int, width: int) -> Callable[..., None]:
+def search(half: int, width: int, lanes: int = LANES) -> Callable[..., None]:
     """The search for groups of `width` weights, where an error counts `w`.
 
     Fills, per lane, the largest magnitude, the best scale and the inverse scale that it was found with. Groups that count
@@ -52,42 +54,59 @@ def search(half: int, width: int) -> Callable[..., None]:
     @inline
     def fit_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) -> Scalar:
         xq, qq = state
-        inverse, w = fixed
-        v = x[j * LANES + lane]
-        weight = w[j * LANES + lane]
-        q = nearest(inverse * v)
-        return (xq + weight * v * q, qq + weight * q * q)
+        inverse, w, wx = fixed
+        q = nearest(inverse * x[j * lanes + lane])
+        return (xq + wx[j * lanes + lane] * q, qq + w[j * lanes + lane] * q * q)
 
-    largest, fit = fold(largest_step, width), fold(fit_step, width)
+    @inline
+    def three_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) -> Scalar:
+        # Three candidates side by side: their chains of additions wait for themselves only, and the loads are shared.
+        (a, b, c), (aa, bb, cc) = state
+        (i, k, m), w, wx = fixed
+        v, weight, product = x[j * lanes + lane], w[j * lanes + lane], wx[j * lanes + lane]
+        p, q, r = nearest(i * v), nearest(k * v), nearest(m * v)
+        sums = (a + product * p, b + product * q, c + product * r)
+        return sums, (aa + weight * p * p, bb + weight * q * q, cc + weight * r * r)
+
+    find_largest, fit, fit_three = largest(width, lanes), fold(fit_step, width), fold(three_step, width)
     top = np.float32(half)
+
+    @inline
+    def better(found: Scalar, xq: Scalar, qq: Scalar, inverse: Scalar) -> Scalar:
+        """The (scale, what it explains, inverse scale) to go on with, after one more candidate."""
+        scale, best, kept = found
+        taken = (qq > np.float32(0)) & (xq * xq > best * qq)
+        s = xq / qq
+        return (s if taken else scale, s * xq if taken else best, inverse if taken else kept)
 
     @shared
     def run(x: Vector, w: Vector, magnitude: Vector, scale: Vector, inverse: Vector) -> None:
         zero = np.float32(0)
-        signed, best = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-        for lane in range(LANES):
-            m, v = largest(0, lane, x, (zero, zero), 0)
+        wx = w * x
+        signed, best = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
+        for lane in range(lanes):
+            m, v = find_largest(x, lane)
             i = -top / v
-            xq, qq = fit(0, lane, x, (zero, zero), (i, w))
+            xq, qq = fit(0, lane, x, (zero, zero), (i, w, wx))
             s = xq / qq if qq != zero else zero
             magnitude[lane] = m
             signed[lane] = v
             inverse[lane] = i
             scale[lane] = s
             best[lane] = s * xq
-        for k in range(-9, 10):
-            if k == 0:
-                continue
-            numerator = -(top + np.float32(0.1) * np.float32(k))
-            for lane in range(LANES):
-                i = numerator / signed[lane]
-                xq, qq = fit(0, lane, x, (zero, zero), (i, w))
-                better = (qq > zero) & (xq * xq > best[lane] * qq)
-                s = xq / qq
-                scale[lane] = s if better else scale[lane]
-                best[lane] = s * xq if better else best[lane]
-                inverse[lane] = i if better else inverse[lane]
-        for lane in range(LANES):
+        for first in (-9, -6, -3, 1, 4, 7):
+            n0 = -(top + np.float32(0.1) * np.float32(first))
+            n1 = -(top + np.float32(0.1) * np.float32(first + 1))
+            n2 = -(top + np.float32(0.1) * np.float32(first + 2))
+            for lane in range(lanes):
+                tries = (n0 / signed[lane], n1 / signed[lane], n2 / signed[lane])
+                xq3, qq3 = fit_three(0, lane, x, ((zero, zero, zero), (zero, zero, zero)), (tries, w, wx))
+                found = (scale[lane], best[lane], inverse[lane])
+                found = better(found, xq3[0], qq3[0], tries[0])
+                found = better(found, xq3[1], qq3[1], tries[1])
+                found = better(found, xq3[2], qq3[2], tries[2])
+                scale[lane], best[lane], inverse[lane] = found
+        for lane in range(lanes):
             scale[lane] = scale[lane] if magnitude[lane] >= LEAST else zero
 
     return run

@@ -1,10 +1,10 @@
 """What all kernels are built from: tiles of 64 lanes, unrolled folds over them, and ggml's 16-bit conversions.
 
 A tile holds LANES groups of weights side by side and transposed: `x[j * LANES + lane]` is weight `j` of group `lane`. A group
-is a block of 32 for the legacy types and a sub-block of 16 for Q6_K. Each function marked `inline` is the scalar algorithm for
-one lane, in ggml's own order of float operations; its loop over the weights is a fold unrolled at compile time, so the loop
-over the lanes is the innermost one that LLVM sees, and becomes SIMD. No fastmath: nothing is contracted or reordered, so the
-bytes are those of a llama.cpp built for plain x86-64, on any CPU.
+is a block of 32 for the legacy types and a sub-block of 16 or 32 for the K types. Each function marked `inline` is the scalar
+algorithm for one lane, in ggml's own order of float operations; its loop over the weights is a fold unrolled at compile time,
+so the loop over the lanes is the innermost one that LLVM sees, and becomes SIMD. No fastmath: nothing is contracted or
+reordered, so the bytes are those of a llama.cpp built for plain x86-64, on any CPU.
 """
 
 from __future__ import annotations
@@ -172,11 +172,32 @@ def whole(value: Scalar) -> Scalar:
     return np.int32(value if abs(value) < np.float32(2.0**31) else np.float32(0))
 
 
+_MAGIC = np.float32(1.5 * 2.0**23)
+"""Added to a float32 below 2^22, it leaves no bits for a fraction: the sum is rounded to a whole number, ties to even."""
+_MAGIC_BITS = np.int32(0x4B400000)
+
+
 @inline
-def nearest(value: Scalar) -> Scalar:
-    """ggml's nearest_int: half to even within ±2^22; beyond that, and for NaN, whatever the bits of value + 1.5 * 2^23 give."""
-    bits = np.float32(np.float32(value) + np.float32(12582912)).view(np.uint32)
-    return np.int32(bits & np.uint32(0x007FFFFF)) - np.int32(0x00400000)
+def nearest_int(value: Scalar) -> Scalar:
+    """The whole number that ggml's nearest_int takes to be nearest, as int32: ties to even, and for what is not below 2^22
+    in magnitude whatever its bits say; 0 for the default NaN, -2^22 for an infinity."""
+    return np.int32((np.float32(value + _MAGIC).view(np.int32) & np.int32(0x7FFFFF)) - np.int32(0x400000))
+
+
+@memo
+def levels(low: int, high: int) -> Callable[[Any], Any]:
+    """The level in low … high nearest to a float32, as a float32, in four instructions; |value| must be below 2^22."""
+    least, most = np.int32(_MAGIC_BITS + low), np.int32(_MAGIC_BITS + high)
+
+    @inline
+    def nearest(value: Scalar) -> Scalar:
+        # Bits of positive floats are in the order of the floats, and integers have a minimum and maximum without NaN.
+        bits = np.float32(value + _MAGIC).view(np.int32)
+        bits = bits if bits > least else least
+        bits = bits if bits < most else most
+        return np.int32(bits).view(np.float32) - _MAGIC
+
+    return nearest
 
 
 @inline

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from qconvd.api import Array, Buffer, Device, Encoder, FormatOptions, ModelInfo, NameParts, Plan, Unit, Unsupported
-from qconvd_gguf.encoder import BlockEncoder
+from qconvd_gguf.encoder import BlockEncoder, experts_of
 from qconvd_gguf.file_types import ALIASES, FILE_TYPES, PLAIN
 from qconvd_gguf.options import GgufOptions, type_names
 
@@ -64,17 +64,25 @@ class Gguf:
     def bound(
         self,
         unit: Unit,
-        rows: tuple[int, int],  # noqa: ARG002
+        rows: tuple[int, int],
         x: Sequence[Array],
-        stats: Mapping[str, Array],  # noqa: ARG002
+        stats: Mapping[str, Array],
     ) -> Sequence[Array]:
         import numpy as np
 
         from qconvd_ggml.decode import error_bound
 
+        dtype = unit.outputs[0].dtype
         if _copied(unit):
             return (np.zeros(x[0].shape, np.float32),)
-        return (error_bound(unit.outputs[0].dtype, x[0], weighted=bool(unit.statistics)),)
+        if not unit.statistics:
+            return (error_bound(dtype, x[0]),)
+        by_expert = stats[unit.statistics[0].key].reshape(-1, unit.shape[1])
+        parts = [
+            error_bound(dtype, x[0][first:last], by_expert[expert])
+            for expert, first, last in experts_of(rows, unit.shape[0] // len(by_expert))
+        ]
+        return (np.concatenate(parts),)
 
 
 def _copied(unit: Unit) -> bool:

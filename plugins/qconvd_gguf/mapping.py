@@ -96,6 +96,9 @@ def metadata(mapping: MappedModel, model: ModelInfo, file_type: tuple[str, str, 
         else:
             found = entry.make(model) if isinstance(entry, FromFiles) else entry(mapping.config, mapping.numbers)
             keys += [(f"{arch}.{name}", kind, value) for name, kind, value in found]
+    for name, kind, value in keys:
+        if kind == "u32" and not 0 <= value < 1 << 32:
+            raise Unsupported(f"{name} would be {value}, which no GGUF can say", where=str(model.path / "config.json"))
     return keys
 
 

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,8 +215,8 @@ def read_at(descriptor: int, offset: int, count: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def read_json(path: Path, limit: int) -> dict[str, Any]:
-    """A JSON object from a file of at most `limit` bytes.
+def read_json(path: Path, limit: int, **options: Any) -> dict[str, Any]:
+    """A JSON object from a file of at most `limit` bytes; `options` are those of `json.loads`.
 
     Raises `Incomplete` if the file is empty or missing, `BadCheckpoint` if it is something else.
     """
@@ -226,7 +226,7 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
         text = read_at(descriptor, 0, size)
     if not text.strip(b"\0 \t\r\n"):
         raise Incomplete("is empty", where=str(path), fix=_FINISH)
-    value = parse_json(text, str(path))
+    value = parse_json(text, str(path), **options)
     if not isinstance(value, dict):
         raise BadCheckpoint(f"holds a {type(value).__name__} where a JSON object should be", where=str(path))
     return value
@@ -240,6 +240,20 @@ def parse_json(text: bytes, where: str, what: str = "is", **options: Any) -> Any
         return json_text.loads(text, **options)
     except ValueError as error:
         raise BadCheckpoint(f"{what} not valid JSON: {error}", where=where, fix="copy or download the file again") from error
+
+
+def once(where: str, place: str = "") -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """An `object_pairs_hook` for JSON objects in which no key may stand twice: of two, only the last would count."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) != len(items):
+            seen: set[str] = set()
+            twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise BadCheckpoint(f"has {quoted(twice)} twice{place}", where=where, fix="copy or download the file again")
+        return found
+
+    return pairs
 
 
 def file_size(path: Path) -> int:

@@ -23,6 +23,7 @@ from qconvd.checkpoints.files import (
     is_temporary,
     is_there,
     model_name,
+    once,
     opened,
     parse_json,
     quoted,
@@ -122,7 +123,7 @@ def read_header(folder: Path, file: str) -> Header:
         raise BadCheckpoint("has no JSON header", where=where, fix=_AGAIN)
     if b"\0" in text:  # a downloader that fills the file in any order has not come here yet
         raise Incomplete("has zeros in its header, which is not written yet", where=where, fix=_WAIT)
-    header = parse_json(text, where, "has a header that is", object_pairs_hook=_once(where))
+    header = parse_json(text, where, "has a header that is", object_pairs_hook=once(where, " in its header"))
     return _tensors(header, path, file, 8 + length, size)
 
 
@@ -180,18 +181,6 @@ _SIXTEEN = "give qconvd the model in 16 or 32 bits"
 def _numbers(value: Any) -> bool:
     # A bool is an int in Python, and would pass isinstance.
     return isinstance(value, list) and all(type(n) is int and 0 <= n < _INT64 for n in value)
-
-
-def _once(where: str) -> Any:
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
-            seen: set[str] = set()
-            twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise BadCheckpoint(f"has {quoted(twice)} twice in its header", where=where, fix=_AGAIN)
-        return found
-
-    return pairs
 
 
 def _visible(path: Path) -> list[Any]:

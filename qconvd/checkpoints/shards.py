@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from qconvd.checkpoints.base import TensorInfo
-from qconvd.checkpoints.files import INDEX_LIMIT, quoted, read_json
+from qconvd.checkpoints.files import INDEX_LIMIT, once, quoted, read_json
 from qconvd.errors import BadCheckpoint, Incomplete, Unsupported
 
 INDEX = "model.safetensors.index.json"
@@ -47,9 +47,9 @@ def choose_shards(folder: Path, names: Collection[str]) -> tuple[Mapping[str, st
 
 
 def read_index(folder: Path, file: str) -> dict[str, str]:
-    """The `weight_map` of an index. Raises `BadCheckpoint` unless it maps names to plain file names."""
+    """The `weight_map` of an index. Raises `BadCheckpoint` unless it maps names, each once, to plain file names."""
     where = str(folder / file)
-    found = read_json(folder / file, INDEX_LIMIT).get("weight_map")
+    found = read_json(folder / file, INDEX_LIMIT, object_pairs_hook=once(where)).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise BadCheckpoint("has no weight_map", where=where, fix=_AGAIN)
     for tensor, shard in found.items():

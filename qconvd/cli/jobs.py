@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def jobs(
     config: ConfigFile = None,
     json: AsJson = False,
-    every: Annotated[bool, typer.Option("--all", "-a", help="Also those that something newer has replaced.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", "-a", help="Also those that were replaced, or whose models are gone.")
+    ] = False,
 ) -> None:
     """List jobs: one model times one recipe, newest last.
 
@@ -47,9 +49,9 @@ def jobs(
         print("There are no jobs yet.")
     if hidden := len(known) - len(found):
         text = (
-            "1 job that something newer has replaced is"
+            "1 job that was replaced, or whose model is gone, is"
             if hidden == 1
-            else f"{hidden} jobs that something newer has replaced are"
+            else f"{hidden} jobs that were replaced, or whose models are gone, are"
         )
         output.note(f"{text} not shown; --all shows {'it' if hidden == 1 else 'them'}.")
 

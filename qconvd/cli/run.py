@@ -26,17 +26,15 @@ def run(
     from qconvd import config as configuration
     from qconvd.checkpoints.files import is_there
     from qconvd.daemon import Daemon
+    from qconvd.log_lines import LogLines
 
     path = config or configuration.find()
     loaded = configuration.load(path)
     # With systemd the journal has the time already.
     stamp = "" if sys.stderr.isatty() is False and _under_systemd() else "%(asctime)s "
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format=f"{stamp}%(levelname)-7s %(message)s",
-        datefmt="%Y-%m-%d %H:%M:%S",
-        force=True,
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogLines(f"{stamp}%(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
     # Its debug lines are two for every file, in its own terms.
     logging.getLogger("watchdog").setLevel(logging.INFO)
     for watch in loaded.watch:

@@ -6,9 +6,11 @@ what bytes cannot say: a side file that is still to come, a copy that rewrites i
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -16,6 +18,9 @@ from qconvd.intake import Look
 
 LOCAL_SECONDS = 2.0
 POLLED_SECONDS = 30.0
+TELL_AGAIN = 60.0
+"""Seconds between two sentences about one candidate that differ in their figures only: a copy grows many times a second."""
+_FIGURES = re.compile(r"[\d.,]+ ?(?:[KMGT]?i?B\b)?|'[^']*'")
 
 Verdict: TypeAlias = Literal["settling", "waiting", "refused", "take", "nothing"]
 
@@ -31,6 +36,8 @@ class Candidate:
     verdict: Verdict = "settling"
     due: float | None = None
     """When to look again though nobody reports a change; None leaves it to the next scan."""
+    told: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """What was said of it: for each reason without its figures, when it was last told and in which words."""
 
     @property
     def reason(self) -> str:
@@ -41,6 +48,15 @@ class Candidate:
             case "waiting" | "refused":
                 return self.look.reason
         return ""
+
+    def worth_telling(self, now: float) -> bool:
+        """Whether its reason is new, or has new figures and was not told for a while; if so, it counts as told now."""
+        kind = f"{self.verdict} {_FIGURES.sub('', self.reason)}"
+        when, words = self.told.get(kind, (-math.inf, ""))
+        if words == self.reason or now - when < TELL_AGAIN:
+            return False
+        self.told[kind] = now, self.reason
+        return True
 
 
 class Settling:
@@ -55,7 +71,7 @@ class Settling:
         now = self._clock()
         known = self.candidates.get(path)
         if known is None or known.look.fingerprint != look.fingerprint:
-            known = self.candidates[path] = Candidate(path, look, since=now)
+            known = self.candidates[path] = Candidate(path, look, since=now, told=known.told if known else {})
         known.look = look
         quiet = now - known.since >= settle
         known.due = None if quiet else known.since + settle

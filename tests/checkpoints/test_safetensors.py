@@ -265,6 +265,16 @@ def test_an_index_that_is_none(tmp_path: Path, weight_map: Any, what: str) -> No
     assert caught.value.what == what
 
 
+def test_an_index_that_names_a_tensor_twice(tmp_path: Path) -> None:
+    model = write_sharded(tmp_path / "m")
+    index = model / "model.safetensors.index.json"
+    name, shard = next(iter(json.loads(index.read_text())["weight_map"].items()))
+    index.write_text(index.read_text().replace('"weight_map": {', f'"weight_map": {{"{name}": "{shard}", '))
+    with pytest.raises(BadCheckpoint) as caught:
+        inspect(model)
+    assert (caught.value.what, caught.value.where) == (f"has {name!r} twice", str(index))
+
+
 def test_an_index_that_is_not_json(tmp_path: Path) -> None:
     model = write_sharded(tmp_path / "m")
     (model / "model.safetensors.index.json").write_text("{")

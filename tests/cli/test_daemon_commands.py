@@ -257,7 +257,7 @@ def test_replaced_jobs_are_counted(qconvd: Qconvd, daemon: Home) -> None:
     daemon.wait(lambda: daemon.targets("superseded"), "the first version to be replaced")
     said = qconvd("jobs", "--config", daemon.config)
     assert [line.split()[0] for line in said.out.splitlines()] == ["JOB", "2"]
-    assert said.err == "1 job that something newer has replaced is not shown; --all shows it.\n"
+    assert said.err == "1 job that was replaced, or whose model is gone, is not shown; --all shows it.\n"
     shown = qconvd("jobs", "--all", "--config", daemon.config)
     assert [line.split()[0] for line in shown.out.splitlines() if not line.startswith("    ")] == ["JOB", "1", "2"]
     assert shown.err == ""

@@ -93,3 +93,25 @@ def test_what_arrives_is_known_by_folder(settling: Settling) -> None:
     assert settling.arriving(Path("/inbox")) == [MODEL]
     assert [c.path for c in settling.forget([MODEL, Path("/never/seen")])] == [MODEL]
     assert settling.arriving(Path("/inbox")) == []
+
+
+def test_a_growing_copy_is_told_once_and_then_at_most_once_a_minute(settling: Settling, clock: Clock) -> None:
+    told = []
+    for second in range(150):
+        clock.now = 1000.0 + second
+        for part in range(5):
+            done = 5 * second + part
+            candidate = settling.observe(
+                MODEL, look("incomplete", str(done), f"{done} of 9,000 bytes are there, 1.{done} MiB"), 2
+            )
+            if candidate.worth_telling(clock.now):
+                told.append((second, candidate.reason))
+    assert told == [(s, f"{5 * s} of 9,000 bytes are there, 1.{5 * s} MiB") for s in (0, 60, 120)]
+
+
+def test_what_is_new_is_told_at_once_and_what_is_old_never_again(settling: Settling, clock: Clock) -> None:
+    said = []
+    for number, reason in enumerate(["has no weights yet", "2 of 3 shards are missing", "has no weights yet"] * 2):
+        clock.now += 100
+        said.append(settling.observe(MODEL, look("incomplete", str(number), reason), 2).worth_telling(clock.now))
+    assert said == [True, True, False, False, False, False]

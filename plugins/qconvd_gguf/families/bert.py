@@ -56,6 +56,7 @@ BERT = Family(
         "hidden": Number(("hidden_size",)),
         "ffn": Number(("intermediate_size",)),
         "heads": Number(("num_attention_heads",)),
+        "head_dim": Number((), "hidden/heads"),
         "eps": Number(("layer_norm_eps",), 1e-12),
         "kinds": Number(("type_vocab_size",), 1),
         "vocab": Number(("vocab_size",)),
@@ -163,6 +164,7 @@ DISTILBERT = Family(
         "hidden": Number(("dim", "hidden_size")),
         "ffn": Number(("hidden_dim",)),
         "heads": Number(("n_heads", "num_attention_heads")),
+        "head_dim": Number((), "hidden/heads"),
         "vocab": Number(("vocab_size",)),
     },
     metadata=(

@@ -72,6 +72,9 @@ def _runnable(config: Config, numbers: Numbers) -> str | None:
         return "mscale and mscale_all_dim differ: llama.cpp takes them for one"
     if config.get("q_lora_rank") and _lite(numbers):
         return f"q_lora_rank is set: llama.cpp takes a model of {numbers['layers']} layers for a lite one, without that"
+    groups, used = numbers["groups"] or 1, numbers["groups_used"] or 1
+    if numbers["experts_used"] > numbers["experts"] or used > groups or numbers["experts"] % groups:
+        return f"{numbers['experts_used']} of {numbers['experts']} experts in {used} of {groups} groups cannot be chosen"
     if config.get("topk_method") == "greedy" and (config.get("n_group") or 1) > 1:
         return "topk_method is greedy with several n_group: llama.cpp would choose experts by groups"
     return None

@@ -6,9 +6,13 @@ every n-th look at a window of `local_attention` tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from qconvd_gguf.families.base import FILE_TYPE, Config, Family, Fixed, FromFiles, Key, Limit, Metadata, Number, Numbers, Tensor
 from qconvd_gguf.families.decoder import linear, norm
 from qconvd_gguf.families.pooling import POOLINGS, pooling
+from qconvd_gguf.families.rope import rope_kind
 
 BLOCK, LAYER = "blk.{i}.", "{p}layers.{i}."
 HIDDEN, FFN = "hidden", "ffn"
@@ -16,33 +20,39 @@ HIDDEN, FFN = "hidden", "ffn"
 
 def _period(config: Config, numbers: Numbers) -> int:  # noqa: ARG001
     """Every how many layers one looks at everything: said by old configs, listed in new ones."""
-    said = config.get("global_attn_every_n_layers")
-    layers = config.get("layer_types") or []
+    said, layers = config.get("global_attn_every_n_layers"), _layer_types(config)
     whole = [i for i, kind in enumerate(layers) if kind == "full_attention"]
-    return said if isinstance(said, int) else whole[1] if len(whole) > 1 else len(layers) or 3
+    return said if isinstance(said, int) and said > 0 else whole[1] if len(whole) > 1 else len(layers) or 3
+
+
+def _layer_types(config: Config) -> list[Any]:
+    said = config.get("layer_types")
+    return said if isinstance(said, list) else []
 
 
 def _regular(config: Config, numbers: Numbers) -> str | None:
-    layers = config.get("layer_types")
+    layers = _layer_types(config)
     kinds = ("full_attention", "sliding_attention")
     wanted = [kinds[bool(i % numbers["period"])] for i in range(numbers["layers"])]
-    return None if layers in (None, wanted) else "layer_types has no period, which llama.cpp's modern-bert needs"
+    return None if layers in ([], wanted) else "layer_types has no period, which llama.cpp's modern-bert needs"
 
 
 def _unscaled(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
-    said = config.get("rope_parameters") or {}
-    kinds = {(said.get(part) or {}).get("rope_type", "default") for part in ("full_attention", "sliding_attention")}
-    return None if kinds == {"default"} and not config.get("rope_scaling") else "llama.cpp's modern-bert scales no rotation"
+    said = config.get("rope_parameters")
+    parts = [said.get(part) for part in ("full_attention", "sliding_attention")] if isinstance(said, Mapping) else [None, None]
+    kinds = [rope_kind({"rope_parameters": part}) for part in parts]
+    plain = kinds == ["default", "default"] and not config.get("rope_scaling")
+    return None if plain else "llama.cpp's modern-bert scales no rotation"
 
 
 def _activation(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
     said = config.get("hidden_activation")
-    return [("hidden_activation", "str", said)] if said else []
+    return [("hidden_activation", "str", said)] if isinstance(said, str) else []
 
 
 def _classifier_pooling(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
     said = config.get("classifier_pooling")
-    return [("classifier.pooling_type", "u32", POOLINGS[said])] if said in POOLINGS else []
+    return [("classifier.pooling_type", "u32", POOLINGS[said])] if isinstance(said, str) and said in POOLINGS else []
 
 
 FAMILY = Family(
@@ -55,6 +65,7 @@ FAMILY = Family(
         "hidden": Number(("hidden_size",)),
         "ffn": Number(("intermediate_size",)),
         "heads": Number(("num_attention_heads",)),
+        "head_dim": Number((), "hidden/heads"),
         "theta": Number(("global_rope_theta", "rope_parameters.full_attention.rope_theta"), 160000.0),
         "local_theta": Number(("local_rope_theta", "rope_parameters.sliding_attention.rope_theta"), 10000.0),
         "eps": Number(("norm_eps", "layer_norm_eps"), 1e-5),

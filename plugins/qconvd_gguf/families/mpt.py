@@ -5,6 +5,8 @@ Source: transformers' modeling_mpt and llm-foundry's; the tensor and key names o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from qconvd_gguf.families.base import Config, Family, Key, Limit, Metadata, Number, Numbers, Tensor
 from qconvd_gguf.families.decoder import linear, norm
 
@@ -12,18 +14,17 @@ BLOCK, LAYER = "blk.{i}.", "{p}blocks.{i}."
 HIDDEN, FFN = "hidden", "ffn"
 
 
-def _attention(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
-    """What queries, keys and values are clamped to, and how steep ALiBi is."""
-    said = config.get("attn_config") or {}
-    keys: Metadata = []
-    if said.get("clip_qkv") is not None:
-        keys.append(("attention.clamp_kqv", "f32", float(said["clip_qkv"])))
-    steepest = float(said.get("alibi_bias_max", 8)) if said.get("alibi", True) else 0.0
-    return [*keys, ("attention.max_alibi_bias", "f32", steepest)]
+def _alibi(config: Config, numbers: Numbers) -> Metadata:
+    """How steep ALiBi is; 0 where there is none."""
+    said = config.get("attn_config")
+    used = said.get("alibi", True) if isinstance(said, Mapping) else True
+    return [("attention.max_alibi_bias", "f32", float(numbers["steepest"]) if used else 0.0)]
 
 
 def _scale(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
-    if (config.get("attn_config") or {}).get("softmax_scale") is None and config.get("logit_scale") is None:
+    said = config.get("attn_config")
+    scale = said.get("softmax_scale") if isinstance(said, Mapping) else None
+    if scale is None and config.get("logit_scale") is None:
         return None
     return "softmax_scale or logit_scale is set: llama.cpp's mpt scales attention by the head's width, and logits not at all"
 
@@ -42,6 +43,8 @@ FAMILY = Family(
         "kv_heads": Number(("attn_config.kv_n_heads",), "heads"),
         "head_dim": Number((), "hidden/heads"),
         "eps": Number(("layer_norm_epsilon",), 1e-5),
+        "clip": Number(("attn_config.clip_qkv",), optional=True, real=True),
+        "steepest": Number(("attn_config.alibi_bias_max",), 8.0),
         "vocab": Number(("vocab_size",)),
     },
     metadata=(
@@ -52,7 +55,8 @@ FAMILY = Family(
         Key("attention.head_count", "heads"),
         Key("attention.head_count_kv", "said_kv_heads"),
         Key("attention.layer_norm_epsilon", "eps", "f32"),
-        _attention,
+        Key("attention.clamp_kqv", "clip", "f32"),
+        _alibi,
     ),
     tensors=(
         Tensor("token_embd.weight", "{p}wte.weight", ("vocab", HIDDEN)),

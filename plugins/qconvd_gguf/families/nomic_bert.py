@@ -26,11 +26,10 @@ def _dense(config: Config) -> bool:
     return not _moe(config)
 
 
-def _context(config: Config, numbers: Numbers) -> int:  # noqa: ARG001
+def _context(config: Config, numbers: Numbers) -> int:
     """What the models were trained for: their configs say more. v2 says 2048 and was trained for 512."""
-    positions = config.get("n_positions") or config.get("max_position_embeddings") or 2048
-    trained = config.get("max_trained_positions") or 2048
-    return 512 if positions == trained == 2048 and "n_positions" in config else int(min(positions, trained))
+    positions, trained = int(numbers["positions"]), int(numbers["trained"])
+    return 512 if positions == trained == 2048 and "n_positions" in config else min(positions, trained)
 
 
 NOMIC = Family(
@@ -40,10 +39,13 @@ NOMIC = Family(
     applies=_dense,
     numbers={
         "layers": Number(("n_layer", "num_hidden_layers")),
+        "positions": Number(("n_positions", "max_position_embeddings"), 2048),
+        "trained": Number(("max_trained_positions",), 2048),
         "context": Number((), _context),
         "hidden": Number(("n_embd", "hidden_size")),
         "ffn": Number(("n_inner", "intermediate_size")),
         "heads": Number(("n_head", "num_attention_heads")),
+        "head_dim": Number((), "hidden/heads"),
         "theta": Number(("rotary_emb_base", "rope_parameters.rope_theta"), 1000.0),
         "eps": Number(("layer_norm_epsilon", "layer_norm_eps"), 1e-12),
         "kinds": Number(("type_vocab_size",), 2),

@@ -55,9 +55,9 @@ def rope_scaling(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
             "yarn_beta_slow": ("beta_slow",),
         }
         for name, sources in optional.items():
-            value = next((parameters[s] for s in sources if parameters.get(s) is not None), None)
-            if value is not None:
-                keys.append((f"rope.scaling.{name}", "f32", float(value)))
+            said = next((s for s in sources if parameters.get(s) is not None), None)
+            if said is not None:
+                keys.append((f"rope.scaling.{name}", "f32", parameter(parameters, said)))
     return keys
 
 

@@ -11,7 +11,7 @@ from qconvd.api import QconvdError
 from qconvd_ggml.decode import decode, error_bound
 from qconvd_ggml.kernels import encode
 
-TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K")
+TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_any_number_of_rows_and_columns_gives_the_same_bytes(blocks: dict[str, n
     weights, expected = blocks["weights_bf16"], blocks[dtype]
     for rows in (0, 1, 2, 3, 5, 7, 12):
         assert np.array_equal(encode(dtype, weights[:rows], "BF16")[0], expected[:rows])
-    step = 256 if dtype == "Q6_K" else 32
+    step = 256 if dtype.endswith("_K") else 32
     for columns in (step, 3 * step, 1024 - step):
         part = weights[:, :columns]
         assert not part.flags.c_contiguous

@@ -1,6 +1,6 @@
 """The IQ types, MXFP4 and the ternary types: llama.cpp's own bytes, on ordinary and on hostile weights, and what a reader sees.
 
-`ggml_hostile.npz` was made like `ggml_blocks.npz` (ggml_quantize_chunk of ggml-base 0.25.3, x86-64): `weights` [rows, 512]
+`ggml_hostile_iq.npz` was made like `ggml_blocks.npz` (ggml_quantize_chunk of ggml-base 0.25.3, x86-64): `weights` [rows, 512]
 float32, `imatrix` [512] float32, a quarter of it zeros, and per type and row the CRC-32 of the bytes. llama.cpp aborts when a
 type with a lattice meets weights above about 1e9: those rows are left out there, their CRC is 0.
 """
@@ -35,7 +35,7 @@ def blocks(golden: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def hostile(golden: Path) -> dict[str, np.ndarray]:
-    with np.load(golden / "ggml_hostile.npz") as file:
+    with np.load(golden / "ggml_hostile_iq.npz") as file:
         return dict(file)
 
 
@@ -104,7 +104,7 @@ def test_decoding_is_within_the_bound_and_the_report_tells_the_error(
 ) -> None:
     for x, importance in ((single(blocks["weights_bf16"]), blocks["imatrix"]), (hostile["weights"], hostile["imatrix"])):
         data, report = encode(dtype, x, "F32", importance=importance if weighted else None)
-        y, bound = decode(dtype, data, x.shape[1]), error_bound(dtype, x, weighted=weighted)
+        y, bound = decode(dtype, data, x.shape[1]), error_bound(dtype, x, importance if weighted else None)
         finite = np.isfinite(y)
         error = np.abs(y[finite].astype(np.float64) - x[finite])
         assert (error <= bound[finite]).all()

@@ -9,7 +9,7 @@ import pytest
 
 from qconvd.api import Unsupported
 from qconvd_ggml import kernels
-from qconvd_ggml.decode import decode
+from qconvd_ggml.decode import decode, error_bound
 from qconvd_ggml.kernels import encode
 
 TYPES = tuple(dtype for dtype, entry in kernels._ENTRIES.items() if entry.weighted is not None)
@@ -56,6 +56,17 @@ def test_rows_that_no_tile_divides(blocks: dict[str, np.ndarray], dtype: str) ->
     together, _ = encode(dtype, x, "F32", importance=importance)
     for row, expected in enumerate(together):
         assert np.array_equal(encode(dtype, x[row : row + 1], "F32", importance=importance)[0][0], expected)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_golden_bytes_decode_to_within_the_bound(blocks: dict[str, np.ndarray], dtype: str) -> None:
+    x, importance = single(blocks["weights_bf16"]), blocks["imatrix"]
+    y = decode(dtype, blocks[f"{dtype}.imatrix"], 1024).astype(np.float64)
+    bound = error_bound(dtype, x, importance)
+    assert (np.abs(y - x) <= bound).all()
+    # And no other: of another row, another scale, or nothing.
+    for wrong in (y[::-1], y * 2, np.zeros_like(y)):
+        assert not (np.abs(wrong - x) <= bound).all()
 
 
 def test_a_matrix_that_does_not_fit_is_refused(blocks: dict[str, np.ndarray]) -> None:
