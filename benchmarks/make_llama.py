@@ -57,19 +57,34 @@ def make(
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write(out / name, members)
         index |= {tensor: name for tensor, _ in members}
+    describe(out, index, shapes, layers, hidden, intermediate, vocabulary, heads, groups)
+    if tokenizer:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(tokenizer / name, out / name)
+
+
+def describe(
+    out: Path,
+    index: dict[str, str],
+    shapes: list[tuple[str, tuple[int, ...]]],
+    layers: int,
+    hidden: int,
+    intermediate: int,
+    vocabulary: int,
+    heads: int,
+    groups: int,
+) -> None:
+    """Write the index of the shards and the config."""
     total = sum(2 * int(np.prod(shape)) for _, shape in shapes)
     (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}))
     config = dict(
         architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False,
-        hidden_size=hidden, head_dim=head, intermediate_size=intermediate, num_hidden_layers=layers,
+        hidden_size=hidden, head_dim=hidden // heads, intermediate_size=intermediate, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=groups, max_position_embeddings=8192, rms_norm_eps=1e-5,
         rope_theta=500000.0, vocab_size=vocabulary, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
         torch_dtype="bfloat16",
     )  # fmt: skip
     (out / "config.json").write_text(json.dumps(config, indent=1))
-    if tokenizer:
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(tokenizer / name, out / name)
 
 
 def tensors(
@@ -100,7 +115,8 @@ def group(shapes: list[tuple[str, tuple[int, ...]]], limit: int) -> list[list[tu
     return shards
 
 
-def write(path: Path, members: list[tuple[str, tuple[int, ...]]]) -> None:
+def write(path: Path, members: list[tuple[str, tuple[int, ...]]], block: bytes = b"") -> None:
+    """A shard. With a `block` the matrices are that again and again, which costs no more than writing it."""
     header, offset = {}, 0
     for name, shape in members:
         end = offset + 2 * int(np.prod(shape))
@@ -112,11 +128,20 @@ def write(path: Path, members: list[tuple[str, tuple[int, ...]]]) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in members:
-            weights = rng.standard_normal(int(np.prod(shape)), dtype=np.float32)
-            weights *= np.float32(0.02)
-            if "norm" in name:
-                weights += 1
-            file.write(((weights.view(np.uint32) + 0x8000) >> 16).astype(np.uint16).tobytes())
+            if block and len(shape) > 1:
+                for left in range(2 * int(np.prod(shape)), 0, -len(block)):
+                    file.write(block[:left])
+            else:
+                file.write(normal(rng, name, shape))
+
+
+def normal(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> bytes:
+    """Weights in bf16; those of norms lie around one."""
+    weights = rng.standard_normal(int(np.prod(shape)), dtype=np.float32)
+    weights *= np.float32(0.02)
+    if "norm" in name:
+        weights += 1
+    return ((weights.view(np.uint32) + 0x8000) >> 16).astype(np.uint16).tobytes()
 
 
 if __name__ == "__main__":
