@@ -25,6 +25,8 @@ def doctor(
     from qconvd.cli import output
     from qconvd.examination import examine
 
+    if warm:
+        output.note("getting ready what the first conversions would; all kernels together take some minutes of one core, once")
     findings = examine(config, warm=warm)
     bad = [f for f in findings if f.state == "bad"]
     if json:
