@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from qconvd_ggml.lattice import Lattice
 from qconvd_ggml.on_lattice import ALWAYS, OWN, Kind, build
-from qconvd_ggml.tile import LANES, Scalar, Vector, fold, inline, lattice_kernel, nearest_int, put16, shared
+from qconvd_ggml.tile import LANES, Importance, Scalar, Vector, fold, inline, lattice_kernel, nearest_int, put16, shared
 
 _XXS = Kind(
     width=32, group=8, span=6, step=0.1, even=True, least=1e-15, again=ALWAYS, factor=1, squares=1, share=0,
@@ -165,38 +166,23 @@ _s = build(_S, _pack_s, _value, _unit)
 
 @lattice_kernel
 def iq2_xxs(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-    points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector, lattice: Lattice
+) -> None:
     """IQ2_XXS: 66 bytes for 256 weights; a group is a block of 32."""
-    _xxs(
-        kind, narrow, wide, importance, columns, first, out, groups, sums,
-        points, places, chunks, counts, near, coordinates,
-    )  # fmt: skip
+    _xxs(kind, narrow, wide, importance, out, groups, sums, lattice)
 
 
 @lattice_kernel
 def iq2_xs(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-    points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector, lattice: Lattice
+) -> None:
     """IQ2_XS: 74 bytes for 256 weights; a group is a block of 16."""
-    _xs(
-        kind, narrow, wide, importance, columns, first, out, groups, sums,
-        points, places, chunks, counts, near, coordinates,
-    )  # fmt: skip
+    _xs(kind, narrow, wide, importance, out, groups, sums, lattice)
 
 
 @lattice_kernel
 def iq2_s(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-    points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector, lattice: Lattice
+) -> None:
     """IQ2_S: 82 bytes for 256 weights; a group is a block of 16."""
-    _s(
-        kind, narrow, wide, importance, columns, first, out, groups, sums,
-        points, places, chunks, counts, near, coordinates,
-    )  # fmt: skip
+    _s(kind, narrow, wide, importance, out, groups, sums, lattice)

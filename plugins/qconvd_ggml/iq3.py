@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from qconvd_ggml.lattice import Lattice
 from qconvd_ggml.on_lattice import ANY, OWN, Kind, build
-from qconvd_ggml.tile import LANES, Scalar, Vector, inline, lattice_kernel, put16
+from qconvd_ggml.tile import LANES, Importance, Scalar, Vector, inline, lattice_kernel, put16
 
 WIDTH = 32
 _XXS = Kind(
@@ -76,25 +77,15 @@ _s = build(_S, _pack_s, _value_s, _unit_s)
 
 @lattice_kernel
 def iq3_xxs(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-    points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector, lattice: Lattice
+) -> None:
     """IQ3_XXS: 98 bytes for 256 weights; a group is a block of 32."""
-    _xxs(
-        kind, narrow, wide, importance, columns, first, out, groups, sums,
-        points, places, chunks, counts, near, coordinates,
-    )  # fmt: skip
+    _xxs(kind, narrow, wide, importance, out, groups, sums, lattice)
 
 
 @lattice_kernel
 def iq3_s(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-    points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector, lattice: Lattice
+) -> None:
     """IQ3_S: 110 bytes for 256 weights; a group is a block of 32."""
-    _s(
-        kind, narrow, wide, importance, columns, first, out, groups, sums,
-        points, places, chunks, counts, near, coordinates,
-    )  # fmt: skip
+    _s(kind, narrow, wide, importance, out, groups, sums, lattice)

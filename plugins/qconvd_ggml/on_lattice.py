@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qconvd_ggml.closest import LONGEST, search
-from qconvd_ggml.lattice import CHUNK
+from qconvd_ggml.lattice import CHUNK, Lattice
 from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.tile import (
     LANES,
+    Importance,
     Scalar,
     Vector,
     f16_bits,
@@ -160,8 +161,8 @@ def _close_up(alive: Vector, first: Scalar, per: Scalar, groups_of: Scalar, poin
 def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None) -> Any:
     """The kernel of one type, for an entry point to call.
 
-    pack(point, sign, level, half, alive, block, tile, at) writes super-block `block` of a tile; value(q) is what a reader takes
-    for coordinate q, times unit(half's value, l).
+    pack(point, sign, level, half, first, out) writes the super-block whose first lane is `first`; value(q) is what a reader
+    takes for coordinate q, times unit(half's value, l).
     """
     width, group = kind.width, kind.group
     bits, steps = (3, 8) if group == 4 else (2, 3)
@@ -196,11 +197,9 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                 row[lane] = np.uint16(code_of(0, lane, part, np.int32(0), inverse[lane]))
 
     @shared
-    def place(
-        points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-        x: Vector, w: Vector, alive: Vector, code: Vector, scales: Vector, point: Vector,
-    ) -> None:  # fmt: skip
+    def place(lattice: Lattice, x: Vector, w: Vector, alive: Vector, code: Vector, scales: Vector, point: Vector) -> None:
         """Step 2's points of every group for all scales. `x` and `w` hold the weights of each lane in order."""
+        points, places, chunks, counts, near, coordinates = lattice
         a, b = np.empty(LONGEST, np.float32), np.empty(LONGEST, np.float32)
         xs, ws, wx = np.empty(group, np.float32), np.empty(group, np.float32), np.empty(group, np.float32)
         for lane in range(LANES):
@@ -233,10 +232,11 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
 
     @shared
     def place_again(
-        points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-        x: Vector, w: Vector, alive: Vector, first: Vector, code: Vector, scale: Vector, point: Vector, refit: Vector,
+        lattice: Lattice, x: Vector, w: Vector, alive: Vector, first: Vector, code: Vector, scale: Vector, point: Vector,
+        refit: Vector,
     ) -> None:  # fmt: skip
         """Step 3: `first` are the codes of step 2's best scale, or -1 where no scale was better than nothing."""
+        points, places, chunks, counts, near, coordinates = lattice
         a, b = np.empty(LONGEST, np.float32), np.empty(LONGEST, np.float32)
         xs, ws, wx = np.empty(group, np.float32), np.empty(group, np.float32), np.empty(group, np.float32)
         for lane in range(LANES):
@@ -270,9 +270,10 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
 
     @shared
     def run(
-        source: int, narrow: Vector, wide: Vector, importance: Vector, columns: int, start: int, out: Vector, groups: int,
-        sums: Vector, points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
+        source: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector,
+        lattice: Lattice,
     ) -> None:  # fmt: skip
+        points = lattice.points
         x, y, w = np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32)
         magnitude, wx, q = np.empty_like(x), np.empty_like(x), np.empty_like(x)
         rows_x, rows_w = np.empty_like(x), np.empty_like(x)
@@ -288,12 +289,12 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
         level, d, half = np.empty(LANES, np.uint8), np.empty(LANES, np.float32), np.empty(LANES // per, np.uint16)
         for first in range(0, groups, LANES):
             load(source, narrow, wide, first, width, y, x)
-            if importance.size or share != zero:
+            if importance.values.size or share != zero:
                 super_block_squares(y, per, width, best)
                 for lane in range(LANES):
                     best[lane] *= squares_factor
-            if importance.size:
-                load_importance(importance, columns, start + first, width, w)
+            if importance.values.size:
+                load_importance(importance, first, width, w)
                 weigh(x, best, width, w)
             elif share != zero:
                 for j in range(width):
@@ -330,7 +331,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                     now[lane] = numerator / top[lane]
                     scales[t * LANES + lane] = one / now[lane]
                 codes(magnitude, now, code[t * groups_of * LANES : (t + 1) * groups_of * LANES])
-            place(points, places, chunks, counts, near, coordinates, rows_x, rows_w, alive, code, scales, point)
+            place(lattice, rows_x, rows_w, alive, code, scales, point)
             for t in range(tries):
                 for g in range(groups_of):
                     at, before = (t * groups_of + g) * LANES, (max(t - 1, 0) * groups_of + g) * LANES
@@ -355,9 +356,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
             for lane in range(LANES):
                 inverse[lane] = one / scale[lane]
             codes(magnitude, inverse[:LANES], last)
-            place_again(
-                points, places, chunks, counts, near, coordinates, rows_x, rows_w, alive, own, last, scale, chosen, refit
-            )
+            place_again(lattice, rows_x, rows_w, alive, own, last, scale, chosen, refit)
             for g in range(groups_of):
                 for lane in range(LANES):
                     _put_point(points, chosen[g * LANES + lane], group, q, g * group, lane)

@@ -23,6 +23,7 @@ from qconvd_ggml.measure import measure
 from qconvd_ggml.symmetric import LEAST, largest, level, search
 from qconvd_ggml.tile import (
     LANES,
+    Importance,
     Scalar,
     Vector,
     f16_bits,
@@ -32,6 +33,7 @@ from qconvd_ggml.tile import (
     load,
     load_importance,
     nearest_int,
+    no_importance,
     put16,
     shared,
     weighted_kernel,
@@ -147,7 +149,7 @@ def _searched_scales(scale: Vector, total: Vector, chosen: Vector, unit: Vector)
 
 @inline
 def _run(
-    weighted: Scalar, kind: Scalar, narrow: Vector, wide: Vector, importance: Vector, columns: Scalar, first: Scalar,
+    weighted: Scalar, kind: Scalar, narrow: Vector, wide: Vector, importance: Importance,
     out: Vector, groups: Scalar, sums: Vector,
 ) -> None:  # fmt: skip
     x, y, w = np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32)
@@ -158,7 +160,7 @@ def _run(
     for start in range(0, groups, LANES):
         load(kind, narrow, wide, start, SUB, y, x)
         if weighted:
-            load_importance(importance, columns, first + start, SUB, w)
+            load_importance(importance, start, SUB, w)
             super_block_squares(y, SUB, SUB, mean)
             for lane in range(LANES):
                 mean[lane] = np.float32(2) * mean[lane] / np.float32(SUB * SUB)
@@ -191,13 +193,12 @@ def _run(
 @kernel
 def q3_k(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """Q3_K: 110 bytes for 256 weights; a group is a sub-block of 16."""
-    _run(False, kind, narrow, wide, wide, 1, 0, out, groups, sums)
+    _run(False, kind, narrow, wide, no_importance(wide), out, groups, sums)
 
 
 @weighted_kernel
 def q3_k_weighted(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector
+) -> None:
     """Q3_K with an importance matrix."""
-    _run(True, kind, narrow, wide, importance, columns, first, out, groups, sums)
+    _run(True, kind, narrow, wide, importance, out, groups, sums)

@@ -9,7 +9,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from qconvd_ggml.tile import BF16, F16, LANES, Scalar, Vector, bf16_value, f16_value, inline, shared, squares_kernel
+from qconvd_ggml.tile import (
+    BF16,
+    F16,
+    LANES,
+    Importance,
+    Scalar,
+    Vector,
+    bf16_value,
+    f16_value,
+    inline,
+    shared,
+    squares_kernel,
+)
 
 _AT_ONCE = 8
 """Rows whose sums run side by side: each is a chain of additions that wait for one another."""
@@ -62,10 +74,11 @@ def _square(kind: Scalar, narrow: Vector, wide: Vector, at: Scalar, length: Scal
 
 
 @shared
-def row_mean_squares(squares: Vector, columns: Scalar, first: Scalar, width: Scalar, mean: Vector) -> None:
-    """Fill, per lane, the mean square of the row that group `first + lane` lies in."""
+def row_mean_squares(importance: Importance, start: Scalar, width: Scalar, mean: Vector) -> None:
+    """Fill, per lane, the mean square of the row that the call's group `start + lane` lies in."""
+    squares, columns = importance.squares, importance.columns
     for lane in range(LANES):
-        mean[lane] = squares[(first + lane) * width // columns] / np.float32(columns)
+        mean[lane] = squares[(importance.first + start + lane) * width // columns] / np.float32(columns)
 
 
 @shared
