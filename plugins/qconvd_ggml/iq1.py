@@ -33,12 +33,11 @@ from qconvd_ggml.tile import (
     inline,
     lattice_kernel,
     load,
-    load_importance,
     nearest_int,
     put16,
     shared,
 )
-from qconvd_ggml.weighting import super_block_squares, weigh
+from qconvd_ggml.weighting import weigh_by_super_block
 
 S_WIDTH, M_WIDTH = 32, 16
 SUPER = 256
@@ -74,19 +73,6 @@ def _order(x: Vector, width: Scalar, ranks: Any, rank: Vector, place: Vector) ->
     for i in range(width):
         for lane in range(LANES):
             place[np.uint64(rank[i * LANES + lane] * LANES + lane)] = np.uint8(i)
-
-
-@inline
-def _weigh(x: Vector, rows: Vector, importance: Importance, start: Scalar, width: Scalar, square: Vector, w: Vector) -> None:
-    if importance.values.size == 0:
-        for i in range(width * LANES):
-            w[i] = x[i] * x[i]
-        return
-    super_block_squares(rows, SUPER // width, width, square)
-    for lane in range(LANES):
-        square[lane] *= np.float32(2) / np.float32(SUPER)
-    load_importance(importance, start, width, w)
-    weigh(x, square, width, w)
 
 
 @shared
@@ -251,7 +237,7 @@ def _build(width: int, least: np.float32, borders: Any, finish: Any) -> Any:
         alive, level = np.empty(LANES, np.bool_), np.empty(LANES, np.uint8)
         for first in range(0, groups, LANES):
             load(source, narrow, wide, first, width, y, x)
-            _weigh(x, y, importance, first, width, square, w)
+            weigh_by_super_block(x, y, importance, first, per, width, np.float32(2 / SUPER), square, w)
             _order(x, width, ranks, rank, place)
             scale[:] = zero
             borders(x, w, place, scale, low, high, shifts)

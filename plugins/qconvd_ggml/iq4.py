@@ -4,7 +4,7 @@
    magnitude; others put M near the first value, -127: 1/d = (-127 + t) / M for t = -7 … 7. Each weight takes the value nearest
    to x/d; with these q, the least squares scale is sum(w x q) / sum(w q q). The candidate with the largest
    sum(w x q)² / sum(w q q) wins, the first on ties.
-   w is x²; weighting.py says what it is with an importance matrix.
+   w is x², so that large weights matter most; weighting.py says what it is with an importance matrix.
 2. IQ4_NL: a block keeps d as a half. IQ4_XS: 8 blocks share a half, D = -(the d of largest magnitude) / 32, and each has a
    6-bit multiple of it.
 3. The final indices are those nearest to x/d, with d as step 2 left it but for the half's rounding.
@@ -31,14 +31,13 @@ from qconvd_ggml.tile import (
     inline,
     kernel,
     load,
-    load_importance,
     nearest_int,
     no_importance,
     put16,
     shared,
     weighted_kernel,
 )
-from qconvd_ggml.weighting import super_block_squares, weigh
+from qconvd_ggml.weighting import weigh_by_super_block
 
 BLOCK = 32
 PER = 8
@@ -171,20 +170,6 @@ def _quantize(x: Vector, d: Vector, step: Vector, q: Vector, y: Vector) -> None:
             y[j * LANES + lane] = d[lane] * _value(v)
 
 
-@inline
-def _weigh(x: Vector, rows: Vector, importance: Importance, start: Scalar, per: Scalar, square: Vector, w: Vector) -> None:
-    """What an error counts: x² without an importance matrix, so that large weights matter most."""
-    if importance.values.size == 0:
-        for i in range(BLOCK * LANES):
-            w[i] = x[i] * x[i]
-        return
-    super_block_squares(rows, per, BLOCK, square)
-    for lane in range(LANES):
-        square[lane] *= np.float32(2) / np.float32(per * BLOCK)
-    load_importance(importance, start, BLOCK, w)
-    weigh(x, square, BLOCK, w)
-
-
 @shared
 def _iq4(
     per: int, kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector
@@ -197,7 +182,7 @@ def _iq4(
     size = 18 if per == 1 else 136
     for first in range(0, groups, LANES):
         load(kind, narrow, wide, first, BLOCK, y, x)
-        _weigh(x, y, importance, first, per, square, w)
+        weigh_by_super_block(x, y, importance, first, per, BLOCK, np.float32(2) / np.float32(per * BLOCK), square, w)
         _search(x, w, scale)
         tile = out[first // per * size : (first + LANES) // per * size]
         for lane in range(0, LANES, per):

@@ -35,11 +35,10 @@ from qconvd_ggml.tile import (
     fold,
     inline,
     load,
-    load_importance,
     nearest_int,
     shared,
 )
-from qconvd_ggml.weighting import super_block_squares, weigh
+from qconvd_ggml.weighting import super_block_squares, weigh_by_super_block
 
 SUPER = 256
 OWN, ANY, ALWAYS = 0, 1, 2
@@ -289,21 +288,16 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
         level, d, half = np.empty(LANES, np.uint8), np.empty(LANES, np.float32), np.empty(LANES // per, np.uint16)
         for first in range(0, groups, LANES):
             load(source, narrow, wide, first, width, y, x)
-            if importance.values.size or share != zero:
+            if importance.values.size == 0 and share != zero:
                 super_block_squares(y, per, width, best)
                 for lane in range(LANES):
                     best[lane] *= squares_factor
-            if importance.values.size:
-                load_importance(importance, first, width, w)
-                weigh(x, best, width, w)
-            elif share != zero:
                 for j in range(width):
                     for lane in range(LANES):
                         v = x[j * LANES + lane]
                         w[j * LANES + lane] = share * best[lane] + v * v
             else:
-                for j in range(width * LANES):
-                    w[j] = x[j] * x[j]
+                weigh_by_super_block(x, y, importance, first, per, width, squares_factor, best, w)
             for k in range(width // 8):
                 part = slice(k * 8 * LANES, (k + 1) * 8 * LANES)
                 _split_signs(x[part], w[part], even, sign[k * LANES : (k + 1) * LANES], magnitude[part])

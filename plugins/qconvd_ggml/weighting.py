@@ -19,6 +19,7 @@ from qconvd_ggml.tile import (
     bf16_value,
     f16_value,
     inline,
+    load_importance,
     shared,
     squares_kernel,
 )
@@ -88,6 +89,27 @@ def weigh(x: Vector, mean_square: Vector, width: Scalar, w: Vector) -> None:
         for lane in range(LANES):
             v = x[j * LANES + lane]
             w[j * LANES + lane] *= np.sqrt(mean_square[lane] + v * v)
+
+
+@inline
+def weigh_by_super_block(
+    x: Vector, rows: Vector, importance: Importance, start: Scalar, groups: Scalar, width: Scalar, factor: Scalar,
+    mean: Vector, w: Vector,
+) -> None:  # fmt: skip
+    """Fill tile `w` with what errors count in super-blocks of `groups` lanes: x² if there is no importance matrix.
+
+    `factor` is what the sum of a super-block's squares is multiplied with, `rows` is as `load` leaves it, and `mean` is room
+    for one number per lane. Not for the K types: there ggml multiplies and divides, which overflows sooner.
+    """
+    if importance.values.size == 0:
+        for i in range(width * LANES):
+            w[i] = x[i] * x[i]
+        return
+    super_block_squares(rows, groups, width, mean)
+    for lane in range(LANES):
+        mean[lane] *= factor
+    load_importance(importance, start, width, w)
+    weigh(x, mean, width, w)
 
 
 @shared
