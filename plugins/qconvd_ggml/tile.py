@@ -236,22 +236,27 @@ def levels(low: int, high: int) -> Callable[[Any], Any]:
 
 
 @inline
+def widen(kind: Scalar, narrow: Vector, wide: Vector, start: Scalar, count: Scalar, out: Vector) -> None:
+    """Fill `out` with `count` weights of the source from `start` on, as float32."""
+    # Slices, so that the indices below are seen to be positive: a sign check per element would keep SIMD away.
+    if kind == BF16:
+        halves = narrow[start : start + count]
+        for i in range(count):
+            out[i] = bf16_value(halves[i])
+    elif kind == F16:
+        halves = narrow[start : start + count]
+        for i in range(count):
+            out[i] = f16_value(halves[i])
+    else:
+        singles = wide[start : start + count]
+        for i in range(count):
+            out[i] = singles[i]
+
+
+@inline
 def load(kind: Scalar, narrow: Vector, wide: Vector, first: Scalar, width: Scalar, rows: Vector, x: Vector) -> None:
     """Fill a tile with `width` weights each of the LANES groups from `first` on; `rows` is room for as many, untransposed."""
-    # Slices, so that the indices below are seen to be positive: a sign check per element would keep SIMD away.
-    start, stop = first * width, (first + LANES) * width
-    if kind == BF16:
-        halves = narrow[start:stop]
-        for i in range(LANES * width):
-            rows[i] = bf16_value(halves[i])
-    elif kind == F16:
-        halves = narrow[start:stop]
-        for i in range(LANES * width):
-            rows[i] = f16_value(halves[i])
-    else:
-        singles = wide[start:stop]
-        for i in range(LANES * width):
-            rows[i] = singles[i]
+    widen(kind, narrow, wide, first * width, LANES * width, rows)
     for lane in range(LANES):
         for j in range(width):
             x[j * LANES + lane] = rows[lane * width + j]

@@ -9,20 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qconvd_ggml.tile import (
-    BF16,
-    F16,
-    LANES,
-    Importance,
-    Scalar,
-    Vector,
-    bf16_value,
-    f16_value,
-    inline,
-    load_importance,
-    shared,
-    squares_kernel,
-)
+from qconvd_ggml.tile import LANES, Importance, Scalar, Vector, inline, load_importance, shared, squares_kernel, widen
 
 _AT_ONCE = 8
 """Rows whose sums run side by side: each is a chain of additions that wait for one another."""
@@ -58,20 +45,9 @@ def squares(kind: int, narrow: Vector, wide: Vector, columns: int, sums: Vector)
 
 @inline
 def _square(kind: Scalar, narrow: Vector, wide: Vector, at: Scalar, length: Scalar, out: Vector) -> None:
-    if kind == BF16:
-        halves = narrow[at : at + length]
-        for i in range(length):
-            v = bf16_value(halves[i])
-            out[i] = v * v
-    elif kind == F16:
-        halves = narrow[at : at + length]
-        for i in range(length):
-            v = f16_value(halves[i])
-            out[i] = v * v
-    else:
-        singles = wide[at : at + length]
-        for i in range(length):
-            out[i] = singles[i] * singles[i]
+    widen(kind, narrow, wide, at, length, out)
+    for i in range(length):
+        out[i] *= out[i]
 
 
 @shared
