@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from qconvd_ggml.lattice import Lattice
-from qconvd_ggml.on_lattice import ALWAYS, OWN, Kind, build
+from qconvd_ggml.on_lattice import ALWAYS, OWN, Kind, build, put_levels, put_signs
 from qconvd_ggml.scales import positive_scales
 from qconvd_ggml.tile import LANES, Importance, Scalar, Vector, inline, lattice_kernel, put16, shared
 
@@ -53,18 +53,9 @@ def _pack_xxs(point: Vector, sign: Vector, level: Vector, half: Scalar, first: S
     put16(out, 0, half)
     for k in range(8):
         lane = first + k
-        word = np.uint32(level[lane]) << np.uint32(28)
         for g in range(4):
             out[2 + 8 * k + g] = np.uint8(point[g * LANES + lane])
-            word = np.uint32(word | np.uint32(np.uint32(sign[g * LANES + lane] & np.uint8(127)) << np.uint32(7 * g)))
-        put16(out, 6 + 8 * k, np.uint16(word & np.uint32(0xFFFF)))
-        put16(out, 8 + 8 * k, np.uint16(word >> np.uint32(16)))
-
-
-@inline
-def _pack_levels(level: Vector, first: Scalar, out: Vector, at: Scalar) -> None:
-    for k in range(8):
-        out[at + k] = np.uint8(level[first + 2 * k] | np.uint8(level[first + 2 * k + 1] << np.uint8(4)))
+        put_signs(sign, level, lane, out, 6 + 8 * k)
 
 
 @inline
@@ -74,7 +65,7 @@ def _pack_xs(point: Vector, sign: Vector, level: Vector, half: Scalar, first: Sc
         for g in range(2):
             at = g * LANES + first + k
             put16(out, 2 + 4 * k + 2 * g, np.uint16(point[at] | np.uint16(np.uint16(sign[at] & np.uint8(127)) << np.uint16(9))))
-    _pack_levels(level, first, out, 66)
+    put_levels(level, first, 16, out, 66)
 
 
 @inline
@@ -88,7 +79,7 @@ def _pack_s(point: Vector, sign: Vector, level: Vector, half: Scalar, first: Sca
             out[2 + place] = np.uint8(point[at] & np.uint16(255))
             out[34 + place] = sign[at]
             out[66 + place // 4] |= np.uint8(np.uint8(point[at] >> np.uint16(8)) << np.uint8(2 * (place % 4)))
-    _pack_levels(level, first, out, 74)
+    put_levels(level, first, 16, out, 74)
 
 
 _xxs = build(_XXS, _pack_xxs, _value, _unit, _integer_scale)

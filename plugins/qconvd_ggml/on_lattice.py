@@ -36,6 +36,7 @@ from qconvd_ggml.tile import (
     inline,
     load,
     nearest_int,
+    put16,
     shared,
 )
 from qconvd_ggml.weighting import super_block_squares, weigh_by_super_block
@@ -400,3 +401,20 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                 measure(x[at : at + STEP * LANES], y[at : at + STEP * LANES], sums)
 
     return run
+
+
+@inline
+def put_signs(sign: Vector, level: Vector, lane: Scalar, out: Vector, at: Scalar) -> None:
+    """Four bytes for the block in `lane`: seven signs each of its four groups of 8, and its scale in the highest bits."""
+    word = np.uint32(level[lane]) << np.uint32(28)
+    for g in range(4):
+        word = np.uint32(word | np.uint32(np.uint32(sign[g * LANES + lane] & np.uint8(127)) << np.uint32(7 * g)))
+    put16(out, at, np.uint16(word & np.uint32(0xFFFF)))
+    put16(out, at + 2, np.uint16(word >> np.uint32(16)))
+
+
+@inline
+def put_levels(level: Vector, first: Scalar, count: Scalar, out: Vector, at: Scalar) -> None:
+    """The scales of `count` blocks from lane `first` on, two to a byte, the earlier one low."""
+    for k in range(count // 2):
+        out[at + k] = np.uint8(level[first + 2 * k] | np.uint8(level[first + 2 * k + 1] << np.uint8(4)))
