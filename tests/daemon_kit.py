@@ -298,3 +298,9 @@ def copy_in(home: Home, model: Path, name: str = "") -> Path:
     place = home.inbox / (name or model.name)
     shutil.copytree(model, place)
     return place
+
+
+def end(home: Home) -> None:
+    assert home.stop() == 0, home.log()
+    assert "Traceback" not in home.log(), home.log()
+    assert home.workers() == []
