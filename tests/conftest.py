@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from daemon_kit import Home
+    from worker_kit import Shop
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -54,3 +55,13 @@ def home(tmp_path: Path) -> Iterator[Home]:
     home = Home(tmp_path)
     yield home
     home.kill()
+
+
+@pytest.fixture
+def shop(tmp_path: Path, glass: Path) -> Iterator[Shop]:
+    """A ledger and the model glass, to be made fp16, task by task."""
+    from worker_kit import Shop
+
+    shop = Shop(tmp_path, glass, "fp16")
+    yield shop
+    shop.ledger.close()
