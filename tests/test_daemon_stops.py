@@ -82,10 +82,7 @@ def test_a_worker_that_is_killed_while_no_daemon_lives_has_not_failed(home: Home
     tiny_model(home.inbox / "m")
     home.start()
     frozen = home.freeze("convert")
-    assert home.process is not None
-    home.process.kill()
-    home.process.wait()
-    home.process = None
+    home.kill_daemon()
     os.kill(frozen[0], signal.SIGKILL)
     home.wait(lambda: not home.workers(), "the runner to write down how the worker ended")
     assert home.once() == 0, home.log()
@@ -99,9 +96,7 @@ def test_a_worker_that_is_killed_under_the_daemon_that_took_it_up_has_failed(hom
     tiny_model(home.inbox / "m")
     home.start()
     home.freeze("convert")
-    assert home.process is not None
-    home.process.kill()
-    home.process.wait()
+    home.kill_daemon()
     home.start()
     home.said("qconvd runs", times=2)
     home.ask("reload")
@@ -146,9 +141,7 @@ def test_a_daemon_that_comes_back_finds_its_worker(home: Home) -> None:
     tiny_model(home.inbox / "m")
     home.start()
     frozen = home.freeze("convert")
-    assert home.process is not None
-    home.process.kill()
-    home.process.wait()
+    home.kill_daemon()
     home.start("--once")
     home.said("qconvd runs", times=2)
     os.kill(frozen[0], signal.SIGCONT)
