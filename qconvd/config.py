@@ -116,6 +116,7 @@ class Match(_Section):
 
     architectures: Words = Field((), description="Class names as in config.json, e.g. `LlamaForCausalLM`; globs are allowed.")
     names: Words = Field((), description="Globs for the model's name, e.g. `*-Instruct`; case does not count.")
+    containers: Words = Field((), description="What the weights come in: `safetensors`, `gguf`; globs are allowed.")
     min_parameters: Count | None = Field(None, description="The fewest weights, e.g. `100M`.")
     max_parameters: Count | None = Field(None, description="The most weights, e.g. `70B`.")
 
@@ -134,6 +135,8 @@ class Match(_Section):
             return f"its architecture {model.architecture or '(none)'} is none of {', '.join(self.architectures)}"
         if self.names and not any(fnmatchcase(model.name.casefold(), n.casefold()) for n in self.names):
             return f"its name {model.name} fits none of {', '.join(self.names)}"
+        if self.containers and not any(fnmatchcase(model.kind, c.casefold()) for c in self.containers):
+            return f"its weights come as {model.kind}, not as {' or '.join(self.containers)}"
         size = quantities.show_count(model.parameters)
         if self.min_parameters is not None and model.parameters < self.min_parameters:
             return f"its {size} parameters are fewer than {quantities.show_count(self.min_parameters)}"

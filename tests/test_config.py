@@ -411,6 +411,8 @@ def test_a_target_alone_tells_its_mistakes() -> None:
         ("{architectures: [Llama*], names: [TINY*], min_parameters: 10, max_parameters: 10}", ""),
         ("{architectures: [GPT2LMHeadModel]}", "its architecture LlamaForCausalLM is none of GPT2LMHeadModel"),
         ("{names: ['*-Instruct', 'x']}", "its name tiny-model fits none of *-Instruct, x"),
+        ("{containers: [gguf, SafeTensors]}", ""),
+        ("{containers: gguf}", "its weights come as safetensors, not as gguf"),
         ("{min_parameters: 1K}", "its 10 parameters are fewer than 1.0K"),
         ("{max_parameters: 9}", "its 10 parameters are more than 9"),
     ],
