@@ -64,7 +64,7 @@ def affine(x: Floats, w: Floats, top: int, least: float, step: float, steps: int
     return Fit(scale[..., 0], minimum[..., 0], nearest, kept, w.sum(axis=-1))
 
 
-_CLOSE = 1.3
+_CLOSE = 1.6
 """What is bounded within so many times the range's own scale need not be found."""
 
 

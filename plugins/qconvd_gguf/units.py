@@ -74,7 +74,7 @@ def _unit(tensor: Mapped, choice: Choice, options: GgufOptions) -> Unit:
         layer=tensor.layer,
         inputs=(tensor.expr,),
         outputs=(output,),
-        rows=RowSplit(tensor.multiple),
+        rows=RowSplit(tensor.multiple, single=True),
         memory={"cpu": SCRATCH},
         options={} if options.non_finite == "report" else {"non_finite": options.non_finite},
     )

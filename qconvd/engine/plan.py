@@ -49,6 +49,8 @@ class RowSplit:
     """The unit may be encoded in row chunks, each a multiple of `multiple` rows (the last may be shorter)."""
 
     multiple: int = 1
+    single: bool = False
+    """Whether each row is encoded by itself, so that any can be decoded alone; `multiple` only says what to read together."""
     op: Literal["rows"] = "rows"
 
 

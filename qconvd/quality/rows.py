@@ -17,7 +17,7 @@ from qconvd.engine.elements import to_float32
 from qconvd.engine.evaluate import rows as evaluate
 from qconvd.engine.expr import rows_columns
 from qconvd.engine.operations import Operation
-from qconvd.engine.plan import Plan, Unit, Whole
+from qconvd.engine.plan import Plan, RowSplit, Unit, Whole
 from qconvd.engine.source import Source
 from qconvd.engine.statistics import Statistics
 from qconvd.errors import BadCheckpoint, QconvdError
@@ -25,7 +25,7 @@ from qconvd.formats import Format
 
 PIECES = 5
 """Places of a unit that are sampled: the first rows, the last, and others evenly between."""
-PIECE = 1 << 13
+PIECE = 1 << 12
 """Weights at each of these places, if the unit may be split so finely: verifying must not cost what encoding does."""
 AT_ONCE = 1 << 20
 """Weights that are compared at a time where a unit is compared in full."""
@@ -135,8 +135,8 @@ class Comparison:
 
 
 def sampled(unit: Unit) -> Iterator[Range]:
-    """Ranges of rows that the unit may be split at: the first, the last, and others evenly between."""
-    (total, columns), step = unit.shape, _multiple(unit)
+    """Ranges of rows that can be decoded by themselves: the first, the last, and others evenly between."""
+    (total, columns), step = unit.shape, 1 if isinstance(unit.rows, RowSplit) and unit.rows.single else _multiple(unit)
     step *= max(1, PIECE // max(1, step * columns))
     count = -(-total // step)
     for piece in sorted({round(i * (count - 1) / (PIECES - 1)) for i in range(PIECES)}) if count else ():
