@@ -18,6 +18,7 @@ import pytest
 
 from qconvd import checkpoints
 from qconvd.engine.manifest import read_manifest
+from qconvd.engine.plan import Device
 from qconvd.engine.working_memory import working_memory
 from qconvd.errors import OutOfSpace, QconvdError, TakenAway
 from qconvd.executors.base import environment, events_in
@@ -38,7 +39,8 @@ from qconvd.tasks import (
     spec_of,
     write_spec,
 )
-from qconvd.worker import Outdated, load_plan, named, run
+from qconvd.worker import Outdated, _convert_target, load_plan, named, run
+from qconvd_fp16.format import PlainCast
 
 LIMITS = LimitsSpec(memory=512 << 20, threads=2)
 
@@ -107,7 +109,8 @@ def test_a_model_goes_through_plan_convert_and_verify(tmp_path: Path, glass: Pat
     assert len(sizes) == 3
     for result in planned.targets.values():
         assert result.data["nbytes"] == sum(f["nbytes"] for f in result.data["files"])
-        assert result.data["devices"] == ["cpu"]
+        assert "cpu" in result.data["devices"]
+        assert "measured_on" in result.data
         assert result.data["version"]
         assert result.data["loads_with"]
         assert result.data["memory"]["cpu"] >= result.data["memory"]["least"] > 0
@@ -192,6 +195,17 @@ def test_a_format_without_kernels_for_a_gpu_is_refused_in_words(shop: Shop) -> N
     assert result is not None
     error = result.targets[shop.targets[0]].error
     assert (error["what"], error["fix"]) == ("the format fp16 has no kernels for cuda", "set `device: auto` or `device: cpu`")
+
+
+def test_a_manifest_names_the_device_where_that_is_not_the_cpu(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.step()
+    spec, model = shop.claim(), checkpoints.inspect(shop.model)
+    (target,) = spec.targets
+    target.work.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(PlainCast, "devices", ("cpu", "cuda"))
+    monkeypatch.setattr(PlainCast, "encoder", lambda self, plan, device: None)
+    assert _convert_target(target, model, spec, Device("cuda", "GPU-1")).about["device"] == "cuda"
+    assert "device" not in _convert_target(target, model, spec, Device()).about
 
 
 def test_a_second_worker_gets_no_lock_and_says_so(shop: Shop) -> None:
