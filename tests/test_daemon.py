@@ -386,10 +386,10 @@ def test_a_copy_of_a_model_that_is_converted_waits_for_it(home: Home, tmp_path: 
     frozen = home.freeze("convert")
     copy = Path(shutil.copytree(first, tmp_path / "elsewhere" / "m"))
     answer = home.ask("add", path=str(copy), recipe="everyday").answer
-    assert answer == f"fp16: waits for the artifact that is made from {first}, which holds the same model"
+    assert answer == f"job 2: fp16: waits for the artifact that is made from {first}, which holds the same model"
     assert [(t.state, t.failures) for t in home.targets()] == [("converting", 0), ("waiting", 0)]
     assert home.ask("cancel", ids=["2"]).answer == "1 artifact cancelled"
-    again = "fp16 was cancelled before; `qconvd retry 2` tries it again"
+    again = "job 2: fp16 was cancelled before; `qconvd retry 2` tries it again"
     assert home.ask("add", path=str(copy), recipe="everyday").answer == again
     assert home.ask("retry", ids=["2"]).answer == "1 artifact will be tried again"
     os.kill(frozen[0], signal.SIGCONT)

@@ -48,6 +48,8 @@ from qconvd_ggml.weighting import super_block_squares, weigh
 SUPER = 256
 SUB_2, SUB_45 = 16, 32
 """Weights of a sub-block of Q2_K, and of Q4_K and Q5_K."""
+LISTS = 16
+"""Lists of scales, then of minimums, in a tile: one for each of eight super-blocks; Q2_K has four, and zeros for the rest."""
 
 
 @inline
@@ -73,10 +75,9 @@ def _count_45(x: Vector, w: Vector) -> None:
             w[j * LANES + lane] = root + abs(x[j * LANES + lane])
 
 
-def _rounded_scales(top: int, blocks: int) -> Callable[..., None]:
+def _rounded_scales(top: int, count: int) -> Callable[..., None]:
     """Step 2 without an importance matrix: fills the levels `q` and the scale of each list, as scales.py does."""
-    lanes = 2 * blocks
-    count = LANES // blocks
+    lanes = LISTS
 
     @inline
     def run(v: Vector, w: Vector, q: Vector, scale: Vector) -> None:  # noqa: ARG001
@@ -122,9 +123,8 @@ def _super_blocks(kind_of: _Type, search: Any, weighted: bool = False, squares: 
     width, top, size, d_at, scales_at, levels_at, scale_top, count, pack_scales, unpack_scale, pack = kind_of
     groups_each = SUPER // width
     blocks = LANES // groups_each
-    lists = 2 * blocks
     weights = width * LANES
-    find_scales = positive_scales(scale_top, groups_each, lists) if weighted else _rounded_scales(scale_top, blocks)
+    find_scales = positive_scales(scale_top, groups_each, LISTS) if weighted else _rounded_scales(scale_top, groups_each)
 
     @inline
     def run(
@@ -136,8 +136,8 @@ def _super_blocks(kind_of: _Type, search: Any, weighted: bool = False, squares: 
         total, scale, low = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
         inverse, shift = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
         d, m, mean = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-        values, counts = np.empty(groups_each * lists, np.float32), np.empty(groups_each * lists, np.float32)
-        chosen, unit = np.empty(groups_each * lists, np.int32), np.empty(lists, np.float32)
+        values, counts = np.zeros(groups_each * LISTS, np.float32), np.zeros(groups_each * LISTS, np.float32)
+        chosen, unit = np.empty(groups_each * LISTS, np.int32), np.empty(LISTS, np.float32)
         for start in range(0, groups, LANES):
             load(kind, narrow, wide, start, width, y, x)
             if weighted:
@@ -152,20 +152,20 @@ def _super_blocks(kind_of: _Type, search: Any, weighted: bool = False, squares: 
             for block in range(blocks):
                 for k in range(groups_each):
                     lane = block * groups_each + k
-                    values[k * lists + block] = scale[lane]
-                    values[k * lists + blocks + block] = -low[lane]
-                    counts[k * lists + block] = total[lane]
-                    counts[k * lists + blocks + block] = total[lane]
+                    values[k * LISTS + block] = scale[lane]
+                    values[k * LISTS + LISTS // 2 + block] = -low[lane]
+                    counts[k * LISTS + block] = total[lane]
+                    counts[k * LISTS + LISTS // 2 + block] = total[lane]
             find_scales(values, counts, chosen, unit)
-            for i in range(groups_each * lists):
+            for i in range(groups_each * LISTS):
                 chosen[i] = min(chosen[i], np.int32(cap))
             tile = out[start // groups_each * size : (start + LANES) // groups_each * size]
             for block in range(blocks):
                 at = block * size
-                d16, m16 = f16_bits(unit[block]), f16_bits(unit[blocks + block])
+                d16, m16 = f16_bits(unit[block]), f16_bits(unit[LISTS // 2 + block])
                 put16(tile, at + d_at, d16)
                 put16(tile, at + d_at + 2, m16)
-                pack_scales(chosen, lists, block, tile, at + scales_at)
+                pack_scales(chosen, LISTS, block, tile, at + scales_at)
                 for k in range(groups_each):
                     a, b = unpack_scale(tile, at + scales_at, k)
                     d[block * groups_each + k] = f16_value(d16) * a

@@ -24,6 +24,8 @@ _WEIGHTED_BOUNDS: dict[str, WeightedBound] = (
 )
 TYPES = frozenset(_DECODERS)
 """What `decode` knows."""
+AT_ONCE = 1 << 16
+"""Weights whose bounds are computed at a time, if a row has no more: some take hundreds of bytes for a weight meanwhile."""
 
 
 def decode(dtype: str, data: Any, columns: int) -> NDArray[np.float32]:
@@ -51,6 +53,14 @@ def error_bound(dtype: str, x: NDArray[np.float32], importance: NDArray[np.float
     if dtype not in _BOUNDS:
         raise ValueError(f"no error bound for {dtype}")
     row_bytes(dtype, x.shape[1])
+    bound = np.empty(x.shape, np.float32)
+    step = max(1, AT_ONCE // max(1, x.shape[1]))
+    for first in range(0, len(x), step):
+        bound[first : first + step] = _error_bound(dtype, x[first : first + step], importance)
+    return bound
+
+
+def _error_bound(dtype: str, x: NDArray[np.float32], importance: NDArray[np.float32] | None) -> NDArray[np.float32]:
     with np.errstate(all="ignore"):
         if importance is not None and dtype in _WEIGHTED_BOUNDS:
             bound = _WEIGHTED_BOUNDS[dtype](x.astype(np.float64), np.broadcast_to(importance.astype(np.float64), x.shape))

@@ -27,7 +27,6 @@ from qconvd_ggml.tile import (
     Vector,
     f16_bits,
     f16_value,
-    fold,
     inline,
     kernel,
     load,
@@ -51,48 +50,50 @@ _scale_level = level(32)
 
 
 @inline
-def _first_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) -> Scalar:
-    xq, qq = state
-    inverse, q = fixed
-    v = x[j * LANES + lane]
-    found = _level(inverse * v)
-    q[j * LANES + lane] = found
-    return (xq + v * v * v * found, qq + v * v * found * found)
-
-
-@inline
-def _improve_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, q: Vector) -> Scalar:
-    xq, qq = state
-    v, before = x[j * LANES + lane], q[j * LANES + lane]
+def _improve(v: Scalar, before: Scalar, xq: Scalar, qq: Scalar) -> Scalar:
     weight = v * v
     others_xq, others_qq = xq - weight * v * before, qq - weight * before * before
     found = np.float32(min(max(nearest_int(v * others_qq / others_xq), np.int32(-4)), np.int32(3)))
     new_xq, new_qq = others_xq + weight * v * found, others_qq + weight * found * found
     taken = (others_xq > np.float32(0)) & (found != before) & (new_qq > np.float32(0))
     taken &= new_xq * new_xq * qq > xq * xq * new_qq
-    q[j * LANES + lane] = found if taken else before
-    return (new_xq if taken else xq, new_qq if taken else qq)
-
-
-_first, _improve = fold(_first_step, SUB), fold(_improve_step, SUB)
+    return new_xq if taken else xq, new_qq if taken else qq, found if taken else before
 
 
 @shared
 def _fit(x: Vector, magnitude: Vector, scale: Vector, q: Vector) -> None:
     """Step 1 without an importance matrix: levels as floats, and scales."""
     zero = np.float32(0)
-    xq, qq = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    xq, qq, inverse = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32), np.empty(LANES, np.float32)
+    before, squares = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for lane in range(LANES):
         m, v = _largest(x, lane)
         magnitude[lane] = m
-        a, b = _first(0, lane, x, (zero, zero), (np.float32(-4) / v, q))
-        xq[lane] = a
-        qq[lane] = b
-    for _ in range(5):
+        inverse[lane] = np.float32(-4) / v
+    # Weights outside, lanes inside: each weight waits for what became of the one before, but not for other lanes.
+    for j in range(SUB):
+        weights, levels = x[j * LANES : (j + 1) * LANES], q[j * LANES : (j + 1) * LANES]
         for lane in range(LANES):
-            a, b = _improve(0, lane, x, (xq[lane], qq[lane]), q)
-            xq[lane] = a
-            qq[lane] = b
+            v = weights[lane]
+            level = _level(inverse[lane] * v)
+            levels[lane] = level
+            xq[lane] += v * v * v * level
+            qq[lane] += v * v * level * level
+    for _ in range(5):
+        before[:] = xq
+        squares[:] = qq
+        for j in range(SUB):
+            weights, levels = x[j * LANES : (j + 1) * LANES], q[j * LANES : (j + 1) * LANES]
+            for lane in range(LANES):
+                a, b, level = _improve(weights[lane], levels[lane], xq[lane], qq[lane])
+                xq[lane] = a
+                qq[lane] = b
+                levels[lane] = level
+        changed = False
+        for lane in range(LANES):
+            changed |= (before[lane] != xq[lane]) | (squares[lane] != qq[lane])
+        if not changed:
+            break
     for lane in range(LANES):
         scale[lane] = xq[lane] / qq[lane] if (qq[lane] > zero) & (magnitude[lane] >= LEAST) else zero
 

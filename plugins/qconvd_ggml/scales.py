@@ -44,20 +44,7 @@ def positive_scales(top: int, count: int, lanes: int) -> Callable[..., None]:
         return state + w[k * lanes + lane] * e * e
 
     @inline
-    def level_step(k: Scalar, lane: Scalar, v: Vector, state: Scalar, fixed: Scalar) -> Scalar:
-        xq, qq = state
-        inverse, w, q = fixed
-        x, weight = v[k * lanes + lane], w[k * lanes + lane]
-        found = min(most, nearest_int(inverse * x))
-        q[k * lanes + lane] = found & np.int32(255)
-        level = np.float32(found)
-        return (xq + weight * x * level, qq + weight * level * level)
-
-    @inline
-    def improve_step(k: Scalar, lane: Scalar, v: Vector, state: Scalar, fixed: Scalar) -> Scalar:
-        xq, qq = state
-        w, q = fixed
-        x, weight, before = v[k * lanes + lane], w[k * lanes + lane], q[k * lanes + lane]
+    def improve(x: Scalar, weight: Scalar, before: Scalar, xq: Scalar, qq: Scalar) -> Scalar:
         level = np.float32(before)
         others_xq, others_qq = xq - weight * x * level, qq - weight * level * level
         found = min(most, nearest_int(x * others_qq / others_xq))
@@ -65,11 +52,9 @@ def positive_scales(top: int, count: int, lanes: int) -> Callable[..., None]:
         new_xq, new_qq = others_xq + weight * x * level, others_qq + weight * level * level
         taken = (others_xq > np.float32(0)) & (others_qq > np.float32(0)) & (found != before)
         taken &= new_xq * new_xq * qq > xq * xq * new_qq
-        q[k * lanes + lane] = found & np.int32(255) if taken else before
-        return (new_xq if taken else xq, new_qq if taken else qq)
+        return new_xq if taken else xq, new_qq if taken else qq, found & np.int32(255) if taken else before
 
     largest, first_error, error = fold(largest_step, count), fold(first_error_step, count), fold(error_step, count)
-    level, improve = fold(level_step, count), fold(improve_step, count)
 
     @shared
     def run(v: Vector, w: Vector, q: Vector, scale: Vector) -> None:
@@ -92,15 +77,25 @@ def positive_scales(top: int, count: int, lanes: int) -> Callable[..., None]:
                 better = e < best[lane]
                 best[lane] = e if better else best[lane]
                 kept[lane] = inverse if better else kept[lane]
+        # Numbers outside, lanes inside: each number waits for what became of the one before, but not for other lanes.
         for lane in range(lanes):
-            a, b = level(0, lane, v, (zero, zero), (kept[lane], w, q))
-            xq[lane] = a
-            qq[lane] = b
-        for _ in range(5):
+            xq[lane] = qq[lane] = zero
+        for k in range(count):
+            numbers, weights, levels = v[k * lanes :][:lanes], w[k * lanes :][:lanes], q[k * lanes :][:lanes]
             for lane in range(lanes):
-                a, b = improve(0, lane, v, (xq[lane], qq[lane]), (w, q))
-                xq[lane] = a
-                qq[lane] = b
+                x, weight = numbers[lane], weights[lane]
+                found = min(most, nearest_int(kept[lane] * x))
+                levels[lane] = found & np.int32(255)
+                xq[lane] += weight * x * np.float32(found)
+                qq[lane] += weight * np.float32(found) * np.float32(found)
+        for _ in range(5):
+            for k in range(count):
+                numbers, weights, levels = v[k * lanes :][:lanes], w[k * lanes :][:lanes], q[k * lanes :][:lanes]
+                for lane in range(lanes):
+                    a, b, level = improve(numbers[lane], weights[lane], levels[lane], xq[lane], qq[lane])
+                    xq[lane] = a
+                    qq[lane] = b
+                    levels[lane] = level
         for lane in range(lanes):
             scale[lane] = xq[lane] / qq[lane] if (qq[lane] > zero) & (limit[lane] >= LEAST) else zero
         for k in range(count):

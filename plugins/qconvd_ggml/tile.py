@@ -98,8 +98,12 @@ def inline(function: Function) -> Function:
 
 
 def shared(function: Function) -> Function:
-    """A building block that stays a function of its own: called once per tile, so that its size is paid once."""
-    compiled: Any = numba.njit(error_model="numpy")(function)
+    """A building block that stays a function of its own, called once per tile.
+
+    Within a large kernel LLVM gives up making SIMD of some loops that it does make SIMD of in a small function. That it is not
+    to be inlined must be said: numba takes this setting over from the caller.
+    """
+    compiled: Any = numba.njit(error_model="numpy", forceinline=False)(function)
     return cast(Function, compiled)
 
 
@@ -222,7 +226,7 @@ def load(kind: Scalar, narrow: Vector, wide: Vector, first: Scalar, width: Scala
             x[j * LANES + lane] = rows[lane * width + j]
 
 
-@inline
+@shared
 def load_importance(importance: Vector, columns: Scalar, first: Scalar, width: Scalar, w: Vector) -> None:
     """Fill a tile with what `width` weights each of the LANES groups from `first` on count; see WEIGHTED_SIGNATURE."""
     for lane in range(LANES):

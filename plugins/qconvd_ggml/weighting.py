@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qconvd_ggml.tile import BF16, F16, LANES, Scalar, Vector, bf16_value, f16_value, inline, squares_kernel
+from qconvd_ggml.tile import BF16, F16, LANES, Scalar, Vector, bf16_value, f16_value, inline, shared, squares_kernel
 
 _AT_ONCE = 8
 """Rows whose sums run side by side: each is a chain of additions that wait for one another."""
@@ -61,14 +61,14 @@ def _square(kind: Scalar, narrow: Vector, wide: Vector, at: Scalar, length: Scal
             out[i] = singles[i] * singles[i]
 
 
-@inline
+@shared
 def row_mean_squares(squares: Vector, columns: Scalar, first: Scalar, width: Scalar, mean: Vector) -> None:
     """Fill, per lane, the mean square of the row that group `first + lane` lies in."""
     for lane in range(LANES):
         mean[lane] = squares[(first + lane) * width // columns] / np.float32(columns)
 
 
-@inline
+@shared
 def weigh(x: Vector, mean_square: Vector, width: Scalar, w: Vector) -> None:
     """Turn the importance in tile `w` into what errors count; `mean_square` is one per lane."""
     for j in range(width):
@@ -77,7 +77,7 @@ def weigh(x: Vector, mean_square: Vector, width: Scalar, w: Vector) -> None:
             w[j * LANES + lane] *= np.sqrt(mean_square[lane] + v * v)
 
 
-@inline
+@shared
 def super_block_squares(rows: Vector, groups: Scalar, width: Scalar, sums: Vector) -> None:
     """Fill, per lane, the sum of the squares of its super-block of `groups` lanes; `rows` is as `load` leaves it."""
     size = groups * width

@@ -248,7 +248,8 @@ def test_refusals(qconvd: Qconvd, glass: Path, arguments: list[str], code: int, 
 def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(qconvd: Qconvd, glass: Path) -> None:
     said = qconvd("convert", glass, "--to", "q8_0", "--device", "cuda")
     assert said.code == 1
-    assert "gguf Q8_0 was not made: this asks for a GPU (device: cuda); none is visible: the NVIDIA driver" in said.err
+    assert "gguf Q8_0 was not made: this asks for a GPU (device: cuda); none is visible: " in said.err
+    assert "NVIDIA driver" in said.err  # is not installed, or does not answer
     assert list(Path().iterdir()) == []
 
 

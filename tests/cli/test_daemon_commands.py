@@ -178,7 +178,7 @@ def test_logs_of_what_no_worker_has_seen(qconvd: Qconvd, daemon: Home) -> None:
     daemon.done(1)
     other = tiny_model(daemon.root / "elsewhere" / "m", seed=2)
     reason = f"the artifact would overwrite that of another model, {first}: both are called m-fp16"
-    assert qconvd("add", other, "--recipe", "everyday", "--config", daemon.config).out == f"fp16: {reason}\n"
+    assert qconvd("add", other, "--recipe", "everyday", "--config", daemon.config).out == f"job 2: fp16: {reason}\n"
     said = qconvd("logs", "2", "--config", daemon.config)
     assert (said.out, said.err) == ("", f"No worker of this job has written anything.\n  fp16 is failed: {reason}\n")
     said = qconvd("job", "2", "--config", daemon.config)

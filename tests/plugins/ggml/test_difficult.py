@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -94,3 +95,16 @@ def test_the_bound_is_not_slack(dtype: str) -> None:
         bound = error_bound(dtype, x, matrix)
         for wrong in (y * np.float32(2), y[::-1], np.roll(y, 1, axis=1), np.zeros_like(y)):
             assert not (np.abs(wrong - x) <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", ["Q4_K", "Q2_K", "Q6_K"])
+def test_bounds_of_many_rows_take_no_more_memory_than_of_some(dtype: str) -> None:
+    x = np.random.default_rng(5).standard_normal((128, 4096), np.float32)
+    importance = np.linspace(0.1, 9, 4096).astype(np.float32)
+    tracemalloc.start()
+    bound = error_bound(dtype, x, importance)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20, peak
+    for row in (0, 15, 16, 127):
+        assert np.array_equal(bound[row : row + 1], error_bound(dtype, x[row : row + 1], importance))
