@@ -45,7 +45,9 @@ _BLOCKS = LANES // SUB
 _level = level(4)
 _largest = largest(SUB)
 _search = search(4, SUB)
-_search_scales = search(32, SUB, _BLOCKS)
+_LISTS = 16
+"""Lanes of the search over scales: one per super-block, and zeros, so that they fill a register."""
+_search_scales = search(32, SUB, _LISTS)
 _scale_level = level(32)
 
 
@@ -130,16 +132,16 @@ def _rounded_scales(scale: Vector, chosen: Vector, unit: Vector) -> None:
 @inline
 def _searched_scales(scale: Vector, total: Vector, chosen: Vector, unit: Vector) -> None:
     """The same with one."""
-    values, counts = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    magnitude, inverse = np.empty(_BLOCKS, np.float32), np.empty(_BLOCKS, np.float32)
+    values, counts = np.zeros(SUB * _LISTS, np.float32), np.zeros(SUB * _LISTS, np.float32)
+    magnitude, inverse = np.empty(_LISTS, np.float32), np.empty(_LISTS, np.float32)
     for block in range(_BLOCKS):
         for k in range(SUB):
-            values[k * _BLOCKS + block] = scale[block * SUB + k]
-            counts[k * _BLOCKS + block] = total[block * SUB + k]
+            values[k * _LISTS + block] = scale[block * SUB + k]
+            counts[k * _LISTS + block] = total[block * SUB + k]
     _search_scales(values, counts, magnitude, unit, inverse)
     for k in range(SUB):
         for block in range(_BLOCKS):
-            q = np.int32(_scale_level(inverse[block] * values[k * _BLOCKS + block])) + np.int32(32)
+            q = np.int32(_scale_level(inverse[block] * values[k * _LISTS + block])) + np.int32(32)
             chosen[k * _BLOCKS + block] = q if magnitude[block] >= LEAST else np.int32(0)
 
 
@@ -152,7 +154,7 @@ def _run(
     found, q = np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.uint8)
     magnitude, scale, d = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     total, mean = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    chosen, unit = np.empty(LANES, np.int32), np.empty(_BLOCKS, np.float32)
+    chosen, unit = np.empty(LANES, np.int32), np.empty(_LISTS, np.float32)
     for start in range(0, groups, LANES):
         load(kind, narrow, wide, start, SUB, y, x)
         if weighted:

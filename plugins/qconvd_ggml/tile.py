@@ -9,6 +9,7 @@ reordered, so the bytes are those of a llama.cpp built for plain x86-64, on any 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import cache as memo
 from typing import Any, TypeAlias, TypeVar, cast
@@ -103,8 +104,19 @@ def shared(function: Function) -> Function:
     Within a large kernel LLVM gives up making SIMD of some loops that it does make SIMD of in a small function. That it is not
     to be inlined must be said: numba takes this setting over from the caller.
     """
+    # Its machine code is found by its name and a number that numba counts from the start of the process. Kernels that different
+    # processes compiled meet in one through the cache, so what the closure holds must be in the name.
+    digest = hashlib.sha256(repr(_held(function)).encode()).hexdigest()[:16]
+    function.__qualname__ = f"{function.__qualname__}_{digest}"
     compiled: Any = numba.njit(error_model="numpy", forceinline=False)(function)
     return cast(Function, compiled)
+
+
+def _held(function: Any) -> list[Any]:
+    """What a closure holds, and the closures in it hold: numbers, and names of functions."""
+    plain = getattr(function, "py_func", function)
+    values = [cell.cell_contents for cell in plain.__closure__ or ()]
+    return [plain.__qualname__, *(_held(v) if callable(v) else repr(v) for v in values)]
 
 
 @memo

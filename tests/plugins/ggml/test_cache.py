@@ -173,3 +173,19 @@ def test_callers_cannot_make_a_kernel_compile_again() -> None:
     assert len(entry.signatures) == 1
     with pytest.raises(TypeError, match="No matching definition"):
         entry(0, x, x, x, 1, x)
+
+
+def test_kernels_compiled_in_different_processes_keep_their_own_building_blocks(tmp_path: Path, golden: Path) -> None:
+    """numba numbers closures anew in each process: equal names with different constants once ran each other's code."""
+    script = """
+import json, sys
+import numpy as np
+from qconvd_ggml.kernels import encode
+with np.load(sys.argv[1]) as known:
+    x, importance = known["weights_bf16"], known["imatrix"]
+    right = [np.array_equal(encode(t, x, "BF16", importance=importance)[0], known[t + ".imatrix"]) for t in sys.argv[2:]]
+print(json.dumps(right))
+"""
+    blocks, env = str(golden / "ggml_blocks.npz"), {"QCONVD_CACHE_DIR": str(tmp_path)}
+    for types in (["Q4_K"], ["Q5_K"], ["Q4_K", "Q5_K"], ["Q5_K", "Q4_K"]):
+        assert finish(start(script, blocks, *types, **env)) == [True] * len(types)
