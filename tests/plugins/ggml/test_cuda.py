@@ -15,54 +15,63 @@ import numpy as np
 import pytest
 import torch
 
-from qconvd.api import Unsupported
+from qconvd.api import UnitReport, Unsupported, row_bytes
 from qconvd_ggml import cuda, kernels
-from qconvd_ggml.cuda import SEARCHED, TYPES, measured_on
+from qconvd_ggml.cuda import SEARCHED, TYPES, contract, measured_on
 from qconvd_ggml.decode import decode, error_bound
 
 BITS = {"BF16": (torch.bfloat16, np.uint16), "F16": (torch.float16, np.uint16), "F32": (torch.float32, np.float32)}
 COMPILE = r"""
 import pathlib, re, subprocess, sys
-import triton
+import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from qconvd_ggml.cuda import search
+from qconvd_ggml.cuda import SEARCHED, encode, k_types, search
 
-searches = {
-    "Q2_K": ("affine", {"COUNT": 16, "WIDTH": 16, "TOP": 3, "MAGNITUDES": True}),
-    "Q3_K": ("improved", {"WIDTH": 16, "HALF": 4}),
-    "Q4_K": ("affine", {"COUNT": 21, "WIDTH": 32, "TOP": 15, "MAGNITUDES": False}),
-    "Q5_K": ("affine", {"COUNT": 16, "WIDTH": 32, "TOP": 31, "MAGNITUDES": False}),
-    "Q6_K": ("symmetric", {"COUNT": 18, "WIDTH": 16, "HALF": 32}),
-}
 tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-for name, (kernel, own) in searches.items():
-    kernel, own = getattr(search, kernel), {**own, "LANES": search.LANES}
-    types = {a: "constexpr" if a in own else "i32" if a == "lanes" else "*fp32" for a in kernel.arg_names}
-    made = compile(ASTSource(kernel, types, own), target=GPUTarget("cuda", 80, 32), options=search.OPTIONS)
+
+def compiled(kernel, lanes, *arguments, **constants):
+    constants["LANES"] = search.LANES
+    types = {a: "constexpr" if a in constants else "i32" if a == "lanes" else "*fp32" for a in kernel.arg_names}
+    made = compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", 80, 32), options=search.OPTIONS)
     text = made.asm["ptx"]
     assert "div.rn.f32" in text and "add.rn.f32" in text
-    cubin = pathlib.Path(sys.argv[0]).with_name(name)
+    cubin = pathlib.Path(sys.argv[0]).with_name(dtype)
     cubin.write_bytes(made.asm["cubin"])
     usage = subprocess.run([tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True).stdout
     stack, local = re.search(r"STACK:(\d+)", usage)[1], re.search(r"LOCAL:(\d+)", usage)[1]
-    print(name, "contracted", len(re.findall(r"\bfma", text)),
+    print(dtype, "contracted", len(re.findall(r"\bfma", text)),
           "imprecise", len(re.findall(r"(?:div|sqrt|rcp)[.](?!rn)|[.]ftz", text)),
           "exchanged", len(re.findall(r"shfl|bar[.]sync|[.]shared", text)), "spilled", int(stack) + int(local))
+
+k_types._launch = compiled  # with the constants of each type
+for dtype in SEARCHED:
+    encode.KERNELS[dtype](torch.ones(1, 256))
+"""
+ON_A_GPU = """
+import numpy as np
+from qconvd_ggml import cuda, kernels
+from qconvd_ggml.cuda.contract import compare
+from qconvd_ggml.cuda.staging import Staging, cuda_device
+
+staging = Staging(cuda_device())
+x = np.random.default_rng(7).standard_normal((64, 4096)).astype(np.float32)
+for dtype in cuda.TYPES:
+    found = compare(dtype, x, staging.encode(dtype, x, "F32")[0], kernels.encode(dtype, x, "F32")[0])
+    print(dtype, "kept" if found.kept else found)
 """
 
 
 @pytest.fixture(scope="module")
 def device() -> Iterator[Any]:
-    """The package's modules `encode`, `staging`, `contract`, with kernels that numpy runs."""
+    """The package's `encode` and its module `staging`, with kernels that numpy runs."""
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
-        patch.setenv("TRITON_INTERPRET", "1")
         pytest.importorskip("triton", reason="the test extra has it for x86-64 only")
-        from qconvd_ggml.cuda import contract, encode, search, staging
+        from qconvd_ggml.cuda import encode, search, staging
 
         # The interpreter takes its time per operation, whatever their width.
         patch.setattr(search, "LANES", 1024)
-        yield SimpleNamespace(encode=encode.encode, staging=staging, contract=contract)
+        yield SimpleNamespace(encode=encode.encode, staging=staging)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +90,16 @@ def rows(source_dtype: str, count: int = 5, columns: int = 768) -> np.ndarray:
     return (
         torch.from_numpy(x.astype(np.float32)).to(BITS[source_dtype][0]).view(torch.uint8).numpy().view(BITS[source_dtype][1])
     )
+
+
+def compiled_and_run(code: str, folder: Path) -> list[str]:
+    """The lines that `code` prints, in a process where Triton compiles its kernels."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(folder)}
+    path = folder / "code.py"
+    path.write_text(code)
+    done = subprocess.run([sys.executable, str(path)], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -138,6 +157,14 @@ def test_nan_and_infinite_weights_are_counted_and_stay_in_their_super_block(devi
     data, report = device.encode(dtype, tensor(x))
     assert (report.nan, report.inf) == (1, 1)
     assert np.array_equal(data.numpy().reshape(6, -1)[[1, 2, 3, 4]], clean[[1, 2, 3, 4]])
+    if dtype not in SEARCHED:
+        assert np.array_equal(data.numpy(), kernels.encode(dtype, x, "F32")[0])
+
+
+def test_no_rows_become_no_bytes(device: Any) -> None:
+    for dtype in TYPES:
+        data, report = device.encode(dtype, torch.zeros(0, 256))
+        assert (data.shape, report) == ((0, row_bytes(dtype, 256)), UnitReport())
 
 
 def test_what_cannot_be_encoded_is_refused(device: Any) -> None:
@@ -151,31 +178,31 @@ def test_what_cannot_be_encoded_is_refused(device: Any) -> None:
         device.encode("Q4_K", torch.zeros(1, 1).expand((1 << 22) + 1, 256))
 
 
-def test_the_contract_sees_a_row_that_is_worse_than_the_cpus(device: Any) -> None:
+def test_the_contract_sees_a_row_that_is_worse_than_the_cpus() -> None:
     x = rows("F32", 4, 512)
     for dtype in TYPES:
         cpu, _ = kernels.encode(dtype, x, "F32")
-        same = device.contract.compare(dtype, x, cpu, cpu)
+        same = contract.compare(dtype, x, cpu, cpu)
         assert same == (0.0, 1.0, 1.0)
         assert same.kept
         worse = cpu.copy()
         # Row 1 becomes what encodes other weights, a hundredth larger.
         worse[1] = kernels.encode(dtype, x[1:2] * np.float32(1.01), "F32")[0][0]
-        found = device.contract.compare(dtype, x, worse, cpu)
+        found = contract.compare(dtype, x, worse, cpu)
         assert 0 < found.differing <= 1 / 4
-        assert found.worst_row > device.contract.LIMIT
+        assert found.worst_row > contract.LIMIT
         assert not found.kept
     exact = np.zeros((1, 32), np.float32)
     zero = kernels.encode("Q8_0", exact, "F32")[0]
     other = kernels.encode("Q8_0", exact + 1, "F32")[0]
-    assert device.contract.compare("Q8_0", exact, zero, zero).kept
-    assert not device.contract.compare("Q8_0", exact, other, zero).kept
+    assert contract.compare("Q8_0", exact, zero, zero).kept
+    assert not contract.compare("Q8_0", exact, other, zero).kept
 
 
-def test_weights_count_in_the_contract_as_in_the_search(device: Any) -> None:
+def test_weights_count_in_the_contract_as_in_the_search() -> None:
     x = np.zeros((1, 256), np.float32)
     x[0, :2] = 4, 2
-    weights = {t: device.contract._weights(t, x)[0, :3].tolist() for t in ("Q4_K", "Q3_K", "Q2_K", "Q8_0")}
+    weights = {t: contract._weights(t, x)[0, :3].tolist() for t in ("Q4_K", "Q3_K", "Q2_K", "Q8_0")}
     root = (20 / 32) ** 0.5
     assert weights["Q4_K"] == pytest.approx([4 + root, 2 + root, root])
     assert (weights["Q3_K"], weights["Q2_K"], weights["Q8_0"]) == ([16, 4, 0], [4, 2, 0], [1, 1, 1])
@@ -184,12 +211,15 @@ def test_weights_count_in_the_contract_as_in_the_search(device: Any) -> None:
 def test_machine_code_contracts_nothing_and_keeps_all_in_registers(tmp_path: Path) -> None:
     """Compiled for a GPU that is not here: no fma, no approximate quotients, no shuffles between threads, no spilling."""
     pytest.importorskip("triton", reason="the test extra has it for x86-64 only")
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
-    code = tmp_path / "compile_them.py"
-    code.write_text(COMPILE)
-    done = subprocess.run([sys.executable, str(code)], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[:-1] == [f"{name} contracted 0 imprecise 0 exchanged 0 spilled 0" for name in SEARCHED]
+    assert compiled_and_run(COMPILE, tmp_path) == [
+        f"{name} contracted 0 imprecise 0 exchanged 0 spilled 0" for name in SEARCHED
+    ]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and a torch that is built for one")
+def test_a_gpu_keeps_the_contract(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="the test extra has it for x86-64 only")
+    assert compiled_and_run(ON_A_GPU, tmp_path) == [f"{name} kept" for name in TYPES]
 
 
 def test_a_gpu_is_chosen_only_where_all_kernels_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
