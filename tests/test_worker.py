@@ -41,6 +41,7 @@ from qconvd.tasks import (
 )
 from qconvd.worker import Outdated, _convert_target, load_plan, named, run
 from qconvd_fp16.format import PlainCast
+from qconvd_ggml.cuda import measured_on
 
 LIMITS = LimitsSpec(memory=512 << 20, threads=2)
 
@@ -109,12 +110,13 @@ def test_a_model_goes_through_plan_convert_and_verify(tmp_path: Path, glass: Pat
     assert len(sizes) == 3
     for result in planned.targets.values():
         assert result.data["nbytes"] == sum(f["nbytes"] for f in result.data["files"])
-        assert "cpu" in result.data["devices"]
-        assert "measured_on" in result.data
         assert result.data["version"]
         assert result.data["loads_with"]
         assert result.data["memory"]["cpu"] >= result.data["memory"]["least"] > 0
         assert not any("{stem}" in f["path"] for f in result.data["files"])
+    said = {t.label: (t.plan["devices"], t.plan["measured_on"]) for t in shop.ledger.targets("planned")}
+    assert said["fp16"] == (["cpu"], [])
+    assert said["gguf Q8_0"] == (["cpu", "cuda"], list(measured_on({"Q8_0"})))
     converted = shop.step()
     assert len(converted.targets) == 3, "one pass makes all three"
     assert not (shop.output / "glass-fp16").exists(), "nothing is visible before it is verified"
