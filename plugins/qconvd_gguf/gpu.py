@@ -44,7 +44,7 @@ def encoder(units: Sequence[Unit]) -> Encoder:
     check(units)
     try:
         from qconvd_ggml.cuda.staging import Staging, cuda_device
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise Unsupported(
             f"a GPU is used through torch and triton, and {error.name} is not installed",
             fix=f"pip install 'qconvd[cuda]', or {ON_THE_CPU}",

@@ -22,7 +22,7 @@ from qconvd_ggml.decode import decode
 
 LIMIT = 1.0005
 """What a row's error may be of the error of the CPU's bytes."""
-_ROOT = {"Q4_K": 32, "Q5_K": 32}
+_ROOTED, _SUB_BLOCK = ("Q4_K", "Q5_K"), 32
 _SQUARED = ("Q3_K", "Q6_K")
 
 
@@ -59,9 +59,9 @@ def _errors(dtype: str, x: NDArray[np.float32], data: NDArray[np.uint8]) -> Any:
 
 
 def _weights(dtype: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    if dtype in _ROOT:
-        squares = (x * x).reshape(x.shape[0], -1, _ROOT[dtype]).mean(axis=2)
-        return np.asarray(np.abs(x) + np.sqrt(squares).repeat(_ROOT[dtype], axis=1))
+    if dtype in _ROOTED:
+        squares = (x * x).reshape(x.shape[0], -1, _SUB_BLOCK).mean(axis=2)
+        return np.asarray(np.abs(x) + np.sqrt(squares).repeat(_SUB_BLOCK, axis=1))
     if dtype == "Q2_K":
         return np.abs(x)
     return x * x if dtype in _SQUARED else np.ones_like(x)

@@ -24,7 +24,8 @@ def encode(dtype: str, x: Tensor) -> tuple[Tensor, UnitReport]:
     """Encode `x`, a bfloat16, float16 or float32 tensor of shape (rows, columns), as `dtype`, without an importance matrix.
 
     Returns uint8 of shape (rows, row_bytes) on the same device, and the report as `kernels.encode` gives it. How far the bytes
-    may be from those of the CPU is in contract.py. NaN and infinite weights are counted; what becomes of their blocks is open.
+    may be from those of the CPU is in contract.py. NaN and infinite weights are counted; what becomes of super-blocks of the K
+    types with such weights is open.
 
     Raises `Unsupported` if the columns are no multiple of the type's block, ValueError for a type without a kernel and for more
     weights than MOST, TypeError for weights of another type.

@@ -19,4 +19,5 @@ def report(x: Tensor, y: Tensor) -> UnitReport:
     most = squares.amax() if squares.numel() else squares.sum()
     figures = (squares.sum(), (v * v).sum(), most, known.sum() - counted.sum(), x.isnan().sum(), x.isinf().sum())
     error, square, largest, overflows, nan, inf = torch.stack([f.to(torch.float64) for f in figures]).tolist()
-    return UnitReport(x.numel(), error, square, math.sqrt(largest), int(overflows), 0, int(nan), int(inf))
+    counts = {"overflows": int(overflows), "nan": int(nan), "inf": int(inf)}
+    return UnitReport(x.numel(), error, square, math.sqrt(largest), **counts)

@@ -43,7 +43,7 @@ class Staging:
             self._free.put(_Slot(device, piece))
 
     def encode(self, dtype: str, x: NDArray[Any], source_dtype: str) -> tuple[NDArray[np.uint8], UnitReport]:
-        """What `kernels.encode` does, on the device: the same arrays, checks and report, without an importance matrix."""
+        """What `kernels.encode` does, on the device, without an importance matrix: `x` and what is returned are as there."""
         block, size = storage(dtype)
         out = np.empty((x.shape[0], row_bytes(dtype, x.shape[1])), np.uint8)
         weights, data, report = x.reshape(-1, block), out.reshape(-1, size), UnitReport()
