@@ -34,9 +34,12 @@ Point = tuple[str, bool, float, float]
 
 
 def svg(points: Sequence[Point], most_bits: float = 9.2) -> str:
-    """A plot of all points below `most_bits`; the best perplexity is drawn as a line. The perplexity's axis is logarithmic."""
+    """A plot of all points below `most_bits`; the best perplexity is drawn as a line. The perplexity's axis is logarithmic.
+
+    What has ten times the best perplexity is no model any more and would only press the others together.
+    """
     best = min(p for _, _, _, p in points)
-    shown = [p for p in points if p[2] < most_bits]
+    shown = [p for p in points if p[2] < most_bits and p[3] < 10 * best]
     low, high = floor(min(b for _, _, b, _ in shown)), ceil(max(b for _, _, b, _ in shown))
     bottom, top = log(best * 0.97), log(max(p for _, _, _, p in shown) * 1.1)
 

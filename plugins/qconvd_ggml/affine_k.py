@@ -39,6 +39,7 @@ from qconvd_ggml.tile import (
     kernel,
     load,
     load_importance,
+    load_rows,
     nearest_int,
     put16,
     weighted_kernel,
@@ -141,7 +142,8 @@ def _super_blocks(kind_of: _Type, search: Any, weighted: bool = False, squares: 
         for start in range(0, groups, LANES):
             load(kind, narrow, wide, start, width, y, x)
             if weighted:
-                load_importance(importance, columns, first + start, width, w)
+                load_importance(importance, columns, first + start, width, y, w)
+                load_rows(kind, narrow, wide, start, width, y)
                 super_block_squares(y, groups_each, width, mean)
                 for lane in range(LANES):
                     mean[lane] = np.float32(squares) * mean[lane] / np.float32(SUPER)

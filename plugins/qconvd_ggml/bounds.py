@@ -14,6 +14,7 @@ Importance may be zero, or so uneven that float32 keeps nothing of the rest: the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -51,18 +52,60 @@ def affine(x: Floats, w: Floats, top: int, least: float, step: float, steps: int
     error = (w * (e if magnitudes else e * e)).sum(axis=-1, keepdims=True) * (1 + _FLOAT32)
     sound = _representable(x, w)
     error = np.where(sound, error, np.inf)
-    scale, minimum = first, np.abs(low)
-    for k in range(steps + 1):
-        d, m = _least_squares(x, w, low, (least + step * k + top) / spread, top)
-        scale, minimum = np.maximum(scale, d), np.maximum(minimum, m)
+    scale, minimum = _candidates(x, w, low, spread, top, least + step * np.arange(steps + 1))
     # The search goes on with the minimums that it finds, which are not followed here.
-    scale = np.where(sound & _even(w), 1.4 * scale, np.inf)
+    scale = np.where(sound & _even(w), 1.4 * np.maximum(scale, first), np.inf)
     scale = np.where(spread == 0, 0, scale)
-    kept, clipped = _share(error, w, magnitudes), _share(error, np.minimum(_above(x, w), _above(-x, w)), magnitudes)
-    kept = np.minimum(kept, np.where(_even(w), 2.5 * spread, np.inf))
+    minimum = np.maximum(minimum, np.abs(low)) + first
+    clipped = _share(error, _further(x, w, False), magnitudes)
+    kept = np.minimum(_share(error, w, magnitudes), np.where(_even(w), 2.5 * spread, np.inf))
     kept = np.where(spread == 0, np.abs(x - low), kept)
     nearest = np.minimum(np.maximum(scale / 2, clipped), kept)
-    return Fit(scale[..., 0], (minimum + first)[..., 0], nearest, kept, w.sum(axis=-1))
+    return Fit(scale[..., 0], minimum[..., 0], nearest, kept, w.sum(axis=-1))
+
+
+_CLOSE = 1.3
+"""What is bounded within so many times the range's own scale need not be found."""
+
+
+def _candidates(x: Floats, w: Floats, low: Floats, spread: Floats, top: int, over: Floats) -> tuple[Floats, Floats]:
+    """No less than the scales, and magnitudes of minimums, that fit levels found with the inverse scales (top + over) / spread.
+
+    What is bounded closely by two sums is not found.
+    """
+    scale, minimum = _bounded_candidates(x, w, low, spread, top, over)
+    loose = ~(scale <= _CLOSE * spread / top)[..., 0]
+    if loose.any():
+        found = _found_candidates(x[loose], w[loose], low[loose], spread[loose], top, over)
+        scale[loose], minimum[loose] = found
+    return scale, minimum
+
+
+def _found_candidates(x: Floats, w: Floats, low: Floats, spread: Floats, top: int, over: Floats) -> tuple[Floats, Floats]:
+    scale, minimum = np.zeros_like(low), np.zeros_like(low)
+    for each in over:
+        d, m = _least_squares(x, w, low, (each + top) / spread, top)
+        scale, minimum = np.maximum(scale, d), np.maximum(minimum, m)
+    return scale, minimum
+
+
+def _bounded_candidates(x: Floats, w: Floats, low: Floats, spread: Floats, top: int, over: Floats) -> tuple[Floats, Floats]:
+    """The same, and often close, from two sums instead of one rounding of all weights per inverse scale.
+
+    Levels are q = inverse * (x - low) + r with |r| <= 1/2, or `over` where one is cut off at the top. Least squares of x on q
+    are 1 / inverse * (1 - cov(r, q) / var(q)), and |cov(r, q)| <= max |r| * deviation(q), which is at least inverse *
+    deviation(x) - max |r|. The minimum is mean(x) - scale * mean(q). With a minimum of zero the scale is a mean of x / q, for
+    which the same holds: the root mean square of q is no less than its deviation.
+    """
+    total = w.sum(axis=-1, keepdims=True)
+    with np.errstate(all="ignore"):
+        mean = (w * x).sum(axis=-1, keepdims=True) / total
+        deviation = np.sqrt((w * (x - mean) ** 2).sum(axis=-1, keepdims=True) / total)
+        inverse, off = (over + top) / spread, np.maximum(0.5, over)
+        room = inverse * deviation - off
+        scale = np.where(room > 0, deviation / room, np.inf)
+        minimum = np.where(room > 0, scale * (inverse * (mean - low) + off) - mean, np.inf)
+    return scale.max(axis=-1, keepdims=True), minimum.max(axis=-1, keepdims=True)
 
 
 def _least_squares(x: Floats, w: Floats, low: Floats, inverse: Floats, top: int) -> tuple[Floats, Floats]:
@@ -101,9 +144,30 @@ def symmetric(x: Floats, w: Floats, half: int, descent: bool = False) -> Fit:
         loose = np.maximum(np.abs(x), 0.65 * np.abs(x) + 2.3 * most / (half - 0.9))
     kept = np.minimum(kept, loose)
     magnitude = np.abs(x)
-    further = np.where(x > 0, _above(np.where(x > 0, x, -np.inf), w), _above(np.where(x < 0, -x, -np.inf), w))
+    further = _further(x, w, True)
     nearest = np.minimum(np.maximum(scale / 2, np.minimum(_share(error, further), magnitude)), kept)
     return Fit(scale[..., 0], np.zeros_like(scale[..., 0]), nearest, kept, w.sum(axis=-1))
+
+
+def fitted_scales(
+    x: Floats, w: Floats, inverses: Iterable[Floats], levels: Callable[[Floats], Floats]
+) -> tuple[Floats, Floats]:
+    """The least and the largest magnitude of the scales that fit levels around zero, found with each of the inverse scales.
+
+    `x` and `w` have shape (…, group, width), an inverse scale (…, group); `levels` rounds weights in units of a scale.
+    """
+    # Weights come first, groups last: sums are then over whole arrays, not over a few numbers each.
+    x, w = (np.ascontiguousarray(np.moveaxis(part, -1, 0)) for part in (x, w))
+    wx = w * x
+    least, largest = np.full(x.shape[1:], np.inf), np.zeros(x.shape[1:])
+    products = np.empty_like(x)
+    for inverse in inverses:
+        q = levels(np.multiply(x, inverse))
+        xq = np.multiply(wx, q, out=products).sum(axis=0)
+        qq = np.multiply(np.square(q, out=q), w, out=products).sum(axis=0)
+        scale = np.nan_to_num(np.abs(xq / qq), posinf=0)
+        least, largest = np.minimum(least, scale), np.maximum(largest, scale)
+    return least, largest
 
 
 def _share(error: Floats, w: Floats, magnitudes: bool = False) -> Floats:
@@ -113,10 +177,19 @@ def _share(error: Floats, w: Floats, magnitudes: bool = False) -> Floats:
         return np.where(w > 0, share if magnitudes else np.sqrt(share), np.inf)
 
 
-def _above(x: Floats, w: Floats) -> Floats:
-    """For each weight, the sum of `w` over those of its group that are as large or larger."""
-    total: Floats = ((x[..., :, None] <= x[..., None, :]) * w[..., None, :]).sum(axis=-1)
-    return total
+def _further(x: Floats, w: Floats, from_zero: bool) -> Floats:
+    """For each weight, the sum of `w` over those of its group that are further out, and its own.
+
+    Out is away from zero, or else whichever way less is summed.
+    """
+    order = np.argsort(x, axis=-1)
+    sorted_w = np.take_along_axis(w, order, axis=-1)
+    smaller = np.cumsum(sorted_w, axis=-1)
+    larger = smaller[..., -1:] - smaller + sorted_w
+    out = np.where(np.take_along_axis(x, order, axis=-1) > 0, larger, smaller) if from_zero else np.minimum(smaller, larger)
+    further = np.empty_like(w)
+    np.put_along_axis(further, order, out, axis=-1)
+    return further
 
 
 def _representable(x: Floats, w: Floats) -> Floats:

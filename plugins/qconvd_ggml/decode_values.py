@@ -5,11 +5,10 @@ Layouts: ggml-common.h.
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvd_ggml import bounds
 from qconvd_ggml.decode_base import ROUNDING, Bound, Decoder, Floats, WeightedBound, half, rounded
 
 _IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
@@ -97,25 +96,38 @@ def _iq4_scales(blocks: Floats, w: Floats) -> tuple[Floats, Floats]:
     """The least and the largest magnitude of the scales that the search may choose, where an error counts `w`."""
     most = np.abs(blocks).max(axis=-1, keepdims=True)
     most = np.where(blocks.max(axis=-1, keepdims=True) == most, most, -most)
+    least, largest = _iq4_fitted(blocks, w, most[..., 0])
+    # Where both signs reach it, either may be the one.
     both = np.abs(blocks.max(axis=-1)) == np.abs(blocks.min(axis=-1))
-    values = _IQ4.astype(np.float64)
-    least, largest = np.full(blocks.shape[:2], np.inf), np.zeros(blocks.shape[:2])
-    # The search begins with 127 / M, M being the largest weight, and goes on with -120 / M … -134 / M.
-    # A tie that float32 decides the other way is decided so by a slightly smaller or larger scale.
-    for t, flip, tie in product(range(-7, 8), (1.0, -1.0), (1 - 1e-6, 1 + 1e-6)):
-        inverse = (t - 127) / (most * flip) * tie
-        scaled = np.where(most != 0, blocks * inverse, 0)
-        q = values[np.searchsorted((values[1:] + values[:-1]) / 2, scaled)]
-        scale = np.abs((w * blocks * q).sum(axis=-1) / (w * q * q).sum(axis=-1))
-        scale = np.where(np.isfinite(scale), scale, 0)
-        used = np.full(both.shape, True) if flip == 1.0 or t == 0 else both
-        least = np.where(used, np.minimum(least, scale), least)
-        largest = np.where(used, np.maximum(largest, scale), largest)
+    if both.any():
+        turned = _iq4_fitted(blocks[both], w[both], -most[both][..., 0])
+        least[both], largest[both] = np.minimum(least[both], turned[0]), np.maximum(largest[both], turned[1])
     # What does not count enough for float32 may get any mean of x / q, q being nearest to 120 … 134 times x / most, or zero.
     most = np.abs(most[..., 0])
     counted = (w * blocks * blocks).sum(axis=-1)
     lost = (counted < 1e-30) | (w.max(axis=-1) < 1e-30)
     return np.where(lost, 0, least * 0.98), np.where(lost, most * (7.01 / 120), largest * 1.02)
+
+
+def _iq4_fitted(blocks: Floats, w: Floats, most: Floats) -> tuple[Floats, Floats]:
+    # The search begins with 127 / M, M being the largest weight, and goes on with -120 / M … -134 / M.
+    # A tie that float32 decides the other way is decided so by a slightly smaller or larger scale.
+    unit = np.where(most == 0, 0, 1 / most)
+    tries = [unit * (t - 127) for t in range(-7, 8)] + [-unit * -127]
+    inverses = (each * tie for each in tries for tie in (1 - 1e-6, 1 + 1e-6))
+    return bounds.fitted_scales(blocks, w, inverses, _nearest_values)
+
+
+_REACH = 140
+_BORDERS = (_IQ4[1:] + _IQ4[:-1].astype(np.float64)) / 2
+_NEAREST = _IQ4[np.searchsorted(_BORDERS, np.arange(-_REACH, _REACH, 0.5) + 0.25)].astype(np.float64)
+"""The value nearest to what lies between n / 2 and (n + 1) / 2, from -_REACH on: borders between values are halves."""
+
+
+def _nearest_values(v: Floats) -> Floats:
+    steps = np.floor(2 * v).astype(np.int64) + 2 * _REACH
+    values: Floats = _NEAREST[np.clip(steps, 0, len(_NEAREST) - 1)]
+    return values
 
 
 def _bound_mxfp4(x: Floats) -> Floats:

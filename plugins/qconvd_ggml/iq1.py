@@ -33,6 +33,7 @@ from qconvd_ggml.tile import (
     lattice_kernel,
     load,
     load_importance,
+    load_rows,
     nearest_int,
     put16,
     shared,
@@ -86,7 +87,7 @@ def _weigh(
     super_block_squares(rows, SUPER // width, width, square)
     for lane in range(LANES):
         square[lane] *= np.float32(2) / np.float32(SUPER)
-    load_importance(importance, columns, first, width, w)
+    load_importance(importance, columns, first, width, rows, w)
     weigh(x, square, width, w)
 
 
@@ -251,6 +252,8 @@ def _build(width: int, least: np.float32, borders: Any, finish: Any) -> Any:
         alive, level = np.empty(LANES, np.bool_), np.empty(LANES, np.uint8)
         for first in range(0, groups, LANES):
             load(source, narrow, wide, first, width, y, x)
+            if importance.size:
+                load_rows(source, narrow, wide, first, width, y)
             _weigh(x, y, importance, columns, start + first, width, square, w)
             _order(x, width, ranks, rank, place)
             scale[:] = zero

@@ -31,6 +31,7 @@ from qconvd_ggml.tile import (
     kernel,
     load,
     load_importance,
+    load_rows,
     nearest_int,
     put16,
     shared,
@@ -181,7 +182,7 @@ def _weigh(
     super_block_squares(rows, per, BLOCK, square)
     for lane in range(LANES):
         square[lane] *= np.float32(2) / np.float32(per * BLOCK)
-    load_importance(importance, columns, first, BLOCK, w)
+    load_importance(importance, columns, first, BLOCK, rows, w)
     weigh(x, square, BLOCK, w)
 
 
@@ -198,6 +199,8 @@ def _iq4(
     size = 18 if per == 1 else 136
     for first in range(0, groups, LANES):
         load(kind, narrow, wide, first, BLOCK, y, x)
+        if importance.size:
+            load_rows(kind, narrow, wide, first, BLOCK, y)
         _weigh(x, y, importance, columns, start + first, per, square, w)
         _search(x, w, scale)
         tile = out[first // per * size : (first + LANES) // per * size]

@@ -21,7 +21,7 @@ import numpy as np
 
 from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.symmetric import largest
-from qconvd_ggml.tile import LANES, Scalar, Vector, f16_bits, f16_value, fold, inline, kernel, load, put16, whole
+from qconvd_ggml.tile import LANES, Scalar, Vector, deal, f16_bits, f16_value, fold, inline, kernel, load, whole
 
 BLOCK = 32
 _HUGE = np.float32(3.4028234663852886e38)
@@ -109,29 +109,42 @@ def packing(bits: int, has_minimum: bool) -> tuple[int, Callable[..., None]]:
     """The bytes of a block, and what writes those of a tile from its levels, scales and minimums: pack(q, d16, m16, out)."""
     header = 4 if has_minimum else 2
     size = header + BLOCK * bits // 8
+    each = BLOCK if bits == 8 else BLOCK // 2
+    """Bytes of a block that hold a level, or two nibbles."""
+    first_deal, second_deal = deal(8 if each == BLOCK else 4), deal(4)
 
     @inline
     def pack(q: Vector, d16: Vector, m16: Vector, out: Vector) -> None:
+        low, once = np.empty(each * LANES, np.uint8), np.empty(each * LANES, np.uint8)
+        if bits == 8:
+            first_deal(q, once)
+        else:
+            upper = q[each * LANES : BLOCK * LANES]
+            for i in range(each * LANES):
+                low[i] = np.uint8((q[i] & np.uint8(15)) | np.uint8(upper[i] << np.uint8(4)))
+            first_deal(low, once)
+        second_deal(once, low)
+        fifth = np.zeros(LANES, np.uint32)
+        if bits == 5:
+            for j in range(BLOCK):
+                for lane in range(LANES):
+                    fifth[lane] |= np.uint32(q[j * LANES + lane] >> np.uint8(4)) << np.uint32(j)
+        # By words of 16 bits, of which a block has a whole number.
+        words, levels = out.view(np.uint16), low.view(np.uint16)
+        at = 0
         for lane in range(LANES):
-            at = lane * size
-            put16(out, at, d16[lane])
+            words[at] = d16[lane]
+            at += 1
             if has_minimum:
-                put16(out, at + 2, m16[lane])
-            at += header
+                words[at] = m16[lane]
+                at += 1
             if bits == 5:
-                fifth = np.uint32(0)
-                for j in range(BLOCK):
-                    fifth |= np.uint32(q[j * LANES + lane] >> np.uint8(4)) << np.uint32(j)
-                for k in range(4):
-                    out[at + k] = np.uint8(fifth >> np.uint32(8 * k))
-                at += 4
-            if bits == 8:
-                for j in range(BLOCK):
-                    out[at + j] = q[j * LANES + lane]
-            else:
-                for j in range(BLOCK // 2):
-                    nibble = q[j * LANES + lane] & np.uint8(15)
-                    out[at + j] = np.uint8(nibble | np.uint8(q[(j + BLOCK // 2) * LANES + lane] << np.uint8(4)))
+                words[at] = np.uint16(fifth[lane] & np.uint32(0xFFFF))
+                words[at + 1] = np.uint16(fifth[lane] >> np.uint32(16))
+                at += 2
+            for i in range(each // 2):
+                words[at + i] = levels[lane * (each // 2) + i]
+            at += each // 2
 
     return size, pack
 

@@ -50,7 +50,7 @@ def _around_zero(bits: int) -> Callable[..., None]:
         d16 = np.empty(LANES, np.uint16)
         for start in range(0, groups, LANES):
             load(kind, narrow, wide, start, BLOCK, y, x)
-            load_importance(importance, columns, first + start, BLOCK, w)
+            load_importance(importance, columns, first + start, BLOCK, y, w)
             row_mean_squares(squares, columns, first + start, BLOCK, mean)
             weigh(x, mean, BLOCK, w)
             fit(x, w, magnitude, scale, inverse)
@@ -90,7 +90,7 @@ def _above_minimum(bits: int) -> Callable[..., None]:
         d, m = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
         for start in range(0, groups, LANES):
             load(kind, narrow, wide, start, BLOCK, y, x)
-            load_importance(importance, columns, first + start, BLOCK, w)
+            load_importance(importance, columns, first + start, BLOCK, y, w)
             row_mean_squares(squares, columns, first + start, BLOCK, mean)
             weigh(x, mean, BLOCK, w)
             fit(x, w, total, scale, low, inverse, shift)

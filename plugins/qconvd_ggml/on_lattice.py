@@ -35,6 +35,7 @@ from qconvd_ggml.tile import (
     inline,
     load,
     load_importance,
+    load_rows,
     nearest_int,
     shared,
 )
@@ -289,11 +290,12 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
         for first in range(0, groups, LANES):
             load(source, narrow, wide, first, width, y, x)
             if importance.size or share != zero:
+                load_rows(source, narrow, wide, first, width, y)
                 super_block_squares(y, per, width, best)
                 for lane in range(LANES):
                     best[lane] *= squares_factor
             if importance.size:
-                load_importance(importance, columns, start + first, width, w)
+                load_importance(importance, columns, start + first, width, y, w)
                 weigh(x, best, width, w)
             elif share != zero:
                 for j in range(width):

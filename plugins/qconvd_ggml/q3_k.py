@@ -31,6 +31,7 @@ from qconvd_ggml.tile import (
     kernel,
     load,
     load_importance,
+    load_rows,
     nearest_int,
     put16,
     shared,
@@ -158,7 +159,8 @@ def _run(
     for start in range(0, groups, LANES):
         load(kind, narrow, wide, start, SUB, y, x)
         if weighted:
-            load_importance(importance, columns, first + start, SUB, w)
+            load_importance(importance, columns, first + start, SUB, y, w)
+            load_rows(kind, narrow, wide, start, SUB, y)
             super_block_squares(y, SUB, SUB, mean)
             for lane in range(LANES):
                 mean[lane] = np.float32(2) * mean[lane] / np.float32(SUB * SUB)

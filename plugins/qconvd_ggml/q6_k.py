@@ -83,7 +83,7 @@ def _run(
     for first in range(0, groups, LANES):
         load(kind, narrow, wide, first, SUB, y, x)
         if weighted:
-            load_importance(importance, columns, start_group + first, SUB, w)
+            load_importance(importance, columns, start_group + first, SUB, y, w)
         else:
             for i in range(SUB * LANES):
                 w[i] = x[i] * x[i]

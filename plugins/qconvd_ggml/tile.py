@@ -216,36 +216,91 @@ def levels(low: int, high: int) -> Callable[[Any], Any]:
     return nearest
 
 
-@inline
-def load(kind: Scalar, narrow: Vector, wide: Vector, first: Scalar, width: Scalar, rows: Vector, x: Vector) -> None:
-    """Fill a tile with `width` weights each of the LANES groups from `first` on; `rows` is room for as many, untransposed."""
-    # Slices, so that the indices below are seen to be positive: a sign check per element would keep SIMD away.
-    start, stop = first * width, (first + LANES) * width
-    if kind == BF16:
-        halves = narrow[start:stop]
-        for i in range(LANES * width):
-            rows[i] = bf16_value(halves[i])
-    elif kind == F16:
-        halves = narrow[start:stop]
-        for i in range(LANES * width):
-            rows[i] = f16_value(halves[i])
+@memo
+def deal(ways: int) -> Callable[..., None]:
+    """Deal out `ways` equal parts of an array in turn, as cards are dealt: element i of part k comes to place `i * ways + k`.
+
+    That turns the bits of an element's place by log2(ways). A matrix of powers of two is transposed by a few deals whose ways
+    multiply to the number of its rows; each reads straight on and writes straight on, which LLVM makes SIMD of, unlike the
+    loop over rows and columns.
+    """
+    if ways == 8:
+
+        @shared
+        def dealt(source: Vector, out: Vector) -> None:
+            n = source.size // 8
+            a, b, c, d = source[:n], source[n : 2 * n], source[2 * n : 3 * n], source[3 * n : 4 * n]
+            e, f, g, h = source[4 * n : 5 * n], source[5 * n : 6 * n], source[6 * n : 7 * n], source[7 * n : 8 * n]
+            for i in range(n):
+                out[8 * i], out[8 * i + 1], out[8 * i + 2], out[8 * i + 3] = a[i], b[i], c[i], d[i]
+                out[8 * i + 4], out[8 * i + 5], out[8 * i + 6], out[8 * i + 7] = e[i], f[i], g[i], h[i]
+
+    elif ways == 4:
+
+        @shared
+        def dealt(source: Vector, out: Vector) -> None:
+            n = source.size // 4
+            a, b, c, d = source[:n], source[n : 2 * n], source[2 * n : 3 * n], source[3 * n : 4 * n]
+            for i in range(n):
+                out[4 * i], out[4 * i + 1], out[4 * i + 2], out[4 * i + 3] = a[i], b[i], c[i], d[i]
+
     else:
+        raise ValueError(f"dealing in {ways} ways")
+    return dealt
+
+
+_deal = deal(8)
+
+
+@inline
+def load(kind: Scalar, narrow: Vector, wide: Vector, first: Scalar, width: Scalar, scratch: Vector, x: Vector) -> None:
+    """Fill a tile with `width` weights each of the LANES groups from `first` on; `scratch` is room for as many."""
+    # Slices, so that indices are seen to be positive: a sign check per element would keep SIMD away.
+    start, stop = first * width, (first + LANES) * width
+    if kind == F32:
+        _deal(wide[start:stop], scratch)
+        _deal(scratch, x)
+    else:
+        halves = scratch.view(np.uint16)
+        once, twice = halves[: LANES * width], halves[LANES * width : 2 * LANES * width]
+        _deal(narrow[start:stop], once)
+        _deal(once, twice)
+        widen(kind, twice, x)
+
+
+@inline
+def load_rows(kind: Scalar, narrow: Vector, wide: Vector, first: Scalar, width: Scalar, rows: Vector) -> None:
+    """The same weights one group after the other."""
+    start, stop = first * width, (first + LANES) * width
+    if kind == F32:
         singles = wide[start:stop]
         for i in range(LANES * width):
             rows[i] = singles[i]
-    for lane in range(LANES):
-        for j in range(width):
-            x[j * LANES + lane] = rows[lane * width + j]
+    else:
+        widen(kind, narrow[start:stop], rows)
+
+
+@inline
+def widen(kind: Scalar, halves: Vector, x: Vector) -> None:
+    """Bits of BF16 or F16 to float32."""
+    if kind == BF16:
+        for i in range(x.size):
+            x[i] = bf16_value(halves[i])
+    else:
+        for i in range(x.size):
+            x[i] = f16_value(halves[i])
 
 
 @shared
-def load_importance(importance: Vector, columns: Scalar, first: Scalar, width: Scalar, w: Vector) -> None:
+def load_importance(importance: Vector, columns: Scalar, first: Scalar, width: Scalar, scratch: Vector, w: Vector) -> None:
     """Fill a tile with what `width` weights each of the LANES groups from `first` on count; see WEIGHTED_SIGNATURE."""
     for lane in range(LANES):
         column = (first + lane) * width % columns
         part = importance[column : column + width]
         for j in range(width):
-            w[j * LANES + lane] = part[j]
+            w[lane * width + j] = part[j]
+    _deal(w, scratch)
+    _deal(scratch, w)
 
 
 @inline

@@ -122,8 +122,7 @@ class Stream:
         if kind == STRING:
             if count <= KEPT_ELEMENTS:
                 return [self.kept_text(what) for _ in range(count)]
-            for _ in range(count):
-                self.skip(self._length(what, MAX_STRING), what)
+            self._skip_strings(count, what)
             return LongArray("string", count)
         if kind not in SCALARS:
             self._lie(f"{what} is an array of arrays" if kind == ARRAY else f"{what} has elements of the unknown type {kind}")
@@ -132,6 +131,21 @@ class Stream:
             return [self.scalar(kind, what) for _ in range(count)]
         self.skip(count * struct.calcsize(layout), what)
         return LongArray(name, count)
+
+    def _skip_strings(self, count: int, what: str) -> None:
+        """Pass over strings, which may be hundreds of thousands: those that lie in the buffer by a short loop of its own."""
+        size_at = struct.Struct("<Q").unpack_from
+        while count:
+            buffer, at = self._buffer, self._at
+            while count and at + 8 <= len(buffer):
+                end = at + 8 + size_at(buffer, at)[0]
+                if end > len(buffer):
+                    break
+                at, count = end, count - 1
+            self._at = at
+            if count:
+                self.skip(self._length(what, MAX_STRING), what)
+                count -= 1
 
     def _length(self, what: str, limit: int) -> int:
         value = self.u64(f"the length of {what}")

@@ -157,7 +157,7 @@ def _value(kind: str, value: Any) -> bytes:
 
 def _array(kind: str, items: Sequence[Any]) -> tuple[int, bytes]:
     if kind == "str":
-        return STRING, b"".join(map(_string, items))
+        return STRING, _strings(items)
     number, layout = _scalar(kind)
     return number, struct.pack(f"<{len(items)}{layout[1]}", *items)
 
@@ -173,6 +173,20 @@ def _scalar(kind: str) -> tuple[int, str]:
 def _string(text: str) -> bytes:
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
+
+
+def _strings(texts: Iterable[str]) -> bytes:
+    """Many strings one after the other: a vocabulary is most of the time that a header takes."""
+    parts: list[bytes] = []
+    for text in texts:
+        data = text.encode()
+        size = len(data)
+        parts.append(_SIZES[size] if size < len(_SIZES) else struct.pack("<Q", size))
+        parts.append(data)
+    return b"".join(parts)
+
+
+_SIZES = tuple(struct.pack("<Q", size) for size in range(256))
 
 
 def _tensor_info(tensor: OutputTensor, offset: int) -> bytes:

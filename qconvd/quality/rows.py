@@ -23,12 +23,10 @@ from qconvd.engine.statistics import Statistics
 from qconvd.errors import BadCheckpoint, QconvdError
 from qconvd.formats import Format
 
-SPREAD = 18
-"""Pieces of a unit that are sampled: the first, the last, and others evenly between."""
-LEAST_SPREAD = 4
-"""Pieces that are sampled where a piece is large, because the unit may be split at many rows only."""
-SAMPLE = 1 << 18
-"""Weights of a unit that the pieces between those two numbers may hold together: verifying must not cost what encoding does."""
+PIECES = 5
+"""Places of a unit that are sampled: the first rows, the last, and others evenly between."""
+PIECE = 1 << 13
+"""Weights at each of these places, if the unit may be split so finely: verifying must not cost what encoding does."""
 AT_ONCE = 1 << 20
 """Weights that are compared at a time where a unit is compared in full."""
 
@@ -139,9 +137,9 @@ class Comparison:
 def sampled(unit: Unit) -> Iterator[Range]:
     """Ranges of rows that the unit may be split at: the first, the last, and others evenly between."""
     (total, columns), step = unit.shape, _multiple(unit)
+    step *= max(1, PIECE // max(1, step * columns))
     count = -(-total // step)
-    pieces = max(LEAST_SPREAD, min(SPREAD, SAMPLE // max(1, step * columns)))
-    for piece in sorted({round(i * (count - 1) / (pieces - 1)) for i in range(pieces)}) if count else ():
+    for piece in sorted({round(i * (count - 1) / (PIECES - 1)) for i in range(PIECES)}) if count else ():
         yield piece * step, min(total, (piece + 1) * step)
 
 

@@ -70,13 +70,13 @@ def refused(made: Converted, **changes: Any) -> str:
 def test_a_right_artifact_passes_and_says_what_was_looked_at(made: Converted) -> None:
     report = made.verify()
     assert (report.artifact, report.files, report.tensors, report.sha256) == ("m", 2, 4, True)
-    assert report.rows == 18 + 18 + 1 + 1
+    assert report.rows == 40 + 300 + 1 + 1
     assert 0 < report.worst <= 1
     assert report.worst_tensor in SHAPES
     assert 0 < report.max_error < 0.002
     assert report.non_finite == {}
     assert report.not_checked == ()
-    assert json.loads(json.dumps(report.as_dict()))["rows"] == 38
+    assert json.loads(json.dumps(report.as_dict()))["rows"] == 342
     assert made.verify() == report
 
 
@@ -246,7 +246,7 @@ def test_a_decoder_of_the_wrong_shape_is_a_defect_of_the_format(made: Converted)
             return (super().decode(unit, rows, data)[0][:, 1:],)
 
     message = refused(made, formats={"fp16": Wrong()})
-    assert "rows 0 to 0 decode to (1, 15), the model has (1, 16)" in message
+    assert "rows 0 to 39 decode to (40, 15), the model has (40, 16)" in message
 
 
 def test_an_encoder_that_is_wrong_is_found_out(tmp_path: Path) -> None:
