@@ -84,24 +84,15 @@ def preview(model: ModelInfo, target: Target, policy: Policy, profile: str = "de
     place = f"{names.folder}/"
     format = plugins().formats[target.format]
     try:
-        plan = format.plan(model, target.options)
+        plan = format.plan(model, target.options).named(names.stem)
     except QconvdError as error:
         return Preview(target, place, error=error)
-    files = [f.path.replace("{stem}", names.stem) for f in plan.files]
-    place = f"{place}{files[0]}" if names.shared and len(files) == 1 else place
+    place = f"{place}{plan.files[0].path}" if names.shared and len(plan.files) == 1 else place
     need = {k: BASE_MEMORY + n for k, n in working_memory(plan, policy.threads_per_job).items()}
     if need["least"] > policy.memory:
         what = f"needs {show_size(need['least'])} of memory; limits.memory allows {show_size(policy.memory)}"
         return Preview(target, place, error=QconvdError(what, fix="raise limits.memory, or give convert a larger --memory"))
-    return Preview(target, place, named(plan, names.stem), memory=min(need["cpu"], policy.memory))
-
-
-def named(plan: Plan, stem: str) -> Plan:
-    """The plan with the stem in its files' paths."""
-    from dataclasses import replace
-
-    files = tuple(replace(f, path=f.path.replace("{stem}", stem)) for f in plan.files)
-    return replace(plan, files=files)
+    return Preview(target, place, plan, memory=min(need["cpu"], policy.memory))
 
 
 def bits_per_weight(plan: Plan) -> float:

@@ -190,19 +190,10 @@ def load_plan(target: TargetSpec) -> Plan:
     if target.plan_path is None:
         raise QconvdError("the target was not planned", where=target.id)
     try:
-        return named(from_json(target.plan_path.read_bytes()), target.stem)
+        return from_json(target.plan_path.read_bytes()).named(target.stem)
     except (OSError, ValueError) as error:
         what = f"the plan cannot be read: {error}"
         raise QconvdError(what, where=str(target.plan_path), fix="`qconvd reconvert` plans anew") from error
-
-
-def named(plan: Plan, stem: str) -> Plan:
-    """The plan with `{stem}` filled in."""
-    return dataclasses.replace(
-        plan,
-        files=tuple(dataclasses.replace(f, path=f.path.replace("{stem}", stem)) for f in plan.files),
-        side_files=tuple(dataclasses.replace(f, path=f.path.replace("{stem}", stem)) for f in plan.side_files),
-    )
 
 
 def _refuse(spec: TaskSpec, error: QconvdError, code: int) -> int:
@@ -254,7 +245,7 @@ def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo) -> TargetResu
         plan = form.plan(model, form.Options.model_validate(target.options))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, to_json(plan))
-    plan = named(plan, target.stem)
+    plan = plan.named(target.stem)
     _check_place(target, plan)
     data_files = [{"path": f.path, "nbytes": f.nbytes} for f in plan.files]
     side_files = [{"path": f.path, "nbytes": f.nbytes} for f in plan.side_files]

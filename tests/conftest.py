@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from daemon_kit import Home
+    from worker_kit import Shop
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -41,3 +47,23 @@ def minilm() -> Path:
 def golden() -> Path:
     """llama.cpp's own bytes and file records."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """A config, a watched folder and an output; what runs on them is killed in the end."""
+    from daemon_kit import Home
+
+    home = Home(tmp_path)
+    yield home
+    home.kill()
+
+
+@pytest.fixture
+def shop(tmp_path: Path, glass: Path) -> Iterator[Shop]:
+    """A ledger and the model glass, to be made fp16, task by task."""
+    from worker_kit import Shop
+
+    shop = Shop(tmp_path, glass, "fp16")
+    yield shop
+    shop.ledger.close()

@@ -105,12 +105,18 @@ class Home:
     def kill(self) -> None:
         """SIGKILL the daemon and whatever works for it, as a power failure would."""
         if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+            self.kill_daemon()
         self.process = None
         for pid in self.workers():
             with_no_fuss(lambda pid=pid: os.kill(pid, signal.SIGKILL))
         self.wait(lambda: not self.workers(), "killed workers to be gone")
+
+    def kill_daemon(self) -> None:
+        """SIGKILL the daemon alone: what works for it lives on."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.process = None
 
     def workers(self) -> list[int]:
         """Processes that work on this home's tasks: runners and workers, found by their command lines."""
@@ -298,3 +304,9 @@ def copy_in(home: Home, model: Path, name: str = "") -> Path:
     place = home.inbox / (name or model.name)
     shutil.copytree(model, place)
     return place
+
+
+def end(home: Home) -> None:
+    assert home.stop() == 0, home.log()
+    assert "Traceback" not in home.log(), home.log()
+    assert home.workers() == []

@@ -8,13 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from daemon_kit import Home, copy_in, move_in, tiny_model
+from daemon_kit import Home, end, move_in, tiny_model
 from qconvd.cli.exits import Exit
 
 pytestmark = pytest.mark.xdist_group("daemon")
@@ -32,19 +30,6 @@ sys.addaudithook(hang_up)
 runpy.run_module("qconvd", run_name="__main__", alter_sys=True)
 """
 """Begins qconvd, and sends it SIGHUP when it imports a module."""
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    home = Home(tmp_path)
-    yield home
-    home.kill()
-
-
-def end(home: Home) -> None:
-    assert home.stop() == 0, home.log()
-    assert "Traceback" not in home.log(), home.log()
-    assert home.workers() == []
 
 
 def test_once_empties_the_queue_and_ends(home: Home) -> None:
@@ -99,150 +84,6 @@ def test_a_second_daemon_is_refused(home: Home) -> None:
     assert words in home.log().replace("\n", "")
     home.process = first
     end(home)
-
-
-def test_stopping_interrupts_and_the_next_start_goes_on(home: Home) -> None:
-    home.configure(settle="0s")
-    tiny_model(home.inbox / "m")
-    home.start()
-    frozen = home.freeze("convert")
-    home.signal(signal.SIGTERM)
-    home.said("stopping")
-    os.kill(frozen[0], signal.SIGCONT)
-    assert home.join() == 0, home.log()
-    assert home.workers() == []
-    assert [t.state for t in home.targets()] in (["planned"], ["verifying"])
-    assert home.once() == 0
-    assert [t.state for t in home.targets()] == ["done"]
-    assert sorted(home.files()) == ["m-fp16/config.json", "m-fp16/model.safetensors", "m-fp16/qconvd.json"]
-    with home.ledger() as ledger:
-        assert ledger.targets()[0].failures == 0, "an interruption is no failure"
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_once_that_is_interrupted_says_that_work_remains(home: Home, number: signal.Signals) -> None:
-    home.configure(settle="0s")
-    tiny_model(home.inbox / "m")
-    home.start("--once")
-    frozen = home.freeze("convert")
-    home.signal(number)
-    home.said("stopping")
-    with suppress(ProcessLookupError):  # the daemon may have ended it already
-        os.kill(frozen[0], signal.SIGCONT)
-    assert home.join() == 130, home.log()
-    assert "work remains; running the same again goes on with it" in home.log()
-    assert home.once() == 0, home.log()
-    assert [t.state for t in home.targets()] == ["done"]
-
-
-def test_once_that_is_interrupted_while_a_model_settles(home: Home) -> None:
-    home.configure(settle="1h")
-    tiny_model(home.inbox / "m")
-    home.start("--once")
-    home.said("waits: it is still changing")
-    home.signal(signal.SIGTERM)
-    assert home.join() == 130, home.log()
-
-
-def test_what_goes_down_with_the_daemon_is_no_failure_however_often(home: Home) -> None:
-    home.configure(settle="0s")
-    tiny_model(home.inbox / "m")
-    for kills in range(4):
-        home.start()
-        home.said("qconvd runs", times=kills + 1)
-        if kills > 1:
-            home.wait(lambda: home.targets()[0].not_before, "the kill to be noticed")
-            assert home.targets()[0].reason == "the worker was killed together with the daemon"
-            assert home.ask("retry", ids=["1"]).answer == "1 artifact will be tried again"
-        home.freeze("convert")
-        home.kill()
-    home.start("--once")
-    home.wait(lambda: home.targets()[0].not_before, "the kill to be noticed")
-    assert home.targets()[0].failures == 0
-    home.ask("retry", ids=["1"])
-    assert home.join() == 0, home.log()
-    with home.ledger() as ledger:
-        assert [(t.kind, t.attempt) for t in ledger.tasks()] == [("plan", 1), ("convert", 5), ("verify", 1)]
-
-
-def test_a_worker_that_is_killed_while_no_daemon_lives_has_not_failed(home: Home) -> None:
-    home.configure(settle="0s")
-    tiny_model(home.inbox / "m")
-    home.start()
-    frozen = home.freeze("convert")
-    assert home.process is not None
-    home.process.kill()
-    home.process.wait()
-    home.process = None
-    os.kill(frozen[0], signal.SIGKILL)
-    home.wait(lambda: not home.workers(), "the runner to write down how the worker ended")
-    assert home.once() == 0, home.log()
-    with home.ledger() as ledger:
-        assert [(t.kind, t.attempt) for t in ledger.tasks()] == [("plan", 1), ("convert", 2), ("verify", 1)]
-        assert not any("attempt" in e.reason for e in ledger.history())
-
-
-def test_a_worker_that_is_killed_under_the_daemon_that_took_it_up_has_failed(home: Home) -> None:
-    home.configure(settle="0s")
-    tiny_model(home.inbox / "m")
-    home.start()
-    home.freeze("convert")
-    assert home.process is not None
-    home.process.kill()
-    home.process.wait()
-    home.start()
-    home.said("qconvd runs", times=2)
-    home.ask("reload")
-    for pid in home.workers():
-        os.kill(pid, signal.SIGKILL)
-    home.wait(lambda: home.targets()[0].failures, "the crash to be counted")
-    assert home.targets()[0].reason.startswith("attempt 1 of 3 failed: ")
-    home.said("m fp16 is to be tried again: attempt 1 of 3 failed: ")
-
-
-def test_a_second_sigterm_does_not_wait(home: Home) -> None:
-    home.configure(settle="0s")
-    home.config.write_text(home.config.read_text().replace("stop_grace: 10s", "stop_grace: 1h"))
-    tiny_model(home.inbox / "m")
-    home.start()
-    home.freeze("convert")
-    home.signal(signal.SIGTERM)
-    home.said("stopping")
-    assert home.process is not None and home.process.poll() is None
-    home.signal(signal.SIGTERM)
-    assert home.join() == 0, home.log()
-    assert home.workers() == []
-
-
-def test_restart_keeps_the_queue(home: Home) -> None:
-    home.configure(settle="0s", targets="[fp16, f32]")
-    for name in ("one", "two", "three"):
-        tiny_model(home.inbox / name, seed=len(name))
-    home.start()
-    home.freeze("convert")
-    home.kill()
-    assert [s.state for s in home.sources()] == ["present"] * 3
-    assert home.once() == 0, home.log()
-    assert [t.state for t in home.targets()] == ["done"] * 6
-    with home.ledger() as ledger:
-        done = [e.target for e in ledger.history() if e.to_state == "done" and e.target]
-    assert len(done) == len(set(done)) == 6
-
-
-def test_a_daemon_that_comes_back_finds_its_worker(home: Home) -> None:
-    home.configure(settle="0s")
-    tiny_model(home.inbox / "m")
-    home.start()
-    frozen = home.freeze("convert")
-    assert home.process is not None
-    home.process.kill()
-    home.process.wait()
-    home.start("--once")
-    home.said("qconvd runs", times=2)
-    os.kill(frozen[0], signal.SIGCONT)
-    assert home.join() == 0, home.log()
-    with home.ledger() as ledger:
-        assert [(t.kind, t.attempt) for t in ledger.tasks()] == [("plan", 1), ("convert", 1), ("verify", 1)]
 
 
 def test_sighup_reads_the_configuration_and_refuses_a_bad_one(home: Home) -> None:
@@ -481,99 +322,6 @@ def test_touched_while_read(home: Home) -> None:
         assert [s.version for s in ledger.sources()] == [1]
         assert len(ledger.targets()) == 1
     end(home)
-
-
-def test_after_move(home: Home) -> None:
-    home.configure(watch="after: move")
-    place = move_in(home, tiny_model(home.root / "drafts" / "m"))
-    home.start()
-    home.wait(lambda: not place.exists(), "the source to be moved")
-    assert sorted(p.name for p in (home.inbox / ".qconvd-done" / "m").iterdir()) == ["config.json", "model.safetensors"]
-    text = home.says("m", f"The source: moved to {home.inbox}/.qconvd-done/m.")
-    assert text.startswith("m: done")
-    again = copy_in(home, home.inbox / ".qconvd-done" / "m")
-    home.wait(lambda: not again.exists(), "the second one to be moved")
-    assert sorted(p.name for p in (home.inbox / ".qconvd-done").iterdir()) == ["m", "m.2"]
-    with home.ledger() as ledger:
-        assert len(ledger.targets()) == 1, "what is made is not made again"
-    end(home)
-
-
-@pytest.mark.parametrize("after", ["move", "delete"])
-def test_what_is_made_of_links_leaves_whole(home: Home, after: str) -> None:
-    home.configure(watch=f"after: {after}", interval="1s")
-    repository = home.inbox / "models--own--cached"
-    snapshot = repository / "snapshots" / "0123abc"
-    snapshot.mkdir(parents=True)
-    for file in tiny_model(home.root / "drafts" / "m").iterdir():
-        (repository / "blobs").mkdir(exist_ok=True)
-        file.rename(repository / "blobs" / f"blob-{file.name}")
-        (snapshot / file.name).symlink_to(f"../../blobs/blob-{file.name}")
-    linked = tiny_model(home.root / "store" / "linked", seed=2)
-    (home.inbox / "linked").symlink_to("../store/linked")
-    assert home.once() == 0
-    assert [p.name for p in home.inbox.iterdir() if not p.name.startswith(".")] == []
-    assert (linked / "model.safetensors").is_file(), "what a link points to is somebody else's"
-    if after == "move":
-        gone = home.inbox / ".qconvd-done"
-        assert (gone / "models--own--cached" / "snapshots" / "0123abc" / "model.safetensors").is_file()
-        assert (gone / "linked").is_symlink()
-        assert (gone / "linked").resolve() == linked
-
-
-@pytest.mark.parametrize("after", ["move", "delete"])
-def test_all_parts_of_a_split_model_leave(home: Home, glass: Path, after: str) -> None:
-    other = Home(home.root / "other")
-    copy_in(other, glass, "m")
-    other.configure(targets="[gguf: {types: [f16], split_max_tensors: 20}]")
-    assert other.once() == 0
-    parts = sorted(p for p in (other.output / "m-GGUF").iterdir() if p.suffix == ".gguf")
-    assert len(parts) > 1
-    for part in parts:
-        shutil.copy(part, home.inbox)
-    home.configure(targets="[gguf: q8_0]", watch=f"after: {after}")
-    assert home.once() == 0
-    assert list(home.inbox.glob("*.gguf")) == []
-    gone = home.inbox / ".qconvd-done"
-    assert sorted(p.name for p in gone.glob("*")) == ([p.name for p in parts] if after == "move" else [])
-
-
-def test_a_snapshot_beside_others_stays(home: Home) -> None:
-    home.configure(watch="after: delete")
-    snapshots = home.inbox / "models--own--cached" / "snapshots"
-    tiny_model(snapshots / "older")
-    tiny_model(snapshots / "newer", seed=2)
-    (snapshots.parent / "refs").mkdir()
-    (snapshots.parent / "refs" / "main").write_text("newer")
-    home.start()
-    home.said("the source is done and stays: its files may be shared with the snapshot older")
-    assert (snapshots / "newer" / "model.safetensors").is_file()
-    end(home)
-
-
-def test_after_delete(home: Home) -> None:
-    home.configure(watch="after: delete", targets="[fp16, f32]")
-    elsewhere = tiny_model(home.root / "elsewhere" / "linked", seed=5)
-    (home.inbox / "linked").symlink_to(elsewhere)
-    place = move_in(home, tiny_model(home.root / "drafts" / "m"))
-    home.start()
-    home.done(4)
-    home.wait(lambda: not place.exists() and not (home.inbox / "linked").is_symlink(), "the sources to be deleted")
-    assert (elsewhere / "model.safetensors").exists(), "only the link was ours to remove"
-    home.wait(lambda: not list(home.inbox.iterdir()), "nothing to be left of them")
-    assert len([f for f in home.files() if f.endswith("qconvd.json")]) == 4
-    end(home)
-
-
-def test_after_failure(home: Home) -> None:
-    home.configure(watch="after: delete", targets=FP16_AND_GGUF)
-    place = move_in(home, tiny_model(home.root / "drafts" / "odd", architecture="OddForCausalLM"))
-    home.start()
-    home.says("odd", "odd: failed")
-    home.signal(signal.SIGHUP)
-    home.said("the configuration was read again")
-    end(home)
-    assert (place / "model.safetensors").exists()
 
 
 def test_a_full_state_disk_is_told_and_waited_for(home: Home) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,18 @@ from qconvd.api import (
     Affine,
     Cast,
     Constant,
+    ContainerSpec,
     Expr,
+    FileSpec,
     ModelInfo,
     Named,
+    NameParts,
     OutputTensor,
+    Plan,
     Read,
     Reshape,
     RowSplit,
+    SideFile,
     Slice,
     Stack,
     StatRequest,
@@ -276,3 +282,13 @@ def test_bitsandbytes_nf4(model: ModelInfo) -> None:
 
 def test_random_bytes_have_the_size_of_their_type() -> None:
     assert len(random_bytes(np.random.default_rng(0), "Q8_0", (3, 64))) == 3 * 68
+
+
+def test_a_plan_gets_its_names_last() -> None:
+    files = (FileSpec("{stem}.safetensors", 9, ()),)
+    sides = (SideFile("{stem}.safetensors.index.json", 2, text="{}"), SideFile("config.json", 2, text="{}"))
+    plan = Plan(ContainerSpec("safetensors"), files, (), NameParts("fp16", "fp16"), side_files=sides)
+    named = plan.named("glass")
+    assert [f.path for f in named.files] == ["glass.safetensors"]
+    assert [f.path for f in named.side_files] == ["glass.safetensors.index.json", "config.json"]
+    assert replace(plan, files=()).named("glass").files == ()

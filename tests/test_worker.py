@@ -12,91 +12,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from qconvd import checkpoints
 from qconvd.engine.manifest import read_manifest
 from qconvd.engine.plan import Device
-from qconvd.engine.working_memory import working_memory
 from qconvd.errors import OutOfSpace, QconvdError, TakenAway
 from qconvd.executors.base import environment, events_in
 from qconvd.executors.local import LocalExecutor
-from qconvd.ledger import Ledger, Task
-from qconvd.memory_limit import ceiling
 from qconvd.targets import resolve_list
-from qconvd.tasks import (
-    EXIT_BUSY,
-    EXIT_CANCELLED,
-    EXIT_ERROR,
-    DeviceSpec,
-    LimitsSpec,
-    TaskResult,
-    TaskSpec,
-    read_result,
-    settle,
-    spec_of,
-    write_spec,
-)
-from qconvd.worker import Outdated, _convert_target, load_plan, named, run
+from qconvd.tasks import EXIT_BUSY, EXIT_CANCELLED, EXIT_ERROR, DeviceSpec, read_result, write_spec
+from qconvd.worker import Outdated, _convert_target, load_plan, run
 from qconvd_fp16.format import PlainCast
 from qconvd_ggml.cuda import measured_on
-
-LIMITS = LimitsSpec(memory=512 << 20, threads=2)
-
-
-class Shop:
-    """A ledger, a copy of a model, and tasks that are run one by one, each in a process."""
-
-    def __init__(self, folder: Path, model: Path, targets: str) -> None:
-        self.state, self.output, self.model = folder / "state", folder / "out", folder / "inbox" / "glass"
-        self.model.parent.mkdir(parents=True)
-        shutil.copytree(model, self.model)
-        self.ledger = Ledger(self.state / "ledger.sqlite")
-        info = checkpoints.inspect(self.model)
-        self.source = self.ledger.source_seen(str(self.model), checkpoints.identity(info), info.name, "p")
-        self.targets = self.ledger.want(self.source.id, "everyday", resolve_list(targets))
-
-    def claim(self) -> TaskSpec:
-        self.ledger.make_tasks()
-        self.task = self.ledger.claim(self.ledger.tasks("queued")[0].id)
-        return self.spec(self.task)
-
-    def spec(self, task: Task, device: DeviceSpec | None = None) -> TaskSpec:
-        return spec_of(
-            task, self.source, [self.ledger.target(t) for t in task.targets], output=self.output, state=self.state,
-            limits=LIMITS, device=device or DeviceSpec(), laid=self.ledger.laid,
-        )  # fmt: skip
-
-    def run(self, spec: TaskSpec, *wrapper: str) -> subprocess.CompletedProcess[bytes]:
-        command = [*wrapper, sys.executable, "-P", "-m", "qconvd.worker", str(write_spec(spec))]
-        return subprocess.run(command, capture_output=True, env=environment("cpu", "", 2), check=False)
-
-    def step(self) -> TaskResult:
-        """One task from claim to settle."""
-        spec = self.claim()
-        done = self.run(spec)
-        result = read_result(spec.folder)
-        assert result is not None, done.stderr.decode()
-        assert done.returncode == (0 if result.ok else EXIT_ERROR), done.stderr.decode()
-        self.settle(result, done.returncode)
-        return result
-
-    def settle(self, result: TaskResult | None, code: int) -> None:
-        from qconvd.executors.base import Status
-
-        settle(self.ledger, self.task, Status("succeeded" if code == 0 else "failed", code), result, time.time())
-
-    def work(self, target: str) -> Path:
-        return self.output / ".qconvd" / "work" / target
-
-
-@pytest.fixture
-def shop(tmp_path: Path, glass: Path) -> Iterator[Shop]:
-    shop = Shop(tmp_path, glass, "fp16")
-    yield shop
-    shop.ledger.close()
+from worker_kit import Shop
 
 
 def _tree(folder: Path) -> dict[str, bytes]:
@@ -473,24 +403,6 @@ def test_an_encoder_that_cannot_be_made_ready_fails_its_target_alone(
     shop.ledger.close()
 
 
-def test_a_plan_may_not_eat_the_machine(shop: Shop) -> None:
-    spec = shop.claim()
-    code = (
-        "import sys, qconvd.worker as worker, qconvd.checkpoints as checkpoints\n"
-        "if sys.argv.pop(1) == 'model': checkpoints.inspect = lambda path: bytearray(5 << 30)\n"
-        "else: worker._planned = lambda *a: bytearray(5 << 30)\n"
-        "sys.exit(worker.main(sys.argv))"
-    )
-    path = str(write_spec(spec))
-    for where in ("model", "target"):
-        done = subprocess.run([sys.executable, "-c", code, where, path], capture_output=True, check=False)
-        assert done.returncode == EXIT_ERROR, done.stderr.decode()
-        result = read_result(spec.folder)
-        assert result is not None
-        error = result.error if where == "model" else result.targets[shop.targets[0]].error
-        assert error["what"] == "planning needs more than the 4.00 GiB of memory that it may take"
-
-
 def test_a_defect_keeps_its_traceback_in_the_log(shop: Shop) -> None:
     shop.step()
     spec = shop.claim()
@@ -540,88 +452,3 @@ def test_a_target_without_a_plan_says_so(shop: Shop) -> None:
     gone = spec.targets[0].model_copy(update={"plan_path": shop.state / "gone.json"})
     with pytest.raises(QconvdError, match="the plan cannot be read"):
         load_plan(gone)
-
-
-HOARD = """
-import qconvd_fp16.format as format
-HELD = []
-def hoard(*_):
-    while len(HELD) < 200:
-        HELD.append(bytearray(64 << 20))
-    raise AssertionError("nobody stopped it")
-class Hoarder:
-    encode = hoard
-if {kind!r} == "convert":
-    format.PlainCast.encoder = lambda self, plan, device: Hoarder()
-else:
-    format.PlainCast.decode = hoard
-"""
-
-
-@pytest.mark.parametrize(("kind", "doing"), [("convert", "converting"), ("verify", "verifying")])
-def test_a_worker_that_runs_away_is_stopped_and_says_so(
-    tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch, kind: str, doing: str
-) -> None:
-    """A format that takes 12 GiB: what it does not touch costs this machine nothing."""
-    while (spec := shop.claim()).kind != kind:
-        done = shop.run(spec)
-        shop.settle(read_result(spec.folder), done.returncode)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(HOARD.format(kind=kind))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    done = shop.run(spec)
-    assert done.returncode == EXIT_ERROR, done.stderr.decode()
-    result = read_result(spec.folder)
-    assert result is not None
-    (target,) = result.targets.values()
-    assert target.error["what"] == (
-        f"{doing} needs more memory than limits.memory allows: 512.0 MiB were reserved, and even 2.28 GiB were not enough"
-    )
-    assert target.error["fix"] == (
-        "raise limits.memory (--memory); if the plan reserves no more then, its format is wrong about what it needs"
-    )
-    assert not target.retry
-    assert b"MemoryError" in done.stderr, "the log has the traceback"
-
-
-def test_the_ceiling_is_no_hindrance_and_a_gpu_has_none(shop: Shop) -> None:
-    spec = shop.claim()
-    assert ceiling(spec) == 4 << 30
-    convert = spec.model_copy(update={"kind": "convert"})
-    assert ceiling(convert) == (2 * 512 + 1024 + 128 + 8 * (2 * 2 + 16)) << 20
-    assert ceiling(convert.model_copy(update={"device": DeviceSpec(kind="cuda", id="GPU-1")})) is None
-
-
-def test_plan_tells_the_memory_that_the_scheduler_reserves(tmp_path: Path, glass: Path) -> None:
-    from qconvd.preview import preview
-    from qconvd.scheduler import Policy
-
-    shop = Shop(tmp_path, glass, "fp16,q4_0")
-    assert shop.step().ok
-    shop.ledger.make_tasks()
-    (task,) = shop.ledger.tasks("queued")
-    policy = Policy(memory=LIMITS.memory, threads=LIMITS.threads, jobs=1)
-    shown = [preview(checkpoints.inspect(shop.model), target, policy).memory for target in resolve_list("fp16,q4_0")]
-    assert max(shown) == task.need["memory"]
-    shop.ledger.close()
-
-
-def test_memory_is_predicted_from_pieces_not_from_tensors() -> None:
-    from dataclasses import replace
-
-    from qconvd.api import ContainerSpec, FileSpec, NameParts, OutputTensor, Plan, Read, RowSplit, Unit, Whole
-
-    def plan(rows: Any, memory: dict[str, int]) -> Plan:
-        x = Read("w", "BF16", (8192, 8192))
-        unit = Unit("w", 0, (x,), (OutputTensor("w", "F16", (8192, 8192), 2 << 26),), rows, memory=memory)
-        files = (FileSpec("{stem}.safetensors", 9, ()),)
-        return Plan(ContainerSpec("safetensors"), files, (unit,), NameParts("fp16", "fp16"))
-
-    rows, whole = plan(RowSplit(), {"cpu": 0}), plan(Whole(), {"cpu": 0, "cuda": 5})
-    assert working_memory(rows, 1)["cpu"] == working_memory(rows, 1)["least"] == 64 << 20
-    assert working_memory(rows, 15)["cpu"] == (16 << 20) * 16 * 8 // 7
-    assert working_memory(rows, 15)["cuda"] == 0
-    assert working_memory(whole, 1)["least"] == (6 << 26) * 2 * 8 // 7
-    assert working_memory(whole, 1)["cuda"] == (6 << 26) + 5
-    assert named(rows, "glass").files[0].path == "glass.safetensors"
-    assert named(replace(rows, files=()), "glass").files == ()

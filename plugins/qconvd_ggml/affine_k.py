@@ -30,6 +30,7 @@ from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.scales import positive_scales
 from qconvd_ggml.tile import (
     LANES,
+    Importance,
     Scalar,
     Vector,
     f16_bits,
@@ -39,8 +40,8 @@ from qconvd_ggml.tile import (
     kernel,
     load,
     load_importance,
-    load_rows,
     nearest_int,
+    no_importance,
     put16,
     weighted_kernel,
 )
@@ -129,9 +130,8 @@ def _super_blocks(kind_of: _Type, search: Any, weighted: bool = False, squares: 
 
     @inline
     def run(
-        kind: Scalar, narrow: Vector, wide: Vector, importance: Vector, columns: Scalar, first: Scalar,
-        out: Vector, groups: Scalar, sums: Vector,
-    ) -> None:  # fmt: skip
+        kind: Scalar, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: Scalar, sums: Vector
+    ) -> None:
         x, y, w = np.empty(weights, np.float32), np.empty(weights, np.float32), np.empty(weights, np.float32)
         q = np.empty(weights, np.uint8)
         total, scale, low = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
@@ -142,9 +142,8 @@ def _super_blocks(kind_of: _Type, search: Any, weighted: bool = False, squares: 
         for start in range(0, groups, LANES):
             load(kind, narrow, wide, start, width, y, x)
             if weighted:
-                load_importance(importance, columns, first + start, width, y, w)
-                load_rows(kind, narrow, wide, start, width, y)
-                super_block_squares(y, groups_each, width, mean)
+                load_importance(importance, start, width, y, w)
+                super_block_squares(x, groups_each, width, mean)
                 for lane in range(LANES):
                     mean[lane] = np.float32(squares) * mean[lane] / np.float32(SUPER)
                 weigh(x, mean, width, w)
@@ -199,43 +198,40 @@ _q5_k_weighted = _super_blocks(_Q5_K, affine.search(31, SUB_45, -0.9, 0.05, 36),
 @kernel
 def q2_k(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """Q2_K: 84 bytes for 256 weights; a group is a sub-block of 16."""
-    _q2_k(kind, narrow, wide, wide, 0, 0, out, groups, sums)
+    _q2_k(kind, narrow, wide, no_importance(wide), out, groups, sums)
 
 
 @kernel
 def q4_k(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """Q4_K: 144 bytes for 256 weights; a group is a sub-block of 32."""
-    _q4_k(kind, narrow, wide, wide, 0, 0, out, groups, sums)
+    _q4_k(kind, narrow, wide, no_importance(wide), out, groups, sums)
 
 
 @kernel
 def q5_k(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """Q5_K: 176 bytes for 256 weights; a group is a sub-block of 32."""
-    _q5_k(kind, narrow, wide, wide, 0, 0, out, groups, sums)
+    _q5_k(kind, narrow, wide, no_importance(wide), out, groups, sums)
 
 
 @weighted_kernel
 def q2_k_weighted(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector
+) -> None:
     """Q2_K with an importance matrix."""
-    _q2_k_weighted(kind, narrow, wide, importance, columns, first, out, groups, sums)
+    _q2_k_weighted(kind, narrow, wide, importance, out, groups, sums)
 
 
 @weighted_kernel
 def q4_k_weighted(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector
+) -> None:
     """Q4_K with an importance matrix."""
-    _q4_k_weighted(kind, narrow, wide, importance, columns, first, out, groups, sums)
+    _q4_k_weighted(kind, narrow, wide, importance, out, groups, sums)
 
 
 @weighted_kernel
 def q5_k_weighted(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector
+) -> None:
     """Q5_K with an importance matrix."""
-    _q5_k_weighted(kind, narrow, wide, importance, columns, first, out, groups, sums)
+    _q5_k_weighted(kind, narrow, wide, importance, out, groups, sums)

@@ -10,25 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from qconvd_ggml.measure import STEP, UNDERFLOWS, measure
-from qconvd_ggml.tile import BF16, F16, LANES, Scalar, Vector, bf16_bits, bf16_value, f16_bits, f16_value, inline, kernel
+from qconvd_ggml.tile import BF16, F16, LANES, Vector, bf16_bits, bf16_value, f16_bits, f16_value, inline, kernel, widen
 
 TILE = STEP * LANES
-
-
-@inline
-def _load(kind: Scalar, narrow: Vector, wide: Vector, start: Scalar, x: Vector) -> None:
-    if kind == BF16:
-        halves = narrow[start : start + TILE]
-        for i in range(TILE):
-            x[i] = bf16_value(halves[i])
-    elif kind == F16:
-        halves = narrow[start : start + TILE]
-        for i in range(TILE):
-            x[i] = f16_value(halves[i])
-    else:
-        singles = wide[start : start + TILE]
-        for i in range(TILE):
-            x[i] = singles[i]
 
 
 @inline
@@ -44,7 +28,7 @@ def f32(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums:
     """F32 from any: exact. A group is STEP weights, in all three."""
     x = np.empty(TILE, np.float32)
     for start in range(0, groups * STEP, TILE):
-        _load(kind, narrow, wide, start, x)
+        widen(kind, narrow, wide, start, TILE, x)
         words = x.view(np.uint8)
         out[start * 4 : (start + TILE) * 4] = words
         measure(x, x, sums)
@@ -55,7 +39,7 @@ def f16(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums:
     """F16 from any."""
     x, y, bits = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.uint16)
     for start in range(0, groups * STEP, TILE):
-        _load(kind, narrow, wide, start, x)
+        widen(kind, narrow, wide, start, TILE, x)
         for i in range(TILE):
             bits[i] = f16_bits(x[i])
             y[i] = f16_value(bits[i])
@@ -71,7 +55,7 @@ def bf16(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums
     """BF16 from any."""
     x, y, bits = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.uint16)
     for start in range(0, groups * STEP, TILE):
-        _load(kind, narrow, wide, start, x)
+        widen(kind, narrow, wide, start, TILE, x)
         for i in range(TILE):
             bits[i] = bf16_bits(x[i])
             y[i] = bf16_value(bits[i])

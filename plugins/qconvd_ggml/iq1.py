@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from qconvd_ggml.closest import LONGEST, search
-from qconvd_ggml.lattice import CHUNK
+from qconvd_ggml.lattice import CHUNK, Lattice
 from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.tile import (
     LANES,
+    Importance,
     Scalar,
     Vector,
     f16_bits,
@@ -32,13 +33,11 @@ from qconvd_ggml.tile import (
     inline,
     lattice_kernel,
     load,
-    load_importance,
-    load_rows,
     nearest_int,
     put16,
     shared,
 )
-from qconvd_ggml.weighting import super_block_squares, weigh
+from qconvd_ggml.weighting import weigh_by_super_block
 
 S_WIDTH, M_WIDTH = 32, 16
 SUPER = 256
@@ -74,21 +73,6 @@ def _order(x: Vector, width: Scalar, ranks: Any, rank: Vector, place: Vector) ->
     for i in range(width):
         for lane in range(LANES):
             place[np.uint64(rank[i * LANES + lane] * LANES + lane)] = np.uint8(i)
-
-
-@inline
-def _weigh(
-    x: Vector, rows: Vector, importance: Vector, columns: Scalar, first: Scalar, width: Scalar, square: Vector, w: Vector
-) -> None:
-    if importance.size == 0:
-        for i in range(width * LANES):
-            w[i] = x[i] * x[i]
-        return
-    super_block_squares(rows, SUPER // width, width, square)
-    for lane in range(LANES):
-        square[lane] *= np.float32(2) / np.float32(SUPER)
-    load_importance(importance, columns, first, width, rows, w)
-    weigh(x, square, width, w)
 
 
 @shared
@@ -202,10 +186,11 @@ def _build(width: int, least: np.float32, borders: Any, finish: Any) -> Any:
 
     @shared
     def place_groups(
-        points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-        x: Vector, w: Vector, alive: Vector, scale: Vector, shifts: Vector, code: Vector, point: Vector, q: Vector,
+        lattice: Lattice, x: Vector, w: Vector, alive: Vector, scale: Vector, shifts: Vector, code: Vector, point: Vector,
+        q: Vector,
     ) -> None:  # fmt: skip
         """Step 2: fills points and levels of all groups, and fits the scale again where one had no point of its own."""
+        points, places, chunks, counts, near, coordinates = lattice
         a, b = np.empty(LONGEST, np.float32), np.empty(LONGEST, np.float32)
         xs, ws, wx = np.empty(8, np.float32), np.empty(8, np.float32), np.empty(8, np.float32)
         for lane in range(LANES):
@@ -240,8 +225,8 @@ def _build(width: int, least: np.float32, borders: Any, finish: Any) -> Any:
 
     @shared
     def run(
-        source: int, narrow: Vector, wide: Vector, importance: Vector, columns: int, start: int, out: Vector, groups: int,
-        sums: Vector, points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
+        source: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector,
+        lattice: Lattice,
     ) -> None:  # fmt: skip
         x, y, w = np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32)
         q = np.empty(width * LANES, np.float32)
@@ -252,9 +237,7 @@ def _build(width: int, least: np.float32, borders: Any, finish: Any) -> Any:
         alive, level = np.empty(LANES, np.bool_), np.empty(LANES, np.uint8)
         for first in range(0, groups, LANES):
             load(source, narrow, wide, first, width, y, x)
-            if importance.size:
-                load_rows(source, narrow, wide, first, width, y)
-            _weigh(x, y, importance, columns, start + first, width, square, w)
+            weigh_by_super_block(x, y, importance, first, per, width, np.float32(2 / SUPER), square, w)
             _order(x, width, ranks, rank, place)
             scale[:] = zero
             borders(x, w, place, scale, low, high, shifts)
@@ -276,7 +259,7 @@ def _build(width: int, least: np.float32, borders: Any, finish: Any) -> Any:
                 moved = np.int32(np.int32(3) - shifts[lane]) if turned else shifts[lane]
                 shifts[lane] = moved if alive[lane] else np.int32(0)
                 scale[lane] = abs(scale[lane]) if alive[lane] else zero
-            place_groups(points, places, chunks, counts, near, coordinates, x, w, alive, scale, shifts, code, point, q)
+            place_groups(lattice, x, w, alive, scale, shifts, code, point, q)
             tile = out[first // per * size : (first + LANES) // per * size]
             for block in range(LANES // per):
                 largest = zero
@@ -361,25 +344,15 @@ _m = _build(M_WIDTH, _LEAST_M, _borders_m, _finish_m)
 
 @lattice_kernel
 def iq1_s(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-    points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector, lattice: Lattice
+) -> None:
     """IQ1_S: 50 bytes for 256 weights; a group is a block of 32."""
-    _s(
-        kind, narrow, wide, importance, columns, first, out, groups, sums,
-        points, places, chunks, counts, near, coordinates,
-    )  # fmt: skip
+    _s(kind, narrow, wide, importance, out, groups, sums, lattice)
 
 
 @lattice_kernel
 def iq1_m(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-    points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector, lattice: Lattice
+) -> None:
     """IQ1_M: 56 bytes for 256 weights; a group is a block of 16."""
-    _m(
-        kind, narrow, wide, importance, columns, first, out, groups, sums,
-        points, places, chunks, counts, near, coordinates,
-    )  # fmt: skip
+    _m(kind, narrow, wide, importance, out, groups, sums, lattice)

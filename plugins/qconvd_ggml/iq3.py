@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from qconvd_ggml.on_lattice import ANY, OWN, Kind, build
-from qconvd_ggml.tile import LANES, Scalar, Vector, inline, lattice_kernel, put16
+from qconvd_ggml.lattice import Lattice
+from qconvd_ggml.on_lattice import ANY, OWN, Kind, build, put_levels, put_signs
+from qconvd_ggml.tile import LANES, Importance, Scalar, Vector, inline, lattice_kernel, put16
 
 WIDTH = 32
 _XXS = Kind(
@@ -36,11 +37,7 @@ def _pack_xxs(point: Vector, sign: Vector, level: Vector, half: Scalar, first: S
         lane = first + k
         for g in range(8):
             out[2 + 8 * k + g] = np.uint8(point[g * LANES + lane])
-        word = np.uint32(level[lane]) << np.uint32(28)
-        for g in range(4):
-            word = np.uint32(word | np.uint32(np.uint32(sign[g * LANES + lane] & np.uint8(127)) << np.uint32(7 * g)))
-        put16(out, 66 + 4 * k, np.uint16(word & np.uint32(0xFFFF)))
-        put16(out, 68 + 4 * k, np.uint16(word >> np.uint32(16)))
+        put_signs(sign, level, lane, out, 66 + 4 * k)
 
 
 @inline
@@ -66,8 +63,7 @@ def _pack_s(point: Vector, sign: Vector, level: Vector, half: Scalar, first: Sca
         out[66 + k] = high
         for g in range(4):
             out[74 + 4 * k + g] = sign[g * LANES + lane]
-    for k in range(4):
-        out[106 + k] = np.uint8(level[first + 2 * k] | np.uint8(level[first + 2 * k + 1] << np.uint8(4)))
+    put_levels(level, first, 8, out, 106)
 
 
 _xxs = build(_XXS, _pack_xxs, _value_xxs, _unit_xxs)
@@ -76,25 +72,15 @@ _s = build(_S, _pack_s, _value_s, _unit_s)
 
 @lattice_kernel
 def iq3_xxs(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-    points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector, lattice: Lattice
+) -> None:
     """IQ3_XXS: 98 bytes for 256 weights; a group is a block of 32."""
-    _xxs(
-        kind, narrow, wide, importance, columns, first, out, groups, sums,
-        points, places, chunks, counts, near, coordinates,
-    )  # fmt: skip
+    _xxs(kind, narrow, wide, importance, out, groups, sums, lattice)
 
 
 @lattice_kernel
 def iq3_s(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-    points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector, lattice: Lattice
+) -> None:
     """IQ3_S: 110 bytes for 256 weights; a group is a block of 32."""
-    _s(
-        kind, narrow, wide, importance, columns, first, out, groups, sums,
-        points, places, chunks, counts, near, coordinates,
-    )  # fmt: skip
+    _s(kind, narrow, wide, importance, out, groups, sums, lattice)

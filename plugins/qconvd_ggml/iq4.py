@@ -4,7 +4,7 @@
    magnitude; others put M near the first value, -127: 1/d = (-127 + t) / M for t = -7 … 7. Each weight takes the value nearest
    to x/d; with these q, the least squares scale is sum(w x q) / sum(w q q). The candidate with the largest
    sum(w x q)² / sum(w q q) wins, the first on ties.
-   w is x²; weighting.py says what it is with an importance matrix.
+   w is x², so that large weights matter most; weighting.py says what it is with an importance matrix.
 2. IQ4_NL: a block keeps d as a half. IQ4_XS: 8 blocks share a half, D = -(the d of largest magnitude) / 32, and each has a
    6-bit multiple of it.
 3. The final indices are those nearest to x/d, with d as step 2 left it but for the half's rounding.
@@ -22,6 +22,7 @@ from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.symmetric import LEAST, largest
 from qconvd_ggml.tile import (
     LANES,
+    Importance,
     Scalar,
     Vector,
     f16_bits,
@@ -30,14 +31,13 @@ from qconvd_ggml.tile import (
     inline,
     kernel,
     load,
-    load_importance,
-    load_rows,
     nearest_int,
+    no_importance,
     put16,
     shared,
     weighted_kernel,
 )
-from qconvd_ggml.weighting import super_block_squares, weigh
+from qconvd_ggml.weighting import weigh_by_super_block
 
 BLOCK = 32
 PER = 8
@@ -170,28 +170,11 @@ def _quantize(x: Vector, d: Vector, step: Vector, q: Vector, y: Vector) -> None:
             y[j * LANES + lane] = d[lane] * _value(v)
 
 
-@inline
-def _weigh(
-    x: Vector, rows: Vector, importance: Vector, columns: Scalar, first: Scalar, per: Scalar, square: Vector, w: Vector
-) -> None:
-    """What an error counts: x² without an importance matrix, so that large weights matter most."""
-    if importance.size == 0:
-        for i in range(BLOCK * LANES):
-            w[i] = x[i] * x[i]
-        return
-    super_block_squares(rows, per, BLOCK, square)
-    for lane in range(LANES):
-        square[lane] *= np.float32(2) / np.float32(per * BLOCK)
-    load_importance(importance, columns, first, BLOCK, rows, w)
-    weigh(x, square, BLOCK, w)
-
-
 @shared
 def _iq4(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, columns: int, start: int, per: int,
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
-    """`per` blocks share a half: 1 in IQ4_NL and 8 in IQ4_XS. Without an importance matrix `importance` is empty."""
+    per: int, kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector
+) -> None:
+    """`per` blocks share a half: 1 in IQ4_NL and 8 in IQ4_XS."""
     x, y, w = np.empty(BLOCK * LANES, np.float32), np.empty(BLOCK * LANES, np.float32), np.empty(BLOCK * LANES, np.float32)
     q = np.empty(BLOCK * LANES, np.uint8)
     square, scale = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
@@ -199,9 +182,7 @@ def _iq4(
     size = 18 if per == 1 else 136
     for first in range(0, groups, LANES):
         load(kind, narrow, wide, first, BLOCK, y, x)
-        if importance.size:
-            load_rows(kind, narrow, wide, first, BLOCK, y)
-        _weigh(x, y, importance, columns, start + first, per, square, w)
+        weigh_by_super_block(x, y, importance, first, per, BLOCK, np.float32(2) / np.float32(per * BLOCK), square, w)
         _search(x, w, scale)
         tile = out[first // per * size : (first + LANES) // per * size]
         for lane in range(0, LANES, per):
@@ -226,28 +207,26 @@ def _iq4(
 @kernel
 def iq4_nl(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """IQ4_NL: 18 bytes a block."""
-    _iq4(kind, narrow, wide, wide[:0], BLOCK, 0, 1, out, groups, sums)
+    _iq4(1, kind, narrow, wide, no_importance(wide), out, groups, sums)
 
 
 @kernel
 def iq4_xs(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """IQ4_XS: 136 bytes for 256 weights; a group is a block of 32."""
-    _iq4(kind, narrow, wide, wide[:0], BLOCK, 0, PER, out, groups, sums)
+    _iq4(PER, kind, narrow, wide, no_importance(wide), out, groups, sums)
 
 
 @weighted_kernel
 def iq4_nl_weighted(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector
+) -> None:
     """IQ4_NL with an importance matrix."""
-    _iq4(kind, narrow, wide, importance, columns, first, 1, out, groups, sums)
+    _iq4(1, kind, narrow, wide, importance, out, groups, sums)
 
 
 @weighted_kernel
 def iq4_xs_weighted(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector
+) -> None:
     """IQ4_XS with an importance matrix."""
-    _iq4(kind, narrow, wide, importance, columns, first, PER, out, groups, sums)
+    _iq4(PER, kind, narrow, wide, importance, out, groups, sums)

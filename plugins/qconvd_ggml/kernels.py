@@ -89,6 +89,7 @@ _KERNELS: dict[str, Any] = {
 _lock = threading.Lock()
 _ready: set[str] = set()
 _NO_HALVES, _NO_SINGLES = np.empty(0, np.uint16), np.empty(0, np.float32)
+_NO_SINGLES.flags.writeable = False
 
 
 def encode(
@@ -177,7 +178,9 @@ def _checked(importance: NDArray[Any], columns: int) -> NDArray[np.float32]:
             f"the importance matrix says {importance[wrong]} of column {wrong}, which is no weight",
             fix="make it again: every value must be finite, and not negative",
         )
-    return np.require(importance, requirements=["C", "A"])
+    kept = np.require(importance, requirements=["C", "A"]).view()
+    kept.flags.writeable = False
+    return kept
 
 
 class _Rows:
@@ -185,25 +188,25 @@ class _Rows:
 
     def __init__(self, kind: int, flat: NDArray[Any], entry: Entry, importance: NDArray[np.float32] | None) -> None:
         self.kind, self.flat, self.importance = kind, flat, importance
-        self.lattice = lattice.lattice(entry.lattice) if entry.lattice else ()
+        self.lattice = (lattice.lattice(entry.lattice),) if entry.lattice else ()
         self.squares = _NO_SINGLES
         if importance is not None and entry.squares:
             rows = flat.size // importance.size if importance.size else 0
             # Zeros for the rows that the filling of the last tile would belong to.
             self.squares = np.zeros(rows + tile.LANES, np.float32)
             ready("squares")(kind, *self._source(flat), importance.size, self.squares[:rows])
+            self.squares.flags.writeable = False
 
     def encode(
         self, kernel: Any, part: NDArray[Any], out: NDArray[np.uint8], first: int, groups: int, sums: NDArray[np.float64]
     ) -> None:
         """`part` is some of the weights, perhaps filled up with zeros, from group `first` on."""
-        if self.importance is not None:
-            weighting = (self.importance, self.squares, self.importance.size, first)
-            kernel(self.kind, *self._source(part), *weighting, out, groups, sums, *self.lattice)
-        elif self.lattice:
-            kernel(self.kind, *self._source(part), _NO_SINGLES, _NO_SINGLES, 1, first, out, groups, sums, *self.lattice)
-        else:
-            kernel(self.kind, *self._source(part), out, groups, sums)
+        source = (self.kind, *self._source(part))
+        if self.importance is None and not self.lattice:
+            kernel(*source, out, groups, sums)
+            return
+        values = _NO_SINGLES if self.importance is None else self.importance
+        kernel(*source, tile.Importance(values, self.squares, max(1, values.size), first), out, groups, sums, *self.lattice)
 
     def _source(self, part: NDArray[Any]) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
         return (_NO_HALVES, part) if part.dtype == np.float32 else (part, _NO_SINGLES)

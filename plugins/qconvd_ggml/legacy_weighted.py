@@ -19,6 +19,7 @@ from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.symmetric import LEAST, level, search
 from qconvd_ggml.tile import (
     LANES,
+    Importance,
     Scalar,
     Vector,
     f16_bits,
@@ -40,9 +41,8 @@ def _around_zero(bits: int) -> Callable[..., None]:
 
     @inline
     def run(
-        kind: Scalar, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: Scalar, first: Scalar,
-        out: Vector, groups: Scalar, sums: Vector,
-    ) -> None:  # fmt: skip
+        kind: Scalar, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: Scalar, sums: Vector
+    ) -> None:
         x, y = np.empty(BLOCK * LANES, np.float32), np.empty(BLOCK * LANES, np.float32)
         w, q = np.empty(BLOCK * LANES, np.float32), np.empty(BLOCK * LANES, np.uint8)
         magnitude, scale = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
@@ -50,8 +50,8 @@ def _around_zero(bits: int) -> Callable[..., None]:
         d16 = np.empty(LANES, np.uint16)
         for start in range(0, groups, LANES):
             load(kind, narrow, wide, start, BLOCK, y, x)
-            load_importance(importance, columns, first + start, BLOCK, y, w)
-            row_mean_squares(squares, columns, first + start, BLOCK, mean)
+            load_importance(importance, start, BLOCK, y, w)
+            row_mean_squares(importance, start, BLOCK, mean)
             weigh(x, mean, BLOCK, w)
             fit(x, w, magnitude, scale, inverse)
             for lane in range(LANES):
@@ -79,9 +79,8 @@ def _above_minimum(bits: int) -> Callable[..., None]:
 
     @inline
     def run(
-        kind: Scalar, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: Scalar, first: Scalar,
-        out: Vector, groups: Scalar, sums: Vector,
-    ) -> None:  # fmt: skip
+        kind: Scalar, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: Scalar, sums: Vector
+    ) -> None:
         x, y = np.empty(BLOCK * LANES, np.float32), np.empty(BLOCK * LANES, np.float32)
         w, q = np.empty(BLOCK * LANES, np.float32), np.empty(BLOCK * LANES, np.uint8)
         total, scale, low = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
@@ -90,8 +89,8 @@ def _above_minimum(bits: int) -> Callable[..., None]:
         d, m = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
         for start in range(0, groups, LANES):
             load(kind, narrow, wide, start, BLOCK, y, x)
-            load_importance(importance, columns, first + start, BLOCK, y, w)
-            row_mean_squares(squares, columns, first + start, BLOCK, mean)
+            load_importance(importance, start, BLOCK, y, w)
+            row_mean_squares(importance, start, BLOCK, mean)
             weigh(x, mean, BLOCK, w)
             fit(x, w, total, scale, low, inverse, shift)
             for lane in range(LANES):
@@ -119,36 +118,24 @@ _q5_0 = _around_zero(5)
 
 
 @weighted_kernel
-def q4_0(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
+def q4_0(kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector) -> None:
     """Q4_0 with an importance matrix."""
-    _q4_0(kind, narrow, wide, importance, squares, columns, first, out, groups, sums)
+    _q4_0(kind, narrow, wide, importance, out, groups, sums)
 
 
 @weighted_kernel
-def q5_0(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
+def q5_0(kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector) -> None:
     """Q5_0 with an importance matrix."""
-    _q5_0(kind, narrow, wide, importance, squares, columns, first, out, groups, sums)
+    _q5_0(kind, narrow, wide, importance, out, groups, sums)
 
 
 @weighted_kernel
-def q4_1(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
+def q4_1(kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector) -> None:
     """Q4_1 with an importance matrix."""
-    _q4_1(kind, narrow, wide, importance, squares, columns, first, out, groups, sums)
+    _q4_1(kind, narrow, wide, importance, out, groups, sums)
 
 
 @weighted_kernel
-def q5_1(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
+def q5_1(kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector) -> None:
     """Q5_1 with an importance matrix."""
-    _q5_1(kind, narrow, wide, importance, squares, columns, first, out, groups, sums)
+    _q5_1(kind, narrow, wide, importance, out, groups, sums)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from qconvd_ggml.measure import STEP, measure
-from qconvd_ggml.tile import LANES, Scalar, Vector, fold, inline, kernel, load
+from qconvd_ggml.symmetric import largest
+from qconvd_ggml.tile import LANES, Scalar, Vector, inline, kernel, load
 
 BLOCK = 32
 SIZE = 17
@@ -35,15 +36,7 @@ def _rounded_up() -> Vector:
 
 
 _ROUNDED_UP = _rounded_up()
-
-
-@inline
-def _largest_step(j: Scalar, lane: Scalar, x: Vector, most: Scalar, fixed: Scalar) -> Scalar:  # noqa: ARG001
-    a = abs(x[j * LANES + lane])
-    return a if a > most else most
-
-
-_largest = fold(_largest_step, BLOCK)
+_largest = largest(BLOCK)
 
 
 @inline
@@ -76,7 +69,7 @@ def mxfp4(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sum
         load(kind, narrow, wide, first, BLOCK, y, x)
         tile = out[first * SIZE : (first + LANES) * SIZE]
         for lane in range(LANES):
-            most[lane] = _largest(0, lane, x, np.float32(0), 0)
+            most[lane], _ = _largest(x, lane)
         for lane in range(LANES):
             e = _exponent(most[lane])
             tile[lane * SIZE] = e

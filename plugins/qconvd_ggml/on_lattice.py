@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qconvd_ggml.closest import LONGEST, search
-from qconvd_ggml.lattice import CHUNK
+from qconvd_ggml.lattice import CHUNK, Lattice
 from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.tile import (
     LANES,
+    Importance,
     Scalar,
     Vector,
     f16_bits,
@@ -34,12 +35,11 @@ from qconvd_ggml.tile import (
     fold,
     inline,
     load,
-    load_importance,
-    load_rows,
     nearest_int,
+    put16,
     shared,
 )
-from qconvd_ggml.weighting import super_block_squares, weigh
+from qconvd_ggml.weighting import super_block_squares, weigh_by_super_block
 
 SUPER = 256
 OWN, ANY, ALWAYS = 0, 1, 2
@@ -161,8 +161,8 @@ def _close_up(alive: Vector, first: Scalar, per: Scalar, groups_of: Scalar, poin
 def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None) -> Any:
     """The kernel of one type, for an entry point to call.
 
-    pack(point, sign, level, half, alive, block, tile, at) writes super-block `block` of a tile; value(q) is what a reader takes
-    for coordinate q, times unit(half's value, l).
+    pack(point, sign, level, half, first, out) writes the super-block whose first lane is `first`; value(q) is what a reader
+    takes for coordinate q, times unit(half's value, l).
     """
     width, group = kind.width, kind.group
     bits, steps = (3, 8) if group == 4 else (2, 3)
@@ -197,11 +197,9 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                 row[lane] = np.uint16(code_of(0, lane, part, np.int32(0), inverse[lane]))
 
     @shared
-    def place(
-        points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-        x: Vector, w: Vector, alive: Vector, code: Vector, scales: Vector, point: Vector,
-    ) -> None:  # fmt: skip
+    def place(lattice: Lattice, x: Vector, w: Vector, alive: Vector, code: Vector, scales: Vector, point: Vector) -> None:
         """Step 2's points of every group for all scales. `x` and `w` hold the weights of each lane in order."""
+        points, places, chunks, counts, near, coordinates = lattice
         a, b = np.empty(LONGEST, np.float32), np.empty(LONGEST, np.float32)
         xs, ws, wx = np.empty(group, np.float32), np.empty(group, np.float32), np.empty(group, np.float32)
         for lane in range(LANES):
@@ -234,10 +232,11 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
 
     @shared
     def place_again(
-        points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
-        x: Vector, w: Vector, alive: Vector, first: Vector, code: Vector, scale: Vector, point: Vector, refit: Vector,
+        lattice: Lattice, x: Vector, w: Vector, alive: Vector, first: Vector, code: Vector, scale: Vector, point: Vector,
+        refit: Vector,
     ) -> None:  # fmt: skip
         """Step 3: `first` are the codes of step 2's best scale, or -1 where no scale was better than nothing."""
+        points, places, chunks, counts, near, coordinates = lattice
         a, b = np.empty(LONGEST, np.float32), np.empty(LONGEST, np.float32)
         xs, ws, wx = np.empty(group, np.float32), np.empty(group, np.float32), np.empty(group, np.float32)
         for lane in range(LANES):
@@ -271,9 +270,10 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
 
     @shared
     def run(
-        source: int, narrow: Vector, wide: Vector, importance: Vector, columns: int, start: int, out: Vector, groups: int,
-        sums: Vector, points: Vector, places: Vector, chunks: Vector, counts: Vector, near: Vector, coordinates: Vector,
+        source: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector,
+        lattice: Lattice,
     ) -> None:  # fmt: skip
+        points = lattice.points
         x, y, w = np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32)
         magnitude, wx, q = np.empty_like(x), np.empty_like(x), np.empty_like(x)
         rows_x, rows_w = np.empty_like(x), np.empty_like(x)
@@ -289,22 +289,16 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
         level, d, half = np.empty(LANES, np.uint8), np.empty(LANES, np.float32), np.empty(LANES // per, np.uint16)
         for first in range(0, groups, LANES):
             load(source, narrow, wide, first, width, y, x)
-            if importance.size or share != zero:
-                load_rows(source, narrow, wide, first, width, y)
-                super_block_squares(y, per, width, best)
+            if importance.values.size == 0 and share != zero:
+                super_block_squares(x, per, width, best)
                 for lane in range(LANES):
                     best[lane] *= squares_factor
-            if importance.size:
-                load_importance(importance, columns, start + first, width, y, w)
-                weigh(x, best, width, w)
-            elif share != zero:
                 for j in range(width):
                     for lane in range(LANES):
                         v = x[j * LANES + lane]
                         w[j * LANES + lane] = share * best[lane] + v * v
             else:
-                for j in range(width * LANES):
-                    w[j] = x[j] * x[j]
+                weigh_by_super_block(x, y, importance, first, per, width, squares_factor, best, w)
             for k in range(width // 8):
                 part = slice(k * 8 * LANES, (k + 1) * 8 * LANES)
                 _split_signs(x[part], w[part], even, sign[k * LANES : (k + 1) * LANES], magnitude[part])
@@ -332,7 +326,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                     now[lane] = numerator / top[lane]
                     scales[t * LANES + lane] = one / now[lane]
                 codes(magnitude, now, code[t * groups_of * LANES : (t + 1) * groups_of * LANES])
-            place(points, places, chunks, counts, near, coordinates, rows_x, rows_w, alive, code, scales, point)
+            place(lattice, rows_x, rows_w, alive, code, scales, point)
             for t in range(tries):
                 for g in range(groups_of):
                     at, before = (t * groups_of + g) * LANES, (max(t - 1, 0) * groups_of + g) * LANES
@@ -357,9 +351,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
             for lane in range(LANES):
                 inverse[lane] = one / scale[lane]
             codes(magnitude, inverse[:LANES], last)
-            place_again(
-                points, places, chunks, counts, near, coordinates, rows_x, rows_w, alive, own, last, scale, chosen, refit
-            )
+            place_again(lattice, rows_x, rows_w, alive, own, last, scale, chosen, refit)
             for g in range(groups_of):
                 for lane in range(LANES):
                     _put_point(points, chosen[g * LANES + lane], group, q, g * group, lane)
@@ -409,3 +401,20 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                 measure(x[at : at + STEP * LANES], y[at : at + STEP * LANES], sums)
 
     return run
+
+
+@inline
+def put_signs(sign: Vector, level: Vector, lane: Scalar, out: Vector, at: Scalar) -> None:
+    """Four bytes for the block in `lane`: seven signs each of its four groups of 8, and its scale in the highest bits."""
+    word = np.uint32(level[lane]) << np.uint32(28)
+    for g in range(4):
+        word = np.uint32(word | np.uint32(np.uint32(sign[g * LANES + lane] & np.uint8(127)) << np.uint32(7 * g)))
+    put16(out, at, np.uint16(word & np.uint32(0xFFFF)))
+    put16(out, at + 2, np.uint16(word >> np.uint32(16)))
+
+
+@inline
+def put_levels(level: Vector, first: Scalar, count: Scalar, out: Vector, at: Scalar) -> None:
+    """The scales of `count` blocks from lane `first` on, two to a byte, the earlier one low."""
+    for k in range(count // 2):
+        out[at + k] = np.uint8(level[first + 2 * k] | np.uint8(level[first + 2 * k + 1] << np.uint8(4)))

@@ -23,6 +23,7 @@ from qconvd_ggml.measure import measure
 from qconvd_ggml.symmetric import LEAST, largest, level, search
 from qconvd_ggml.tile import (
     LANES,
+    Importance,
     Scalar,
     Vector,
     f16_bits,
@@ -31,8 +32,8 @@ from qconvd_ggml.tile import (
     kernel,
     load,
     load_importance,
-    load_rows,
     nearest_int,
+    no_importance,
     put16,
     shared,
     weighted_kernel,
@@ -148,7 +149,7 @@ def _searched_scales(scale: Vector, total: Vector, chosen: Vector, unit: Vector)
 
 @inline
 def _run(
-    weighted: Scalar, kind: Scalar, narrow: Vector, wide: Vector, importance: Vector, columns: Scalar, first: Scalar,
+    weighted: Scalar, kind: Scalar, narrow: Vector, wide: Vector, importance: Importance,
     out: Vector, groups: Scalar, sums: Vector,
 ) -> None:  # fmt: skip
     x, y, w = np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32)
@@ -159,9 +160,8 @@ def _run(
     for start in range(0, groups, LANES):
         load(kind, narrow, wide, start, SUB, y, x)
         if weighted:
-            load_importance(importance, columns, first + start, SUB, y, w)
-            load_rows(kind, narrow, wide, start, SUB, y)
-            super_block_squares(y, SUB, SUB, mean)
+            load_importance(importance, start, SUB, y, w)
+            super_block_squares(x, SUB, SUB, mean)
             for lane in range(LANES):
                 mean[lane] = np.float32(2) * mean[lane] / np.float32(SUB * SUB)
             weigh(x, mean, SUB, w)
@@ -193,13 +193,12 @@ def _run(
 @kernel
 def q3_k(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """Q3_K: 110 bytes for 256 weights; a group is a sub-block of 16."""
-    _run(False, kind, narrow, wide, wide, 1, 0, out, groups, sums)
+    _run(False, kind, narrow, wide, no_importance(wide), out, groups, sums)
 
 
 @weighted_kernel
 def q3_k_weighted(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector
+) -> None:
     """Q3_K with an importance matrix."""
-    _run(True, kind, narrow, wide, importance, columns, first, out, groups, sums)
+    _run(True, kind, narrow, wide, importance, out, groups, sums)

@@ -22,6 +22,7 @@ from qconvd_ggml.measure import measure
 from qconvd_ggml.symmetric import LEAST, level, search
 from qconvd_ggml.tile import (
     LANES,
+    Importance,
     Scalar,
     Vector,
     f16_bits,
@@ -31,6 +32,7 @@ from qconvd_ggml.tile import (
     load,
     load_importance,
     nearest_int,
+    no_importance,
     put16,
     weighted_kernel,
     whole,
@@ -72,7 +74,7 @@ def _scales(scale: Vector, first: Scalar, out: Vector, at: Scalar, d: Vector) ->
 
 @inline
 def _run(
-    weighted: Scalar, kind: Scalar, narrow: Vector, wide: Vector, importance: Vector, columns: Scalar, start_group: Scalar,
+    weighted: Scalar, kind: Scalar, narrow: Vector, wide: Vector, importance: Importance,
     out: Vector, groups: Scalar, sums: Vector,
 ) -> None:  # fmt: skip
     x, y, w = np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32)
@@ -83,7 +85,7 @@ def _run(
     for first in range(0, groups, LANES):
         load(kind, narrow, wide, first, SUB, y, x)
         if weighted:
-            load_importance(importance, columns, start_group + first, SUB, y, w)
+            load_importance(importance, first, SUB, y, w)
         else:
             for i in range(SUB * LANES):
                 w[i] = x[i] * x[i]
@@ -111,13 +113,12 @@ def _run(
 @kernel
 def q6_k(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """Q6_K: 210 bytes for 256 weights; a group is a sub-block of 16."""
-    _run(False, kind, narrow, wide, wide, 1, 0, out, groups, sums)
+    _run(False, kind, narrow, wide, no_importance(wide), out, groups, sums)
 
 
 @weighted_kernel
 def q6_k_weighted(
-    kind: int, narrow: Vector, wide: Vector, importance: Vector, squares: Vector, columns: int, first: int,  # noqa: ARG001
-    out: Vector, groups: int, sums: Vector,
-) -> None:  # fmt: skip
+    kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector
+) -> None:
     """Q6_K with an importance matrix."""
-    _run(True, kind, narrow, wide, importance, columns, first, out, groups, sums)
+    _run(True, kind, narrow, wide, importance, out, groups, sums)

@@ -1,4 +1,6 @@
-"""Scales of sub-blocks as whole numbers of one scale of the super-block: ggml's make_qp_quants (ggml-quants.c).
+"""The search for a scale of levels 0 … top: ggml's make_qp_quants (ggml-quants.c).
+
+The K types find the scales of sub-blocks with it, as whole numbers of one scale of the super-block; IQ2_XXS begins with it.
 
 For numbers that are not negative, each with a weight of its own:
 

@@ -7,23 +7,22 @@ reader gets the digits by multiplying by 3 and taking what overflows. There is n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from qconvd_ggml.measure import STEP, measure
-from qconvd_ggml.tile import LANES, Scalar, Vector, f16_bits, f16_value, fold, inline, kernel, load, put16
+from qconvd_ggml.symmetric import largest
+from qconvd_ggml.tile import LANES, Scalar, Vector, f16_bits, f16_value, inline, kernel, load, put16
 
 SUB = 32
 PER = 8
 """Weights of a lane, and lanes of a block."""
+SIZE_1, SIZE_2 = 54, 66
 
 
-@inline
-def _largest_step(j: Scalar, lane: Scalar, x: Vector, most: Scalar, fixed: Scalar) -> Scalar:  # noqa: ARG001
-    a = abs(x[j * LANES + lane])
-    return a if a > most else most
-
-
-_largest = fold(_largest_step, SUB)
+_largest = largest(SUB)
 
 
 @inline
@@ -31,14 +30,14 @@ def _round(x: Vector, q: Vector, y: Vector, half: Vector) -> None:
     """Fills, for a tile, q + 1 of each weight, what a reader sees, and each block's scale in 16 bits."""
     most, inverse, d = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for lane in range(LANES):
-        most[lane] = _largest(0, lane, x, np.float32(0), 0)
+        most[lane], _ = _largest(x, lane)
     for first in range(0, LANES, PER):
-        largest = np.float32(0)
+        top = np.float32(0)
         for lane in range(first, first + PER):
-            largest = max(largest, most[lane])
-        half[first // PER] = f16_bits(largest)
+            top = max(top, most[lane])
+        half[first // PER] = f16_bits(top)
         for lane in range(first, first + PER):
-            inverse[lane] = np.float32(1) / largest if largest != np.float32(0) else np.float32(0)
+            inverse[lane] = np.float32(1) / top if top != np.float32(0) else np.float32(0)
             d[lane] = f16_value(half[first // PER])
     for j in range(SUB):
         for lane in range(LANES):
@@ -57,47 +56,62 @@ def _five(a: Scalar, b: Scalar, c: Scalar, d: Scalar, e: Scalar) -> Scalar:
     return np.uint8((n * 256 + 242) // 243)
 
 
+@inline
+def _pack_1(q: Vector, half: Vector, tile: Vector) -> None:
+    for block in range(LANES // PER):
+        at, lane = block * SIZE_1, block * PER
+        for j in range(32):
+            k = j * LANES + lane
+            tile[at + j] = _five(q[k], q[k + 1], q[k + 2], q[k + 3], q[k + 4])
+        for j in range(16):
+            k, later = j * LANES + lane, (j + 16) * LANES + lane
+            tile[at + 32 + j] = _five(q[k + 5], q[later + 5], q[k + 6], q[later + 6], q[k + 7])
+        for j in range(4):
+            k = (16 + j) * LANES + lane + 7
+            tile[at + 48 + j] = _five(q[k], q[k + 4 * LANES], q[k + 8 * LANES], q[k + 12 * LANES], np.uint8(0))
+        put16(tile, at + 52, half[block])
+
+
+@inline
+def _pack_2(q: Vector, half: Vector, tile: Vector) -> None:
+    for block in range(LANES // PER):
+        for part in range(2):
+            for j in range(32):
+                k = j * LANES + block * PER + 4 * part
+                low = q[k] | np.uint8(q[k + 1] << np.uint8(2))
+                high = np.uint8(q[k + 2] << np.uint8(4)) | np.uint8(q[k + 3] << np.uint8(6))
+                tile[block * SIZE_2 + 32 * part + j] = np.uint8(low | high)
+        put16(tile, block * SIZE_2 + 64, half[block])
+
+
+def _blocks(size: int, pack: Any) -> Callable[..., None]:
+    """The whole kernel of one type, for the entry points below to call."""
+
+    @inline
+    def run(kind: Scalar, narrow: Vector, wide: Vector, out: Vector, groups: Scalar, sums: Vector) -> None:
+        x, y, q = np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.uint8)
+        half = np.empty(LANES // PER, np.uint16)
+        for first in range(0, groups, LANES):
+            load(kind, narrow, wide, first, SUB, y, x)
+            _round(x, q, y, half)
+            for start in range(0, SUB * LANES, STEP * LANES):
+                measure(x[start : start + STEP * LANES], y[start : start + STEP * LANES], sums)
+            pack(q, half, out[first // PER * size : (first + LANES) // PER * size])
+
+    return run
+
+
+_tq1_0 = _blocks(SIZE_1, _pack_1)
+_tq2_0 = _blocks(SIZE_2, _pack_2)
+
+
 @kernel
 def tq1_0(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """TQ1_0: 54 bytes for 256 weights; a group is 32 of them."""
-    x, y, q = np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.uint8)
-    half = np.empty(LANES // PER, np.uint16)
-    for first in range(0, groups, LANES):
-        load(kind, narrow, wide, first, SUB, y, x)
-        _round(x, q, y, half)
-        for start in range(0, SUB * LANES, STEP * LANES):
-            measure(x[start : start + STEP * LANES], y[start : start + STEP * LANES], sums)
-        tile = out[first // PER * 54 : (first + LANES) // PER * 54]
-        for block in range(LANES // PER):
-            at, lane = block * 54, block * PER
-            for j in range(32):
-                k = j * LANES + lane
-                tile[at + j] = _five(q[k], q[k + 1], q[k + 2], q[k + 3], q[k + 4])
-            for j in range(16):
-                k, later = j * LANES + lane, (j + 16) * LANES + lane
-                tile[at + 32 + j] = _five(q[k + 5], q[later + 5], q[k + 6], q[later + 6], q[k + 7])
-            for j in range(4):
-                k = (16 + j) * LANES + lane + 7
-                tile[at + 48 + j] = _five(q[k], q[k + 4 * LANES], q[k + 8 * LANES], q[k + 12 * LANES], np.uint8(0))
-            put16(tile, at + 52, half[block])
+    _tq1_0(kind, narrow, wide, out, groups, sums)
 
 
 @kernel
 def tq2_0(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """TQ2_0: 66 bytes for 256 weights; a group is 32 of them."""
-    x, y, q = np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.uint8)
-    half = np.empty(LANES // PER, np.uint16)
-    for first in range(0, groups, LANES):
-        load(kind, narrow, wide, first, SUB, y, x)
-        _round(x, q, y, half)
-        for start in range(0, SUB * LANES, STEP * LANES):
-            measure(x[start : start + STEP * LANES], y[start : start + STEP * LANES], sums)
-        tile = out[first // PER * 66 : (first + LANES) // PER * 66]
-        for block in range(LANES // PER):
-            for part in range(2):
-                for j in range(32):
-                    k = j * LANES + block * PER + 4 * part
-                    low = q[k] | np.uint8(q[k + 1] << np.uint8(2))
-                    high = np.uint8(q[k + 2] << np.uint8(4)) | np.uint8(q[k + 3] << np.uint8(6))
-                    tile[block * 66 + 32 * part + j] = np.uint8(low | high)
-            put16(tile, block * 66 + 64, half[block])
+    _tq2_0(kind, narrow, wide, out, groups, sums)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cache as memo
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import numba
 import numpy as np
 from numba import types
 
 from qconvd_ggml import cache
+from qconvd_ggml.lattice import Lattice
 
 LANES = 64
 BF16, F16, F32 = 0, 1, 2
@@ -40,19 +41,37 @@ SIGNATURE = types.void(_i64, _halves, _singles, _bytes, _i64, _sums)
 
 A read-only parameter takes writable arrays too, so this one signature serves every caller and is compiled once.
 """
-WEIGHTED_SIGNATURE = types.void(_i64, _halves, _singles, _singles, _singles, _i64, _i64, _bytes, _i64, _sums)
-"""(source kind, source if 16 bits wide, source if F32, importance, squares, columns, first, bytes to fill, groups, sums).
 
-`importance` is one float32 per column of the rows. Group `g` of a call is group `first + g` of the rows, so it begins at
-column `(first + g) * width % columns` of row `(first + g) * width // columns`. `squares` holds the sum of the squares of each
-row for kernels that ask for it (`kernels.Entry.squares`), otherwise nothing. The last tile of the rows is filled up with
-zeros; `squares` reaches as far as it does.
-"""
-LATTICE_SIGNATURE = types.void(
-    *WEIGHTED_SIGNATURE.args,
-    *(types.Array(kind, 1, "C") for kind in (types.int8, types.int32, types.int32, types.int32, types.uint16, types.int8)),
+
+class Importance(NamedTuple):
+    """How much errors count, and which groups of the rows a call is about."""
+
+    values: Vector
+    """One float32 per column of the rows; empty where there is no importance matrix."""
+    squares: Vector
+    """The sum of the squares of each row for kernels that ask for it (`kernels.Entry.squares`), otherwise nothing.
+
+    The last tile of the rows is filled up with zeros; this reaches as far as it does.
+    """
+    columns: Scalar
+    first: Scalar
+    """Group `g` of a call is group `first + g` of the rows: it begins at column `(first + g) * width % columns` of row
+    `(first + g) * width // columns`."""
+
+
+_tuple: Any = types.NamedTuple
+_importance = _tuple((_singles, _singles, _i64, _i64), Importance)
+_lattice = _tuple(
+    [types.Array(kind, 1, "C") for kind in (types.int8, types.int32, types.int32, types.int32, types.uint16, types.int8)],
+    Lattice,
 )
-"""The same, and the arrays of a lattice.Lattice. `importance` is empty where there is none."""
+WEIGHTED_SIGNATURE = types.void(_i64, _halves, _singles, _importance, _bytes, _i64, _sums)
+"""(source kind, source if 16 bits wide, source if F32, importance, bytes to fill, number of groups, sums for the report).
+
+The arrays of a tuple must be as read-only as they are said to be: numba turns no writable array into a read-only one there.
+"""
+LATTICE_SIGNATURE = types.void(_i64, _halves, _singles, _importance, _bytes, _i64, _sums, _lattice)
+"""The same, and the lattice. The importance is empty where there is none."""
 SQUARES_SIGNATURE = types.void(_i64, _halves, _singles, _i64, types.Array(types.float32, 1, "C"))
 """(source kind, source if 16 bits wide, source if F32, columns, one sum per row to fill)."""
 
@@ -253,9 +272,26 @@ _deal = deal(8)
 
 
 @inline
+def widen(kind: Scalar, narrow: Vector, wide: Vector, start: Scalar, count: Scalar, out: Vector) -> None:
+    """Fill `out` with `count` weights of the source from `start` on, as float32."""
+    # Slices, so that the indices below are seen to be positive: a sign check per element would keep SIMD away.
+    if kind == BF16:
+        halves = narrow[start : start + count]
+        for i in range(count):
+            out[i] = bf16_value(halves[i])
+    elif kind == F16:
+        halves = narrow[start : start + count]
+        for i in range(count):
+            out[i] = f16_value(halves[i])
+    else:
+        singles = wide[start : start + count]
+        for i in range(count):
+            out[i] = singles[i]
+
+
+@inline
 def load(kind: Scalar, narrow: Vector, wide: Vector, first: Scalar, width: Scalar, scratch: Vector, x: Vector) -> None:
     """Fill a tile with `width` weights each of the LANES groups from `first` on; `scratch` is room for as many."""
-    # Slices, so that indices are seen to be positive: a sign check per element would keep SIMD away.
     start, stop = first * width, (first + LANES) * width
     if kind == F32:
         _deal(wide[start:stop], scratch)
@@ -265,38 +301,22 @@ def load(kind: Scalar, narrow: Vector, wide: Vector, first: Scalar, width: Scala
         once, twice = halves[: LANES * width], halves[LANES * width : 2 * LANES * width]
         _deal(narrow[start:stop], once)
         _deal(once, twice)
-        widen(kind, twice, x)
+        widen(kind, twice, wide, 0, LANES * width, x)
 
 
 @inline
-def load_rows(kind: Scalar, narrow: Vector, wide: Vector, first: Scalar, width: Scalar, rows: Vector) -> None:
-    """The same weights one group after the other."""
-    start, stop = first * width, (first + LANES) * width
-    if kind == F32:
-        singles = wide[start:stop]
-        for i in range(LANES * width):
-            rows[i] = singles[i]
-    else:
-        widen(kind, narrow[start:stop], rows)
-
-
-@inline
-def widen(kind: Scalar, halves: Vector, x: Vector) -> None:
-    """Bits of BF16 or F16 to float32."""
-    if kind == BF16:
-        for i in range(x.size):
-            x[i] = bf16_value(halves[i])
-    else:
-        for i in range(x.size):
-            x[i] = f16_value(halves[i])
+def no_importance(wide: Vector) -> Importance:
+    """What kernels that do with and without an importance matrix are given when there is none; `wide` is any float32 array."""
+    return Importance(wide[:0], wide[:0], 1, 0)
 
 
 @shared
-def load_importance(importance: Vector, columns: Scalar, first: Scalar, width: Scalar, scratch: Vector, w: Vector) -> None:
-    """Fill a tile with what `width` weights each of the LANES groups from `first` on count; see WEIGHTED_SIGNATURE."""
+def load_importance(importance: Importance, start: Scalar, width: Scalar, scratch: Vector, w: Vector) -> None:
+    """Fill a tile with what `width` weights each of the LANES groups from the call's group `start` on count."""
+    values, columns = importance.values, importance.columns
     for lane in range(LANES):
-        column = (first + lane) * width % columns
-        part = importance[column : column + width]
+        column = (importance.first + start + lane) * width % columns
+        part = values[column : column + width]
         for j in range(width):
             w[lane * width + j] = part[j]
     _deal(w, scratch)

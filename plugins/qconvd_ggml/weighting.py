@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qconvd_ggml.tile import BF16, F16, LANES, Scalar, Vector, bf16_value, f16_value, inline, shared, squares_kernel
+from qconvd_ggml.tile import LANES, Importance, Scalar, Vector, inline, load_importance, shared, squares_kernel, widen
 
 _AT_ONCE = 8
 """Rows whose sums run side by side: each is a chain of additions that wait for one another."""
@@ -45,27 +45,17 @@ def squares(kind: int, narrow: Vector, wide: Vector, columns: int, sums: Vector)
 
 @inline
 def _square(kind: Scalar, narrow: Vector, wide: Vector, at: Scalar, length: Scalar, out: Vector) -> None:
-    if kind == BF16:
-        halves = narrow[at : at + length]
-        for i in range(length):
-            v = bf16_value(halves[i])
-            out[i] = v * v
-    elif kind == F16:
-        halves = narrow[at : at + length]
-        for i in range(length):
-            v = f16_value(halves[i])
-            out[i] = v * v
-    else:
-        singles = wide[at : at + length]
-        for i in range(length):
-            out[i] = singles[i] * singles[i]
+    widen(kind, narrow, wide, at, length, out)
+    for i in range(length):
+        out[i] *= out[i]
 
 
 @shared
-def row_mean_squares(squares: Vector, columns: Scalar, first: Scalar, width: Scalar, mean: Vector) -> None:
-    """Fill, per lane, the mean square of the row that group `first + lane` lies in."""
+def row_mean_squares(importance: Importance, start: Scalar, width: Scalar, mean: Vector) -> None:
+    """Fill, per lane, the mean square of the row that the call's group `start + lane` lies in."""
+    squares, columns = importance.squares, importance.columns
     for lane in range(LANES):
-        mean[lane] = squares[(first + lane) * width // columns] / np.float32(columns)
+        mean[lane] = squares[(importance.first + start + lane) * width // columns] / np.float32(columns)
 
 
 @shared
@@ -77,18 +67,39 @@ def weigh(x: Vector, mean_square: Vector, width: Scalar, w: Vector) -> None:
             w[j * LANES + lane] *= np.sqrt(mean_square[lane] + v * v)
 
 
+@inline
+def weigh_by_super_block(
+    x: Vector, scratch: Vector, importance: Importance, start: Scalar, groups: Scalar, width: Scalar, factor: Scalar,
+    mean: Vector, w: Vector,
+) -> None:  # fmt: skip
+    """Fill tile `w` with what errors count in super-blocks of `groups` lanes: x² if there is no importance matrix.
+
+    `factor` is what the sum of a super-block's squares is multiplied with, `scratch` is room for a tile, and `mean` for one
+    number per lane. Not for the K types: there ggml multiplies and divides, which overflows sooner.
+    """
+    if importance.values.size == 0:
+        for i in range(width * LANES):
+            w[i] = x[i] * x[i]
+        return
+    super_block_squares(x, groups, width, mean)
+    for lane in range(LANES):
+        mean[lane] *= factor
+    load_importance(importance, start, width, scratch, w)
+    weigh(x, mean, width, w)
+
+
 @shared
-def super_block_squares(rows: Vector, groups: Scalar, width: Scalar, sums: Vector) -> None:
-    """Fill, per lane, the sum of the squares of its super-block of `groups` lanes; `rows` is as `load` leaves it."""
-    size = groups * width
+def super_block_squares(x: Vector, groups: Scalar, width: Scalar, sums: Vector) -> None:
+    """Fill, per lane, the sum of the squares of its super-block of `groups` lanes, in the order of its weights."""
     blocks = LANES // groups
     for lane in range(LANES):
         sums[lane] = np.float32(0)
     # The sums of the tile's super-blocks run side by side in the first lanes.
-    for i in range(size):
-        for block in range(blocks):
-            v = rows[block * size + i]
-            sums[block] += v * v
+    for k in range(groups):
+        for j in range(width):
+            for block in range(blocks):
+                v = x[j * LANES + block * groups + k]
+                sums[block] += v * v
     for block in range(blocks - 1, -1, -1):
         total = sums[block]
         for k in range(groups):

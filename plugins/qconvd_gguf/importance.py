@@ -13,6 +13,7 @@ from pathlib import Path
 from qconvd.api import BLOCKS, Imatrix, StatisticsFile, StatRequest, Unit, Unsupported, open_statistics
 from qconvd_gguf.families.base import Metadata
 from qconvd_gguf.file_types import WEIGHTED
+from qconvd_gguf.mapping import listed
 from qconvd_gguf.mixes.choice import needs_imatrix
 from qconvd_gguf.mixes.roles import EMBEDDINGS, OUTPUT
 from qconvd_gguf.options import GgufOptions
@@ -114,18 +115,14 @@ def _notes(file: Imatrix, without: tuple[str, ...], unused: Mapping[str, int], u
     if lacking := [name for name in without if name not in (*EMBEDDINGS, OUTPUT)]:
         notes.append(
             f"{len(lacking)} of {using} tensors are quantized without importance, as {file.path.name} holds nothing for them: "
-            f"{_list(lacking)}"
+            f"{listed(lacking, SHOWN)}"
         )
     if unused:
         notes.append(
             f"{sum(unused.values())} experts in {len(unused)} tensors saw no token while {file.path.name} was made; "
-            f"all their columns count alike: {_list(list(unused))}"
+            f"all their columns count alike: {listed(list(unused), SHOWN)}"
         )
     return notes
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _short(text: str) -> str:

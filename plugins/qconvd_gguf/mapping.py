@@ -193,7 +193,7 @@ class _Sources:
             yield Mapped(tensor.name.replace("{i}", str(layer)), self._expr(sources, tensor), layer, self._rows(tensor))
         if missing and self._required(tensor):
             fix = "it must be there because config.json says tie_word_embeddings: false" if tensor.untied else ""
-            raise Unsupported(f"the model lacks {_list(missing)}", where=str(self.model.path), fix=fix)
+            raise Unsupported(f"the model lacks {listed(missing, SHOWN)}", where=str(self.model.path), fix=fix)
 
     def rest(self, tied: bool) -> tuple[LeftOut, ...]:
         """What nobody took: the family says why it is not needed, or it is an error."""
@@ -212,7 +212,7 @@ class _Sources:
             else:
                 unknown.append(name)
         if unknown:
-            what = f"{self.model.architecture} has no tensor {_list(unknown)}"
+            what = f"{self.model.architecture} has no tensor {listed(unknown, SHOWN)}"
             raise Unsupported(
                 what, where=str(self.model.path), fix="the checkpoint is of another architecture than config.json says"
             )
@@ -271,6 +271,7 @@ class _Sources:
         return expr if info.dtype in ("F32", "F16", "BF16") else Cast(expr, "F32")
 
 
-def _list(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def listed(names: Sequence[str], shown: int) -> str:
+    """The first `shown` names, and how many there are besides."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -9,7 +9,7 @@ from qconvd.api import ModelInfo, OutputTensor, RowSplit, Unit, row_bytes, rows_
 from qconvd_gguf import gpu, requantize
 from qconvd_gguf.file_types import PLAIN
 from qconvd_gguf.importance import Importance, weigh
-from qconvd_gguf.mapping import Mapped
+from qconvd_gguf.mapping import Mapped, listed
 from qconvd_gguf.mixes import Choice, Tensor, Traits, Wish, check_imatrix, choose, convert, file_order
 from qconvd_gguf.mixes.roles import OUTPUT, always_f32
 from qconvd_gguf.options import GgufOptions
@@ -91,7 +91,6 @@ def _fallbacks(wanted: str, choices: dict[str, Choice]) -> Sequence[str]:
     notes = []
     for dtype in sorted({c.dtype for c in choices.values() if c.fallback}):
         names = [n for n, c in choices.items() if c.fallback and c.dtype == dtype]
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         why = f"{dtype} because {choices[names[0]].reason}"
-        notes.append(f"{len(names)} of {len(choices)} tensors of the {wanted} file are {why}: {shown}")
+        notes.append(f"{len(names)} of {len(choices)} tensors of the {wanted} file are {why}: {listed(names, 3)}")
     return notes

@@ -70,16 +70,12 @@ def _check_shared(
         else:
             theirs = path not in before and os.path.lexists(folder / path)
         if theirs:
-            raise QconvdError(
-                "is there already and belongs to something else; it is left as it is",
-                where=str(folder / path),
-                fix="move it away, or give the target another name",
-            )
+            raise _theirs(folder / path, "belongs to something else")
 
 
-def _theirs(folder: Path) -> QconvdError:
+def _theirs(place: Path, why: str = "was not made by qconvd") -> QconvdError:
     return QconvdError(
-        "is there already and was not made by qconvd; it is left as it is",
-        where=str(folder),
+        f"is there already and {why}; it is left as it is",
+        where=str(place),
         fix="move it away, or give the target another name",
     )

@@ -7,7 +7,7 @@ and handed to the worker that converts. Sizes are exact bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -144,7 +144,7 @@ class FileSpec:
 
 @dataclass(frozen=True, slots=True)
 class SideFile:
-    """A file that is no weights: copied from the model (`source`), or written as `text`."""
+    """A file that is no weights: copied from the model (`source`), or written as `text`. `path` may hold `{stem}`."""
 
     path: str
     nbytes: int
@@ -212,6 +212,14 @@ class Plan:
     @property
     def tensors(self) -> Sequence[OutputTensor]:
         return [t for u in self.units for t in u.outputs]
+
+    def named(self, stem: str) -> Plan:
+        """The plan with `{stem}` filled in."""
+        return replace(
+            self,
+            files=tuple(replace(f, path=f.path.replace("{stem}", stem)) for f in self.files),
+            side_files=tuple(replace(f, path=f.path.replace("{stem}", stem)) for f in self.side_files),
+        )
 
 
 class UnitReport(NamedTuple):

@@ -80,10 +80,7 @@ NOMIC = Family(
     limits=(
         Limit("activation_function", ("swiglu",), "llama.cpp's nomic-bert has SwiGLU"),
         Limit("hidden_act", ("silu",), "llama.cpp's nomic-bert has SwiGLU"),
-        *(
-            Limit(key, (False,), "llama.cpp's nomic-bert has no biases")
-            for key in ("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias")
-        ),
+        *(Limit(key, (False,), "llama.cpp's nomic-bert has no biases") for key in BIASES),
         Limit("prenorm", (False,), "llama.cpp's nomic-bert norms what comes out of a layer"),
         Limit("rotary_emb_fraction", (1, 1.0), "llama.cpp's nomic-bert rotates whole heads"),
         Limit("rotary_emb_interleaved", (False,), "llama.cpp's nomic-bert rotates halves of heads"),

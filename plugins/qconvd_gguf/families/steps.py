@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qconvd.api import Affine, Concat, Expr, Permute, Reshape, Slice, Transpose
-from qconvd_gguf.families.base import Numbers, product
+from qconvd_gguf.families.base import Numbers, Step, product
 
 
 @dataclass(frozen=True)
-class RopePairs:
+class RopePairs(Step):
     """Rows of a query or key projection so that the two halves of each head's rotation lie side by side.
 
     transformers rotates element j with j + d/2 of a head, llama.cpp (for the families that ask for this) 2j with 2j + 1:
@@ -31,7 +31,7 @@ class RopePairs:
 
 
 @dataclass(frozen=True)
-class Transposed:
+class Transposed(Step):
     """`[in, out]` to `[out, in]`: GPT-2 stores its linears the other way round."""
 
     def apply(self, x: Expr, numbers: Numbers) -> Expr:  # noqa: ARG002
@@ -43,18 +43,15 @@ class Transposed:
 
 
 @dataclass(frozen=True)
-class PlusOne:
+class PlusOne(Step):
     """Norm weights that the checkpoint stores minus one."""
 
     def apply(self, x: Expr, numbers: Numbers) -> Expr:  # noqa: ARG002
         return Affine(x, offset=1.0)
 
-    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
-        return 1
-
 
 @dataclass(frozen=True)
-class Part:
+class Part(Step):
     """`start:stop` along an axis: one of several linears that the checkpoint keeps in one tensor."""
 
     start: str
@@ -64,12 +61,9 @@ class Part:
     def apply(self, x: Expr, numbers: Numbers) -> Expr:
         return Slice(x, self.axis, product(self.start, numbers), product(self.stop, numbers))
 
-    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
-        return 1
-
 
 @dataclass(frozen=True)
-class RowsFrom:
+class RowsFrom(Step):
     """Without the first rows: the places that a position table keeps for padding."""
 
     start: str
@@ -78,12 +72,9 @@ class RowsFrom:
         start = product(self.start, numbers)
         return Slice(x, 0, start, x.shape[0]) if start else x
 
-    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
-        return 1
-
 
 @dataclass(frozen=True)
-class Ungrouped:
+class Ungrouped(Step):
     """Rows of a fused query, key and value projection that lie group by group: all queries first, then keys, then values.
 
     Each of the `groups` (one head, or the query heads that share a key head) holds rows for `queries` heads of query, one
@@ -107,7 +98,7 @@ class Ungrouped:
 
 
 @dataclass(frozen=True)
-class PerHead:
+class PerHead(Step):
     """Rows as `[heads, rows of a head]`, so that a part of every head (or expert) can be taken."""
 
     heads: str
@@ -116,12 +107,9 @@ class PerHead:
         heads = product(self.heads, numbers)
         return Reshape(x, (heads, x.shape[0] // heads, *x.shape[1:]))
 
-    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
-        return 1
-
 
 @dataclass(frozen=True)
-class Times:
+class Times(Step):
     """Multiplied by a number of the family; as it is where that is one."""
 
     factor: str
@@ -129,6 +117,3 @@ class Times:
     def apply(self, x: Expr, numbers: Numbers) -> Expr:
         factor = float(product(self.factor, numbers))
         return x if factor == 1 else Affine(x, scale=factor)
-
-    def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
-        return 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 from qconvd.api import BadCheckpoint, Unsupported
 from qconvd_gguf.families.base import Metadata
-from qconvd_gguf.tokenizer.files import CONTROL, NORMAL, USER_DEFINED, TokenizerFiles, filled, fitting_vocab, looks_special
+from qconvd_gguf.tokenizer.files import NORMAL, TokenizerFiles, filled, fitting_vocab
 from qconvd_gguf.tokenizer.pretokenizers import CHECK_TEXT, KNOWN
 
 
@@ -68,11 +69,8 @@ def _tokens(files: TokenizerFiles, vocab_size: int) -> tuple[list[str], list[int
     for text, number in vocab.items():
         tokens[number], types[number] = text, NORMAL
     for number, added in files.added.items():
-        text = added.text if added.normalized else _normalized(files, added.text)
-        if added.special or looks_special(text):
-            tokens[number], types[number] = text, CONTROL
-        else:
-            tokens[number], types[number] = text.replace("\u2581", " "), USER_DEFINED
+        seen = added if added.normalized else replace(added, text=_normalized(files, added.text))
+        tokens[number], types[number] = seen.entry
     return tokens, types
 
 

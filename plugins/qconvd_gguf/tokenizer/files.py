@@ -15,6 +15,10 @@ SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """llama.cpp's token types."""
+UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0
+"""llama.cpp's scores for ids that no token has, and for added tokens."""
+SPACE = "\u2581"
+"""What stands for a space in tokens."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,16 @@ class Added:
     text: str
     special: bool
     normalized: bool
+
+    @property
+    def control(self) -> bool:
+        """Whether it is a control token: said to be one, or spelled like one."""
+        return self.special or _looks_special(self.text)
+
+    @property
+    def entry(self) -> tuple[str, int]:
+        """Text and type in a vocabulary whose tokens are pieces of text: a space is one, but for control tokens."""
+        return (self.text, CONTROL) if self.control else (self.text.replace(SPACE, " "), USER_DEFINED)
 
 
 @dataclass
@@ -109,7 +123,7 @@ class TokenizerFiles:
         return text if isinstance(text, str) else None
 
 
-def looks_special(text: str) -> bool:
+def _looks_special(text: str) -> bool:
     """Whether a token is a control token although nobody says so: llama.cpp's converter knows these spellings."""
     brackets = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
     return text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or any(

@@ -13,21 +13,20 @@ from typing import Any
 from qconvd.api import Unsupported
 from qconvd_gguf.families.base import Metadata
 from qconvd_gguf.tokenizer.files import (
+    ADDED_SCORE,
     BYTE,
     CONTROL,
     NORMAL,
+    SPACE,
     UNKNOWN,
+    UNUSED_SCORE,
     USER_DEFINED,
     TokenizerFiles,
     filled,
     fitting_vocab,
-    looks_special,
 )
 from qconvd_gguf.tokenizer.sentencepiece_model import SentencePieceModel
 
-SPACE = "\u2581"
-UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0
-"""llama.cpp's scores for ids that no token has, and for added tokens."""
 HARMLESS = frozenset({"Sequence", "Prepend", "Replace"})
 """Normalizers that llama.cpp's handling of spaces does as well."""
 
@@ -44,9 +43,7 @@ def from_sentencepiece(files: TokenizerFiles, model: SentencePieceModel, vocab_s
     for number, added in files.added.items():
         same = number < len(model.pieces) and tokens[number] == added.text and types[number] in (CONTROL, UNKNOWN)
         if number < vocab_size and not same:
-            control = added.special or looks_special(added.text)
-            tokens[number] = added.text if control else added.text.replace(SPACE, " ")
-            scores[number], types[number] = ADDED_SCORE, CONTROL if control else USER_DEFINED
+            (tokens[number], types[number]), scores[number] = added.entry, ADDED_SCORE
     notes = _too_many(max([len(model.pieces) - 1, *files.extra.values(), *files.added]), vocab_size)
     return _keys(tokens, scores, types, _prefix_said(files, model.space_prefix)), notes
 
@@ -67,9 +64,7 @@ def from_json(files: TokenizerFiles, vocab_size: int) -> tuple[Metadata, list[st
         tokens[number], types[number] = text, BYTE if re.fullmatch("<0x[0-9A-Fa-f]{2}>", text) else NORMAL
         scores[number] = -float(ranks.get(text, len(ranks) + number))
     for number, added in files.added.items():
-        control = added.special or looks_special(added.text)
-        tokens[number] = added.text if control else added.text.replace(SPACE, " ")
-        scores[number], types[number] = ADDED_SCORE, CONTROL if control else USER_DEFINED
+        (tokens[number], types[number]), scores[number] = added.entry, ADDED_SCORE
     unknown = vocab.get(model.get("unk_token") or "")
     if unknown is not None:
         types[unknown] = UNKNOWN

@@ -14,20 +14,20 @@ from typing import Any
 from qconvd.api import BadCheckpoint
 from qconvd_gguf.families.base import Metadata
 from qconvd_gguf.tokenizer.files import (
+    ADDED_SCORE,
     BYTE,
     CONTROL,
     NORMAL,
+    SPACE,
     UNKNOWN,
+    UNUSED_SCORE,
     USER_DEFINED,
     TokenizerFiles,
     filled,
     fitting_vocab,
-    looks_special,
 )
 from qconvd_gguf.tokenizer.sentencepiece_model import Piece, SentencePieceModel
 
-SPACE = "\u2581"
-UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0
 FAIRSEQ = [Piece("<s>", 0.0, CONTROL), Piece("<pad>", 0.0, CONTROL), Piece("</s>", 0.0, CONTROL), Piece("<unk>", 0.0, UNKNOWN)]
 """What XLM-RoBERTa has in place of the first three pieces of its SentencePiece model; `<mask>` is its last token."""
 
@@ -46,9 +46,7 @@ def from_sentencepiece(files: TokenizerFiles, model: SentencePieceModel, vocab_s
             tokens[number], scores[number], types[number] = text, ADDED_SCORE, USER_DEFINED
     for number, added in files.added.items():
         if len(pieces) <= number < vocab_size:
-            control = added.special or looks_special(added.text)
-            tokens[number], scores[number] = added.text if control else added.text.replace(SPACE, " "), ADDED_SCORE
-            types[number] = CONTROL if control else USER_DEFINED
+            (tokens[number], types[number]), scores[number] = added.entry, ADDED_SCORE
     keys = _keys(tokens, scores, types, model.space_prefix, model.merges_spaces, model.charsmap)
     return keys, _notes(types)
 
@@ -64,9 +62,7 @@ def from_json(files: TokenizerFiles, vocab_size: int) -> tuple[Metadata, list[st
         tokens[number], types[number] = text, BYTE if re.fullmatch("<0x[0-9A-Fa-f]{2}>", text) else NORMAL
         scores[number] = log_probabilities[number] if number < len(log_probabilities) else ADDED_SCORE
     for number, added in files.added.items():
-        control = added.special or looks_special(added.text)
-        tokens[number] = added.text if control else added.text.replace(SPACE, " ")
-        types[number] = CONTROL if control else USER_DEFINED
+        tokens[number], types[number] = added.entry
     unknown = model.get("unk_id")
     if isinstance(unknown, int) and unknown < vocab_size:
         types[unknown] = UNKNOWN

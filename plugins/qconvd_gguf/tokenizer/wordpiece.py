@@ -12,10 +12,10 @@ from typing import Any
 from qconvd.api import Unsupported
 from qconvd_gguf.families.base import Metadata
 from qconvd_gguf.tokenizer.byte_bpe import known_pre_tokenizer
-from qconvd_gguf.tokenizer.files import CONTROL, NORMAL, USER_DEFINED, TokenizerFiles, filled, fitting_vocab, looks_special
+from qconvd_gguf.tokenizer.files import CONTROL, NORMAL, SPACE, USER_DEFINED, TokenizerFiles, filled, fitting_vocab
 
 CASED = "the tokenizer tells upper from lower case: llama.cpp does so since it reads normalizer keys, older builds lower-case"
-SPACE, CONTINUED = "\u2581", "##"
+CONTINUED = "##"
 
 
 def from_json(files: TokenizerFiles, vocab_size: int, pre: str | None) -> tuple[Metadata, list[str]]:
@@ -27,8 +27,7 @@ def from_json(files: TokenizerFiles, vocab_size: int, pre: str | None) -> tuple[
     for text, number in fitting_vocab(files, vocab_size).items():
         tokens[number], types[number] = _phantom(text), NORMAL
     for number, added in files.added.items():
-        control = added.special or looks_special(added.text)
-        tokens[number], types[number] = (added.text, CONTROL) if control else (_phantom(added.text), USER_DEFINED)
+        tokens[number], types[number] = (added.text, CONTROL) if added.control else (_phantom(added.text), USER_DEFINED)
     # llama.cpp takes no notice of the pre-tokenizer here, so that an unknown one is no reason to refuse a model.
     name = pre or known_pre_tokenizer(files) or "default"
     keys: Metadata = [

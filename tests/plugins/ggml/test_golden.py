@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,17 +9,9 @@ from qconvd.api import QconvdError
 from qconvd_ggml.decode import decode, error_bound
 from qconvd_ggml.kernels import encode
 
+from .halves import single
+
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-
-
-@pytest.fixture(scope="module")
-def blocks(golden: Path) -> dict[str, np.ndarray]:
-    with np.load(golden / "ggml_blocks.npz") as file:
-        return {name: file[name] for name in ("weights_bf16", *TYPES)}
-
-
-def single(bf16: np.ndarray) -> np.ndarray:
-    return (bf16.astype(np.uint32) << 16).view(np.float32)
 
 
 @pytest.mark.parametrize("writable", [True, False])

@@ -20,6 +20,8 @@ from qconvd_ggml import kernels
 from qconvd_ggml.decode import decode, error_bound
 from qconvd_ggml.kernels import encode
 
+from .halves import single
+
 LATTICE = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M")
 TYPES = ("IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0", *LATTICE)
 PLAIN = tuple(t for t in TYPES if kernels._ENTRIES[t].plain is not None)
@@ -28,19 +30,9 @@ CASES = [*((t, False) for t in PLAIN), *((t, True) for t in WEIGHTED)]
 
 
 @pytest.fixture(scope="module")
-def blocks(golden: Path) -> dict[str, np.ndarray]:
-    with np.load(golden / "ggml_blocks.npz") as file:
-        return dict(file)
-
-
-@pytest.fixture(scope="module")
 def hostile(golden: Path) -> dict[str, np.ndarray]:
     with np.load(golden / "ggml_hostile_iq.npz") as file:
         return dict(file)
-
-
-def single(bf16: np.ndarray) -> np.ndarray:
-    return (bf16.astype(np.uint32) << 16).view(np.float32)
 
 
 def reference(dtype: str, data: np.ndarray) -> np.ndarray:

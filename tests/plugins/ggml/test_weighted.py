@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,17 +10,9 @@ from qconvd_ggml import kernels
 from qconvd_ggml.decode import decode, error_bound
 from qconvd_ggml.kernels import encode
 
+from .halves import single
+
 TYPES = tuple(dtype for dtype, entry in kernels._ENTRIES.items() if entry.weighted is not None)
-
-
-@pytest.fixture(scope="module")
-def blocks(golden: Path) -> dict[str, np.ndarray]:
-    with np.load(golden / "ggml_blocks.npz") as file:
-        return dict(file)
-
-
-def single(bf16: np.ndarray) -> np.ndarray:
-    return (bf16.astype(np.uint32) << 16).view(np.float32)
 
 
 @pytest.mark.parametrize("dtype", [*TYPES, "Q8_0"])
