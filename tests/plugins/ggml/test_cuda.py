@@ -74,12 +74,6 @@ def device() -> Iterator[Any]:
         yield SimpleNamespace(encode=encode.encode, staging=staging)
 
 
-@pytest.fixture(scope="module")
-def blocks(golden: Path) -> dict[str, np.ndarray]:
-    with np.load(golden / "ggml_blocks.npz") as file:
-        return dict(file)
-
-
 def tensor(x: np.ndarray, source_dtype: str = "F32") -> Any:
     return torch.from_numpy(x.copy()).view(BITS[source_dtype][0])
 
