@@ -49,7 +49,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "Installing qconvd and the test equipment (about 1.6 GB, once)"
+	@echo "Installing qconvd and the test equipment (about 2.3 GB, once)"
 	@$(PIP) install -c constraints.txt torch
 	@$(PIP) install -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.demo

@@ -23,7 +23,9 @@ class FormatOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where to convert; `cuda` waits for a GPU, never falls back."
+        "auto",
+        description="Where to convert: `auto` takes a GPU only if the kernels were measured on one like it; `cuda` waits "
+        "for a GPU, never falls back.",
     )
     name: str | None = Field(None, description="A name template for this target's artifact, e.g. `{model}-{variant}`.")
     non_finite: Literal["report", "refuse"] = Field(

@@ -215,13 +215,14 @@ class _Room:
 
     def _device(self, task: Task, targets: Mapping[str, Target]) -> tuple[Gpu | None] | str:
         """A GPU that is free and large enough, none for the CPU, or why neither."""
-        if task.device == "cpu" or (task.device == "auto" and not self._gpus):
+        gpus = [g for g in self._gpus.values() if task.device == "cuda" or _measured(g, task, targets)]
+        if task.device == "cpu" or (task.device == "auto" and not gpus):
             return (None,) if self._policy.cpu else "the configuration says `devices: {cpu: false}`, and this needs the CPU"
         who = _who(task, targets)
-        if not self._gpus:
+        if not gpus:
             return f"{who} asks for a GPU (device: cuda); none is visible: {self._snapshot.no_gpu}"
         need = task.need.get("gpu_memory", 0)
-        large = [g for g in self._gpus.values() if g.total - self._policy.cuda_reserve >= need]
+        large = [g for g in gpus if g.total - self._policy.cuda_reserve >= need]
         if not large:
             if task.device == "auto" and self._policy.cpu:
                 return (None,)
@@ -275,6 +276,11 @@ class _Room:
         if task.kind != "convert":
             return 0
         return max(0, task.need.get("disk", 0) - sum(self._disk.held.get(t, 0) for t in task.targets))
+
+
+def _measured(gpu: Gpu, task: Task, targets: Mapping[str, Target]) -> bool:
+    """Whether `device: auto` may choose this GPU: all that the task needs was measured on one like it."""
+    return all(id in targets and gpu.name in targets[id].plan.get("measured_on", ()) for id in task.targets)
 
 
 def _who(task: Task, targets: Mapping[str, Target]) -> str:

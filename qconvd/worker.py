@@ -259,6 +259,7 @@ def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo) -> TargetResu
         "loads_with": [dataclasses.asdict(x) for x in plan.loads_with],
         "variant": plan.name.variant,
         "devices": list(form.devices),
+        "measured_on": list(plan.measured_on),
         "version": form.version,
     })  # fmt: skip
 
@@ -311,6 +312,8 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
         "options": published(target.options),
         "source": {"name": model.name, "identity": spec.source.digest},
         "versions": {form.name: form.version},
+        # The bytes of a GPU need not be those of a CPU.
+        **({} if device.kind == "cpu" else {"device": device.kind}),
     }
     return ConvertTarget(target.id, plan, form.encoder(plan, device), target.work, about, target.manifest_name)
 

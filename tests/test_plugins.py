@@ -17,7 +17,10 @@ from installed import describe, python
 from qconvd.api import QconvdError, hookimpl
 from qconvd.plugins import BrokenPlugin, Plugins, container, plugins
 
-HEAVY = ("numpy", "torch", "transformers", "numba", "tokenizers", "gguf", "safetensors", "sentencepiece", "huggingface_hub")
+HEAVY = (
+    "numpy", "numba", "torch", "triton", "transformers", "tokenizers", "sentencepiece", "safetensors", "gguf",
+    "huggingface_hub",
+)  # fmt: skip
 WORKER = ("qconvd.worker", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.__main__")
 """What runs in a worker's process and may import anything. Of the engine, the control side uses only what is listed below."""
 CONTROL_OF_ENGINE = ("manifest", "plan", "expr", "operations", "durable", "commit", "working_memory")

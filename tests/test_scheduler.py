@@ -39,11 +39,11 @@ def running(id: int, kind: Any = "convert", *, on: str = "", memory: int = GIB, 
     return task(id, kind, memory=memory, disk=disk, state="running", placed=placed)
 
 
-def target(id: str, *recipes: str) -> Target:
+def target(id: str, *recipes: str, measured_on: tuple[str, ...] = ()) -> Target:
     return Target(
         id=id, source=1, format="f", options={}, spec_digest="", device="cuda", state="planned", reason="", error={},
-        failures=0, not_before=0, version="", label="f", plan={}, folder="", stem="", manifest_name="", artifact={},
-        created_at=0, changed_at=0, recipes=recipes,
+        failures=0, not_before=0, version="", label="f", plan={"measured_on": list(measured_on)}, folder="", stem="",
+        manifest_name="", artifact={}, created_at=0, changed_at=0, recipes=recipes,
     )  # fmt: skip
 
 
@@ -56,8 +56,10 @@ class Outlook:
     order: list[int]
 
 
-def look(*tasks: Task, machine: Snapshot = MACHINE, policy: Policy = POLICY, disk: Disk = PLENTY) -> Outlook:
-    targets = {id: target(id, "fast") for t in tasks for id in t.targets}
+def look(
+    *tasks: Task, machine: Snapshot = MACHINE, policy: Policy = POLICY, disk: Disk = PLENTY, measured_on: tuple[str, ...] = ()
+) -> Outlook:
+    targets = {id: target(id, "fast", measured_on=measured_on) for t in tasks for id in t.targets}
     starts, holds = choose(tasks, targets, machine, policy, disk, now=100.0)
     assert {s.task.id for s in starts} | {h.task.id for h in holds} == {t.id for t in tasks if t.state == "queued"}
     return Outlook({s.task.id: s for s in starts}, {h.task.id: h.reason for h in holds}, [s.task.id for s in starts])
@@ -131,11 +133,25 @@ def test_gpu_memory_decides_which_gpu_and_whether_any() -> None:
     }
 
 
-def test_auto_takes_a_gpu_if_one_is_there_and_large_enough() -> None:
-    assert look(task(1, device="auto")).starts[1].kind == "cpu"
-    machine = replace(MACHINE, gpus=(GPU_A,), no_gpu="")
-    assert look(task(1, device="auto"), machine=machine).starts[1].kind == "cuda"
-    assert look(task(1, device="auto", gpu=500 * GIB), machine=machine).starts[1].kind == "cpu"
+def test_auto_takes_a_gpu_if_one_is_there_that_its_kernels_were_measured_on_and_large_enough() -> None:
+    assert look(task(1, device="auto"), measured_on=("L4",)).starts[1].kind == "cpu"
+    machine = replace(MACHINE, gpus=(GPU_A, GPU_B), no_gpu="")
+    assert look(task(1, device="auto"), machine=machine, measured_on=("L4",)).starts[1].device == "GPU-a"
+    assert look(task(1, device="auto", gpu=100 * GIB), machine=machine, measured_on=("L4",)).starts[1].kind == "cpu"
+    for never in ((), ("A100",)):
+        assert look(task(1, device="auto"), machine=machine, measured_on=never).starts[1].kind == "cpu"
+        assert look(task(1, device="cuda"), machine=machine, measured_on=never).starts[1].device == "GPU-b"
+    busy = look(running(1, on="GPU-a"), task(2, device="auto"), machine=machine, measured_on=("L4",))
+    assert busy.holds == {2: "waits for a GPU; all are busy with other tasks"}
+
+
+def test_auto_takes_a_gpu_only_if_all_targets_of_the_task_were_measured_on_it() -> None:
+    machine = replace(MACHINE, gpus=(GPU_A, GPU_B), no_gpu="")
+    both = task(1, device="auto", targets=("a", "b"))
+    for first, second, expected in ((("L4", "H200"), ("L4",), "GPU-a"), (("L4",), ("H200",), "")):
+        targets = {"a": target("a", measured_on=first), "b": target("b", measured_on=second)}
+        (start,), _ = choose([both], targets, machine, POLICY, PLENTY, now=100.0)
+        assert start.device == expected
 
 
 def test_the_cpu_may_be_forbidden() -> None:

@@ -17,12 +17,15 @@ import pytest
 
 from qconvd import checkpoints
 from qconvd.engine.manifest import read_manifest
+from qconvd.engine.plan import Device
 from qconvd.errors import OutOfSpace, QconvdError, TakenAway
 from qconvd.executors.base import environment, events_in
 from qconvd.executors.local import LocalExecutor
 from qconvd.targets import resolve_list
 from qconvd.tasks import EXIT_BUSY, EXIT_CANCELLED, EXIT_ERROR, DeviceSpec, read_result, write_spec
-from qconvd.worker import Outdated, load_plan, run
+from qconvd.worker import Outdated, _convert_target, load_plan, run
+from qconvd_fp16.format import PlainCast
+from qconvd_ggml.cuda import measured_on
 from worker_kit import Shop
 
 
@@ -37,11 +40,13 @@ def test_a_model_goes_through_plan_convert_and_verify(tmp_path: Path, glass: Pat
     assert len(sizes) == 3
     for result in planned.targets.values():
         assert result.data["nbytes"] == sum(f["nbytes"] for f in result.data["files"])
-        assert result.data["devices"] == ["cpu"]
         assert result.data["version"]
         assert result.data["loads_with"]
         assert result.data["memory"]["cpu"] >= result.data["memory"]["least"] > 0
         assert not any("{stem}" in f["path"] for f in result.data["files"])
+    said = {t.label: (t.plan["devices"], t.plan["measured_on"]) for t in shop.ledger.targets("planned")}
+    assert said["fp16"] == (["cpu"], [])
+    assert said["gguf Q8_0"] == (["cpu", "cuda"], list(measured_on({"Q8_0"})))
     converted = shop.step()
     assert len(converted.targets) == 3, "one pass makes all three"
     assert not (shop.output / "glass-fp16").exists(), "nothing is visible before it is verified"
@@ -122,6 +127,17 @@ def test_a_format_without_kernels_for_a_gpu_is_refused_in_words(shop: Shop) -> N
     assert result is not None
     error = result.targets[shop.targets[0]].error
     assert (error["what"], error["fix"]) == ("the format fp16 has no kernels for cuda", "set `device: auto` or `device: cpu`")
+
+
+def test_a_manifest_names_the_device_where_that_is_not_the_cpu(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.step()
+    spec, model = shop.claim(), checkpoints.inspect(shop.model)
+    (target,) = spec.targets
+    target.work.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(PlainCast, "devices", ("cpu", "cuda"))
+    monkeypatch.setattr(PlainCast, "encoder", lambda self, plan, device: None)
+    assert _convert_target(target, model, spec, Device("cuda", "GPU-1")).about["device"] == "cuda"
+    assert "device" not in _convert_target(target, model, spec, Device()).about
 
 
 def test_a_second_worker_gets_no_lock_and_says_so(shop: Shop) -> None:

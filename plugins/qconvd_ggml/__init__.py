@@ -4,6 +4,7 @@
     decode.decode      those bytes back to float32, in plain numpy; shares no code with the encoders
     decode.error_bound how far a right decoding may be from the weights
     dequantize         the operation that reads these types as a source
+    cuda               some of these types on a GPU, in torch and Triton
     cache              where compiled kernels are kept: folder(), warm(), is_warm()
 
 The bytes are llama.cpp's own; docs/reference/kernels.md says how far that goes. Within: tile.py holds what kernels are built

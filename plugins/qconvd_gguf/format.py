@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from qconvd.api import Array, Buffer, Device, Encoder, FormatOptions, ModelInfo, NameParts, Plan, Unit, Unsupported
+from qconvd.api import Array, Buffer, Device, Encoder, FormatOptions, ModelInfo, NameParts, Plan, Unit
+from qconvd_gguf import gpu
 from qconvd_gguf.encoder import BlockEncoder, experts_of
 from qconvd_gguf.file_types import ALIASES, FILE_TYPES, PLAIN
 from qconvd_gguf.options import GgufOptions, type_names
@@ -24,7 +25,7 @@ class Gguf:
         "q4": {"types": ["Q4_0"]}, "q5": {"types": ["Q5_0"]}, "q8": {"types": ["Q8_0"]},
     }  # fmt: skip
     """The plain types have no short name of their own: `f16` alone is safetensors, `gguf: f16` is this."""
-    devices: ClassVar[Sequence[str]] = ("cpu",)
+    devices: ClassVar[Sequence[str]] = ("cpu", "cuda")
 
     def from_text(self, text: str) -> Mapping[str, Any]:
         """`q8_0` or `q8_0, q4_0`."""
@@ -45,10 +46,9 @@ class Gguf:
 
         return plan(model, options)
 
-    def encoder(self, plan: Plan, device: Device) -> Encoder:  # noqa: ARG002
-        if device.kind not in self.devices:
-            raise Unsupported(f"gguf has no kernels for {device.kind} yet", fix="say device: auto or device: cpu")
-        return BlockEncoder()
+    def encoder(self, plan: Plan, device: Device) -> Encoder:
+        """Raises `Unsupported` on a GPU for what gpu.py has no kernels for, and where torch or triton are missing."""
+        return BlockEncoder() if device.kind == "cpu" else gpu.encoder(plan.units)
 
     def decode(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Sequence[Array]:
         """The numbers of a tensor's blocks, by the decoders of qconvd_ggml, which are not its encoders.

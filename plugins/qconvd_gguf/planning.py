@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qconvd.api import ContainerSpec, LeftOut, ModelInfo, NameParts, Plan, Reader, container
-from qconvd_gguf import mapping, requantize
+from qconvd_gguf import gpu, mapping, requantize
 from qconvd_gguf.families import family_of
 from qconvd_gguf.families.base import Metadata
 from qconvd_gguf.file_types import FILE_TYPES, PLAIN
@@ -26,6 +26,8 @@ def plan(model: ModelInfo, options: GgufOptions) -> Plan:
     """The plan of `options.types[0]`. Raises `Unsupported`."""
     contents = _requantized(model, options) if model.kind == "gguf" else _converted(model, options)
     made = typed(model, contents.tensors, contents.traits, options)
+    if options.device == "cuda":
+        gpu.check(made.units)
     keys = contents.keys
     if made.importance:
         named = {key for key, _, _ in made.importance.metadata}
@@ -43,6 +45,7 @@ def plan(model: ModelInfo, options: GgufOptions) -> Plan:
         loads_with=READERS,
         notes=(*contents.notes, *made.notes, *contents.late_notes),
         statistics=(made.importance.file,) if made.importance else (),
+        measured_on=gpu.measured_on(made.units),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from qconvd.api import ModelInfo, OutputTensor, RowSplit, Unit, row_bytes, rows_columns
-from qconvd_gguf import requantize
+from qconvd_gguf import gpu, requantize
 from qconvd_gguf.file_types import PLAIN
 from qconvd_gguf.importance import Importance, weigh
 from qconvd_gguf.mapping import Mapped, listed
@@ -75,7 +75,7 @@ def _unit(tensor: Mapped, choice: Choice, options: GgufOptions) -> Unit:
         inputs=(tensor.expr,),
         outputs=(output,),
         rows=RowSplit(tensor.multiple, single=True),
-        memory={"cpu": SCRATCH},
+        memory={"cpu": SCRATCH, **gpu.memory_of(choice.dtype)},
         options={} if options.non_finite == "report" else {"non_finite": options.non_finite},
     )
 

@@ -200,6 +200,11 @@ class Plan:
     """Warnings for the person who asked (a fallback, a guess that was made)."""
     statistics: tuple[StatisticsFile, ...] = ()
     """Where the units' statistics come from; only what they ask for is read."""
+    measured_on: tuple[str, ...] = ()
+    """GPUs, by the name that NVML gives them, on which every kernel that this plan needs was measured.
+
+    `device: auto` chooses among these only, so with none it stays on the CPU; `device: cuda` takes any GPU.
+    """
 
     @property
     def nbytes(self) -> int:

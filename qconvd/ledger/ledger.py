@@ -572,8 +572,8 @@ def _made_from(locator: str) -> str:
 
 
 def _device(target: Target) -> str:
-    """The device class: `auto` stays open only where the format has kernels for a GPU."""
-    if target.device == "auto" and "cuda" not in target.plan.get("devices", ()):
+    """The device class: `auto` stays open only where the format's kernels for a GPU were measured on one."""
+    if target.device == "auto" and not ("cuda" in target.plan.get("devices", ()) and target.plan.get("measured_on")):
         return "cpu"
     return target.device
 

@@ -114,12 +114,13 @@ def test_a_waiting_target_follows_the_recipe_to_another_device(bench: Bench, led
 
 
 def test_convert_tasks_group_a_sources_targets_by_device_class(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
-    a, b, c, d = bench.want(wish("fp16"), wish("q8_0"), wish("gptq", {"device": "cuda"}), wish("auto"))
+    wishes = wish("fp16"), wish("q8_0"), wish("gptq", {"device": "cuda"}), wish("auto"), wish("never-measured")
+    a, b, c, d, e = bench.want(*wishes)
     plan = bench.start("plan")
-    assert set(plan.targets) == {a, b, c, d}
-    kernels = {d: ["cpu", "cuda"]}
-    ledger.finish(plan.id, plan.fence, {t: Outcome(True, data={"devices": kernels.get(t, ["cpu"])}) for t in plan.targets})
-    assert [(t.device, t.targets) for t in ledger.make_tasks()] == [("cpu", (a, b)), ("cuda", (c,)), ("auto", (d,))]
+    assert set(plan.targets) == {a, b, c, d, e}
+    said = {d: {"devices": ["cpu", "cuda"], "measured_on": ["L4"]}, e: {"devices": ["cpu", "cuda"], "measured_on": []}}
+    ledger.finish(plan.id, plan.fence, {t: Outcome(True, data=said.get(t, {"devices": ["cpu"]})) for t in plan.targets})
+    assert [(t.device, t.targets) for t in ledger.make_tasks()] == [("cpu", (a, b, e)), ("cuda", (c,)), ("auto", (d,))]
     assert ledger.make_tasks() == []
 
 

@@ -15,7 +15,7 @@ import pytest
 import gguf_models
 from gguf_files import converted, planned, tensor_bytes
 from qconvd.engine.expr import Constant
-from qconvd.engine.plan import Device, Plan, RowSplit, from_json, to_json
+from qconvd.engine.plan import Plan, RowSplit, from_json, to_json
 from qconvd.errors import QconvdError, Unsupported
 from qconvd.plugins import plugins
 
@@ -259,8 +259,3 @@ def test_what_was_written_decodes_to_the_source_within_the_bound(folder: Path, t
         assert decoded.shape == source.shape
         assert (abs(decoded - source) <= bound).all(), type_
         assert np.median(bound) < (1e-4 if type_ == "F16" else 0.01)  # the weights are about 0.02
-
-
-def test_there_are_no_kernels_for_a_gpu_yet(folder: Path) -> None:
-    with pytest.raises(Unsupported, match="gguf has no kernels for cuda yet"):
-        plugins().formats["gguf"].encoder(planned(folder, "Q4_0"), Device("cuda", "GPU-0"))
