@@ -110,7 +110,7 @@ def test_gguf_where_that_is_what_the_repository_has(hub: Hub, hub_server: HubSer
     shutil.move(tmp_path / "m-Q8_0.gguf", folder)
     hub_server.push("alice/m", folder)
     seen = found(hub, tmp_path)
-    assert seen.model.kind == "gguf" and seen.model.tensors == checkpoints.inspect(made).tensors
+    assert seen.model.kind == "gguf" and seen.model.tensors == checkpoints.inspect(folder).tensors
     assert [f.path for f in seen.files] == ["README.md", "m-Q8_0.gguf"]
     shutil.copy(made, folder / "m-Q4_0.gguf")
     hub_server.push("alice/m", folder)
