@@ -64,6 +64,7 @@ def cross_checks(document: Document, data: Mapping[str, Any], config: Config | N
     """Mistakes between keys. Works on the raw data as far as the config as a whole is not valid."""
     problems = [*_unknown_recipes(document, data), *_nested_folders(document, data, folder)]
     if config is not None:
+        problems += _watched_twice(document, config)
         problems += _clashing_names(document, config)
     return problems
 
@@ -113,6 +114,20 @@ def _nested_folders(document: Document, data: Mapping[str, Any], folder: Path) -
                 yield Problem(
                     document.value(path), path, f"{written} {how} {before} (line {line}){tail}; list each folder once"
                 )
+
+
+def _watched_twice(document: Document, config: Config) -> Iterator[Problem]:
+    """Entries for the same repository or author. Two filters of one author may well stand beside each other."""
+    lines: dict[str, int] = {}
+    for index, watch in enumerate(config.watch):
+        models = getattr(watch, "hub", None)
+        if models is None:
+            continue
+        path = ("watch", index, "hub")
+        known = lines.setdefault(models.model_dump_json().casefold(), document.value(path).line)
+        if known != document.value(path).line:
+            sentence = f"{models.shown} is watched already (line {known}); list it once, with all its recipes"
+            yield Problem(document.value(path), path, sentence)
 
 
 def _clashing_names(document: Document, config: Config) -> Iterator[Problem]:

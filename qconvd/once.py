@@ -35,7 +35,7 @@ from qconvd.tasks import DeviceSpec, LimitsSpec, read_result, settle, spec_of, w
 
 RECIPE = "convert"
 PAUSE = 0.1
-Stage = Literal["plan", "convert", "verify"]
+Stage = Literal["plan", "fetch", "convert", "verify"]
 
 
 @dataclass(frozen=True)

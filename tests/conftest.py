@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from daemon_kit import Home
+    from hub_server import HubServer
     from worker_kit import Shop
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -67,3 +68,22 @@ def shop(tmp_path: Path, glass: Path) -> Iterator[Shop]:
     shop = Shop(tmp_path, glass, "fp16")
     yield shop
     shop.ledger.close()
+
+
+@pytest.fixture
+def hub_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub of this test's own; huggingface_hub in this process may ask it, with no token but those that the test gives."""
+    from huggingface_hub import constants
+
+    from hub_server import HubServer
+
+    for variable in ("HF_TOKEN", "HF_ENDPOINT", "CREDENTIALS_DIRECTORY", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # of which the server knows nothing
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    server = HubServer(tmp_path_factory.mktemp("hub"))
+    yield server
+    server.stop()

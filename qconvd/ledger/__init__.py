@@ -16,8 +16,9 @@ from qconvd.ledger.records import (
     options_of,
     spec_digest,
 )
+from qconvd.ledger.snapshots import Snapshot
 
 __all__ = [
-    "PENDING", "RETRIES", "Event", "Job", "Ledger", "Outcome", "Reading", "Request", "Source", "StaleFence", "Target", "Task",
-    "backoff", "options_of", "spec_digest",
+    "PENDING", "RETRIES", "Event", "Job", "Ledger", "Outcome", "Reading", "Request", "Snapshot", "Source", "StaleFence",
+    "Target", "Task", "backoff", "options_of", "spec_digest",
 ]  # fmt: skip
