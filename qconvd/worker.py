@@ -28,12 +28,14 @@ from qconvd import __version__, checkpoints
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.commit import BEGUN, commit
 from qconvd.engine.durable import write_whole
+from qconvd.engine.journal import JOURNAL
 from qconvd.engine.manifest import OWN_NAME, Manifest, read_manifest, write_manifest
 from qconvd.engine.place import check_place
 from qconvd.engine.plan import Device, Plan, Prepares, from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, convert
 from qconvd.engine.run import Limits as EngineLimits
 from qconvd.engine.working_memory import LEAST_ENGINE_MEMORY, working_memory
+from qconvd.engine.written import written
 from qconvd.errors import BadCheckpoint, Busy, OutOfSpace, QconvdError, TakenAway, Unsupported
 from qconvd.executors.base import MARK
 from qconvd.formats import Format
@@ -386,11 +388,12 @@ def _verify(spec: TaskSpec, target: TargetSpec) -> None:
     manifest = dataclasses.replace(read_manifest(place), verification=None)
     model = _model(spec)
     try:
-        report = verify(files, manifest, plan=load_plan(target), model=model, formats=plugins().formats)
+        plan = load_plan(target)
+        report = verify(files, manifest, plan=plan, model=model, formats=plugins().formats, pieces=written(target.work, plan))
     except QconvdError as error:
         if error.where.startswith(str(files)):
             # A journal that says "all is done" would only bring the same bytes back.
-            (target.work / "journal.jsonl").unlink(missing_ok=True)
+            (target.work / JOURNAL).unlink(missing_ok=True)
             shutil.rmtree(files, ignore_errors=True)
         raise
     write_manifest(place, dataclasses.replace(manifest, verification=report.as_dict()))

@@ -16,6 +16,8 @@ from typing import Any
 from qconvd.engine.durable import write_whole
 from qconvd.engine.plan import UnitReport
 
+JOURNAL = "journal.jsonl"
+"""Its name in a target's work folder."""
 VERSION = 1
 
 
@@ -58,27 +60,19 @@ class Journal:
     @classmethod
     def open(cls, path: Path) -> Journal | None:
         """The journal of an earlier run, without what a crash left torn at its end; None if there is none of use."""
-        try:
-            lines = _whole_lines(path.read_bytes())
-        except FileNotFoundError:
+        found = _read(path)
+        if found is None:
             return None
-        length, first = next(lines, (0, {}))
-        if first.get("journal") != VERSION:
-            return None
-        try:
-            header = Header(first["digest"], first["source"], {unit: (a, b) for unit, (a, b) in first["grid"].items()})
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return None
-        records = []
-        for end, line in lines:
-            try:
-                records.append(Record(line["u"], (line["r"][0], line["r"][1]), tuple(line["c"]), UnitReport(*line["e"])))
-            except (KeyError, TypeError, IndexError):
-                break
-            length = end
+        header, records, length = found
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         os.ftruncate(descriptor, length)
         return cls(descriptor, header, records)
+
+    @staticmethod
+    def records_in(path: Path) -> list[Record]:
+        """What a journal that nobody writes any more records; nothing if it is of no use."""
+        found = _read(path)
+        return found[1] if found else []
 
     def append(self, records: Iterable[Record]) -> None:
         """Record rows, on disk when this returns. Their data must have been synced before."""
@@ -91,6 +85,29 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def _read(path: Path) -> tuple[Header, list[Record], int] | None:
+    """A journal's header and records, and the length of what is whole."""
+    try:
+        lines = _whole_lines(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    length, first = next(lines, (0, {}))
+    if first.get("journal") != VERSION:
+        return None
+    try:
+        header = Header(first["digest"], first["source"], {unit: (a, b) for unit, (a, b) in first["grid"].items()})
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    records = []
+    for end, line in lines:
+        try:
+            records.append(Record(line["u"], (line["r"][0], line["r"][1]), tuple(line["c"]), UnitReport(*line["e"])))
+        except (KeyError, TypeError, IndexError):
+            break
+        length = end
+    return header, records, length
 
 
 def _whole_lines(data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -21,7 +21,7 @@ from qconvd.engine.commit import BEGUN
 from qconvd.engine.durable import sync_folder
 from qconvd.engine.figures import counts, error_figures
 from qconvd.engine.graph import Grid, Rows
-from qconvd.engine.journal import Header, Journal, Record
+from qconvd.engine.journal import JOURNAL, Header, Journal, Record
 from qconvd.engine.layout import Layout
 from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, ManifestFile, read_manifest, write_manifest
 from qconvd.engine.plan import Encoder, Plan, SideFile, Unit, UnitReport, to_json
@@ -100,7 +100,7 @@ class TargetRun:
         """Reserve the disk and open the journal. Returns what an earlier run wrote, to be checked by `check`."""
         self.files.reserve()
         if self._journal is None:
-            self._journal = Journal.create(self.target.work / "journal.jsonl", Header(self.digest, self._source, grid))
+            self._journal = Journal.create(self.target.work / JOURNAL, Header(self.digest, self._source, grid))
         last = {(r.unit, r.rows): r for r in self._journal.records}
         return [r for r in last.values() if r.unit in grid and _on_grid(r.rows, grid[r.unit], self.layout.units[r.unit])]
 
@@ -154,7 +154,7 @@ class TargetRun:
         """Remove what was made: nobody will go on with it. All threads must be done with it."""
         self.files.discard()
         self._close_journal()
-        (self.target.work / "journal.jsonl").unlink(missing_ok=True)
+        (self.target.work / JOURNAL).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def finish(self, progress: Callable[[], None]) -> Manifest:
@@ -181,7 +181,7 @@ class TargetRun:
 
     def _resume(self) -> None:
         """Open the journal of an earlier run, or clear the ground if it was about something else."""
-        path = self.target.work / "journal.jsonl"
+        path = self.target.work / JOURNAL
         journal = Journal.open(path)
         if journal and (journal.header.digest, journal.header.source) == (self.digest, self._source):
             self._journal = journal

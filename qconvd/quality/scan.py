@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -69,14 +69,23 @@ _IQ1_M, _IQ1_M_SCALES = 56, 48
 _WITHOUT = frozenset({"MXFP4", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "F8_E8M0"})
 
 
-def scan(path: Path, tensors: Sequence[TensorInfo]) -> FileScan:
+class Follows(Protocol):
+    """What a file's bytes are handed to, from front to back."""
+
+    def update(self, data: Any) -> None: ...
+
+
+def scan(path: Path, tensors: Sequence[TensorInfo], instead: Follows | None = None) -> FileScan:
     """Read a file from front to back. `tensors` are its tensors in the order of their offsets.
+
+    The SHA-256 is left empty if something is to look at the bytes `instead`, because it is known what they must be.
 
     Raises `BadCheckpoint` if tensors overlap or lie beyond the end, or if bytes between or behind them are not zero: those
     are padding, and what is in them was not meant to be written.
     """
     result = FileScan()
-    digest = hashlib.sha256()
+    made = hashlib.sha256()
+    digest: Follows = instead or made
     buffer = np.empty(PIECE, np.uint8)
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -92,11 +101,11 @@ def scan(path: Path, tensors: Sequence[TensorInfo]) -> FileScan:
             at = tensor.offset + tensor.nbytes
         if tensors:
             _padding(file, size - at, buffer, digest, path)
-    result.sha256, result.nbytes = digest.hexdigest(), size
+    result.sha256, result.nbytes = "" if instead else made.hexdigest(), size
     return result
 
 
-def _tensor(file: Any, tensor: TensorInfo, buffer: Bytes, digest: Any, path: Path, result: FileScan) -> None:
+def _tensor(file: Any, tensor: TensorInfo, buffer: Bytes, digest: Follows, path: Path, result: FileScan) -> None:
     unit, count = _counter(tensor.dtype)
     nan = inf = 0
     for piece in _pieces(file, tensor.nbytes, buffer, PIECE // unit * unit, path):
@@ -110,7 +119,7 @@ def _tensor(file: Any, tensor: TensorInfo, buffer: Bytes, digest: Any, path: Pat
         result.not_scanned[tensor.name] = tensor.dtype
 
 
-def _padding(file: Any, nbytes: int, buffer: Bytes, digest: Any, path: Path) -> None:
+def _padding(file: Any, nbytes: int, buffer: Bytes, digest: Follows, path: Path) -> None:
     for piece in _pieces(file, nbytes, buffer, PIECE, path):
         digest.update(piece)
         if piece.any():
