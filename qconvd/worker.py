@@ -319,6 +319,7 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
         "recipe": target.recipe,
         "options": published(target.options),
         "source": {"name": model.name, "identity": spec.source.digest},
+        "variant": plan.name.variant,
         "versions": {form.name: form.version},
     }
     return ConvertTarget(target.id, plan, form.encoder(plan, device), target.work, about, target.manifest_name)

@@ -17,8 +17,11 @@ from installed import describe, python
 from qconvd.api import QconvdError, hookimpl
 from qconvd.plugins import BrokenPlugin, Plugins, container, plugins
 
-HEAVY = ("numpy", "torch", "transformers", "numba", "tokenizers", "gguf", "safetensors", "sentencepiece", "huggingface_hub")
-WORKER = ("qconvd.worker", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.__main__")
+HEAVY = (
+    "numpy", "torch", "transformers", "numba", "tokenizers", "gguf", "safetensors", "sentencepiece", "huggingface_hub",
+    "jinja2",
+)  # fmt: skip
+WORKER = ("qconvd.worker", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.publish", "qconvd.__main__")
 """What runs in a worker's process and may import anything. Of the engine, the control side uses only what is listed below."""
 CONTROL_OF_ENGINE = ("manifest", "plan", "expr", "operations", "durable", "commit", "working_memory")
 HOOK = "from qconvd.api import hookimpl\n@hookimpl\ndef qconvd_formats():\n    "
