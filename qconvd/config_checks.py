@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qconvd.destinations import places
 from qconvd.located_yaml import Document, Problem
 from qconvd.naming import collisions
 from qconvd.suggest import did_you_mean
@@ -64,7 +65,11 @@ def cross_checks(document: Document, data: Mapping[str, Any], config: Config | N
     """Mistakes between keys. Works on the raw data as far as the config as a whole is not valid."""
     problems = [*_unknown_recipes(document, data), *_nested_folders(document, data, folder)]
     if config is not None:
-        problems += _clashing_names(document, config)
+        problems += [
+            *_clashing_names(document, config),
+            *_clashing_places(document, config),
+            *_folders_published(document, config),
+        ]
     return problems
 
 
@@ -138,6 +143,37 @@ def _clashing_names(document: Document, config: Config) -> Iterator[Problem]:
             both = f"{two.label} and {one.label}{whose} would both be called {place.replace(SAMPLE, '<model>')}"
             remedy = "give one of them a `name:`, e.g. name: '{model}-{variant}-2'"
             yield Problem(document.value(path), path, f"{both}; {remedy}")
+
+
+def _clashing_places(document: Document, config: Config) -> Iterator[Problem]:
+    """Artifacts that have folders of their own here, and would overwrite each other where they are published."""
+    for name, recipe in config.recipes.items():
+        taken: dict[tuple[str, ...], Target] = {}
+        for target in recipe.targets:
+            manifest = target.names(SAMPLE, config.names).manifest
+            for index, place in enumerate(places(recipe, target, SAMPLE, config.names)):
+                key = (place.destination.casefold(), place.revision, manifest.casefold())
+                first = taken.setdefault(key, target)
+                if first is not target:
+                    path = ("recipes", name, "publish", index)
+                    where = place.shown.replace(SAMPLE, "<model>")
+                    both = f"{target.label} and {first.label} would both be published as {where}"
+                    remedy = "let `repo:` or `revision:` hold {variant}"
+                    yield Problem(document.value(path), path, f"{both}; {remedy}")
+
+
+def _folders_published(document: Document, config: Config) -> Iterator[Problem]:
+    """A folder that is published to must be neither watched, nor the output, nor inside one of them."""
+    known = [(f"the watched folder {w.folder}", w.folder) for w in config.watch if getattr(w, "folder", None) is not None]
+    known.append((f"the output {config.output}", config.output))
+    for name, recipe in config.recipes.items():
+        for index, destination in enumerate(recipe.publish):
+            for what, folder in known if destination.folder is not None else ():
+                own, other = Path(os.path.realpath(destination.folder or "")), Path(os.path.realpath(folder))
+                if own.is_relative_to(other) or other.is_relative_to(own):
+                    path = ("recipes", name, "publish", index, "folder")
+                    sentence = f"{destination.folder} and {what} lie inside one another"
+                    yield Problem(document.value(path), path, f"{sentence}; choose a folder outside of it")
 
 
 def _real(written: Any, folder: Path) -> Path | None:
