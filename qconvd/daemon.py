@@ -182,7 +182,7 @@ class Daemon:
         """The exit code of `--once`, and what it left."""
         for candidate in self._arrivals.settling.candidates.values():
             log.warning("%s was left: %s", candidate.path, candidate.reason, extra={"action": "once.left"})
-        left = self._ledger.targets("waiting", "planned", "verifying")
+        left = self._ledger.targets("waiting", "planned", "verifying") + self._ledger.unpublished()
         for target in left:
             log.error("%s was left: %s", target.label, target.reason, extra={"action": "once.left"})
         failed = [e for e in self._ledger.history(since=began) if e.to_state in ("failed", "refused")]

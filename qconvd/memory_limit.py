@@ -21,7 +21,7 @@ PER_TARGET = 128 << 20
 """A plan whose metadata holds a vocabulary of 262,144 tokens and its merges, as Python objects."""
 STACK = 8 << 20
 OTHER_THREADS = 16
-DOING = {"plan": "planning", "convert": "converting", "verify": "verifying"}
+DOING = {"plan": "planning", "convert": "converting", "verify": "verifying", "publish": "publishing"}
 
 
 def ceiling(spec: TaskSpec) -> int | None:

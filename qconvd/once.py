@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from qconvd import checkpoints, intake
 from qconvd.config import Devices as DeviceSettings
@@ -26,7 +26,7 @@ from qconvd.executors.local import LocalExecutor
 from qconvd.input_files import published
 from qconvd.ledger import RETRIES, Ledger, Task
 from qconvd.ledger import Target as LedgerTarget
-from qconvd.ledger.records import options_of
+from qconvd.ledger.records import TaskKind, options_of
 from qconvd.progress import Progress
 from qconvd.scheduler import Start, next_tasks
 from qconvd.scratch import scratch
@@ -35,7 +35,7 @@ from qconvd.tasks import DeviceSpec, LimitsSpec, read_result, settle, spec_of, w
 
 RECIPE = "convert"
 PAUSE = 0.1
-Stage = Literal["plan", "convert", "verify"]
+Stage = TaskKind
 
 
 @dataclass(frozen=True)

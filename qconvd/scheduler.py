@@ -1,7 +1,8 @@
 """Which queued task may run now, where, and why the others may not yet.
 
 `choose` is a pure function of the tasks, the machine and the limits. Plans come first (they are cheap, and the rest waits
-for them), then verifying (it ends something), then converting; within a kind the oldest first. A task that waits for what
+for them), then verifying (it ends something), then converting; within a kind the oldest first. Publishing has slots of its own:
+it waits for the network, so it goes on beside whatever converts, and takes nothing from that. A task that waits for what
 others hold is not overtaken by a later one that needs the same, so a large one gets its turn.
 """
 
@@ -16,14 +17,16 @@ from typing import Literal, Protocol
 
 from qconvd.checkpoints.files import is_folder
 from qconvd.devices import Devices, Gpu, Snapshot
-from qconvd.ledger import Ledger, Target, Task
+from qconvd.ledger import PENDING, Ledger, Target, Task
 from qconvd.quantities import show_size
 
 PLANS = 1
 """Plan tasks at a time; they take no slot from the others."""
 THREADS_PER_JOB = 8
 """A conversion makes good use of about this many threads; with more cores, more run at a time."""
-ORDER = {"plan": 0, "verify": 1, "convert": 2}
+PUBLISHES = 2
+"""Publish tasks at a time; the Hub's client sends several files at once in each."""
+ORDER = {"plan": 0, "verify": 1, "publish": 2, "convert": 3}
 
 
 class LimitSettings(Protocol):
@@ -106,7 +109,7 @@ def next_tasks(
     if not any(t.state == "queued" for t in tasks):
         return []
     snapshot = devices.snapshot()
-    targets = {t.id: t for t in ledger.targets("waiting", "planned", "converting", "verifying")}
+    targets = {t.id: t for t in ledger.targets(*PENDING)}
     disk = disk_of(output, [id for t in tasks if t.kind == "convert" for id in t.targets])
     starts, holds = choose(
         tasks, targets, snapshot, policy_of(limits, settings, snapshot), disk, time.time() if now is None else now
@@ -167,7 +170,8 @@ class _Room:
         self._policy = policy
         self._disk = disk
         self._memory = policy.memory
-        self._plans = PLANS
+        self._own = {"plan": PLANS, "publish": PUBLISHES}
+        """Slots that are nobody else's."""
         self._jobs = policy.jobs
         self._free = disk.free - policy.disk_reserve
         self._gpus = {g.uuid: g for g in snapshot.gpus}
@@ -177,10 +181,13 @@ class _Room:
 
     def take(self, task: Task) -> None:
         """A running task keeps what it has."""
+        if task.kind == "publish":
+            self._own["publish"] -= 1
+            return
         self._memory -= int(task.placed.get("memory", task.need.get("memory", 0)))
         self._free -= self._missing(task)
         if task.kind == "plan":
-            self._plans -= 1
+            self._own["plan"] -= 1
         elif task.placed.get("kind") == "cuda":
             self._busy.add(str(task.placed.get("id", "")))
         else:
@@ -189,6 +196,8 @@ class _Room:
     def place(self, task: Task, targets: Mapping[str, Target]) -> Start | str:
         """Give the task what it needs, or say why not."""
         gpu: Gpu | None = None
+        if task.kind == "publish":
+            return self._publish(task)
         if task.kind == "convert":
             where = self._device(task, targets)
             if isinstance(where, str):
@@ -204,7 +213,7 @@ class _Room:
         self._memory -= memory
         self._free -= self._missing(task)
         if task.kind == "plan":
-            self._plans -= 1
+            self._own["plan"] -= 1
         elif gpu:
             self._busy.add(gpu.uuid)
         else:
@@ -212,6 +221,13 @@ class _Room:
         # A plan says what its conversion needs with the threads that this will get.
         threads = 1 if task.kind == "verify" else self._policy.threads_per_job
         return Start(task, "cuda" if gpu else "cpu", gpu.uuid if gpu else "", memory, threads)
+
+    def _publish(self, task: Task) -> Start | str:
+        """Its memory is small and counts for nobody: a large conversion may hold all there is, and publishing goes on."""
+        if self._own["publish"] <= 0:
+            return f"waits until something else is published; {PUBLISHES} are at a time"
+        self._own["publish"] -= 1
+        return Start(task, "cpu", "", task.need.get("memory", 0), 1)
 
     def _device(self, task: Task, targets: Mapping[str, Target]) -> tuple[Gpu | None] | str:
         """A GPU that is free and large enough, none for the CPU, or why neither."""
@@ -239,7 +255,7 @@ class _Room:
 
     def _slot(self, task: Task, gpu: Gpu | None) -> str:
         if task.kind == "plan":
-            return "" if self._plans > 0 else "waits until another model is planned"
+            return "" if self._own["plan"] > 0 else "waits until another model is planned"
         if gpu is None and (self._jobs <= 0 or "jobs" in self._queued_for):
             self._queued_for.add("jobs")
             return f"waits for a free worker; {self._policy.jobs} may run at a time"

@@ -14,8 +14,8 @@ from qconvd.watch.settle import Candidate
 from qconvd.wishes import REMEDY
 
 log = logging.getLogger(__name__)
-STATES = {"planned": "waiting", "ready": "verifying"}
-"""Two states that only the ledger tells apart."""
+STATES = {"planned": "waiting"}
+"""A state that only the ledger tells apart."""
 
 
 class Statuses:
@@ -100,7 +100,7 @@ def _verdict(source: Source, targets: list[Target], refusal: str) -> tuple[str, 
     pending = [t for t in targets if t.pending]
     if pending:
         states = {STATES.get(t.state, t.state) for t in pending}
-        state = next(s for s in ("converting", "verifying", "waiting") if s in states)
+        state = next(s for s in ("converting", "verifying", "publishing", "waiting", "ready") if s in states)
         worst = failed[0].error.get("fix", "") if failed else ""
         return state, f"{count}.", worst
     if failed:

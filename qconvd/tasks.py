@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qconvd.errors import OutOfSpace, QconvdError
 from qconvd.executors.base import Status
 from qconvd.executors.runner import record
-from qconvd.ledger import Ledger, Outcome, Source, Target, Task
+from qconvd.ledger import Ledger, Outcome, Publication, Source, Target, Task
 
 SPEC = "spec.json"
 RESULT = "result.json"
@@ -57,6 +57,14 @@ class TargetSpec(_Data):
     """Files of ours that lie in its place, as the ledger knows; None: it knows of none."""
 
 
+class PublishSpec(_Data):
+    """Where the artifacts of a publish task go. Options are those of `qconvd.destinations.Place`."""
+
+    destination: str
+    revision: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class LimitsSpec(_Data):
     """Bytes of memory for the whole process, and threads."""
 
@@ -75,7 +83,7 @@ class TaskSpec(_Data):
     """One run of a worker."""
 
     task: int
-    kind: Literal["plan", "convert", "verify"]
+    kind: Literal["plan", "convert", "verify", "publish"]
     attempt: int
     fence: int
     source: SourceSpec
@@ -83,6 +91,7 @@ class TaskSpec(_Data):
     limits: LimitsSpec
     device: DeviceSpec = DeviceSpec()
     state: Path
+    publish: PublishSpec | None = None
 
     @property
     def folder(self) -> Path:
@@ -98,7 +107,8 @@ class TargetResult(_Data):
     retry: bool = False
     data: dict[str, Any] = Field(default_factory=dict)
     """plan: `plan_path`, `files`, `nbytes`, `memory`, `left_out`, `notes`, `loads_with`, `variant`, `devices`, `version`.
-    convert: `nbytes`, `errors`. verify: `folder`, `manifest`, `files`, `nbytes`, `report`."""
+    convert: `nbytes`, `errors`. verify: `folder`, `manifest`, `files`, `nbytes`, `report`. publish: `commit`, `told`,
+    `dry_run`; where it failed and may go better, `wait`: seconds that the server asks for."""
 
 
 class TaskResult(_Data):
@@ -119,8 +129,9 @@ def spec_of(
     limits: LimitsSpec,
     device: DeviceSpec,
     laid: Callable[[Path], tuple[str, ...] | None],
+    publications: Sequence[Publication] = (),
 ) -> TaskSpec:
-    """The spec of a claimed task. `targets` are those of the task; `laid` is `Ledger.laid`."""
+    """The spec of a claimed task. `targets` are those of the task, as are `publications`; `laid` is `Ledger.laid`."""
     return TaskSpec(
         task=task.id,
         kind=task.kind,
@@ -146,7 +157,15 @@ def spec_of(
         limits=limits,
         device=device,
         state=state,
+        publish=publish_spec(publications),
     )
+
+
+def publish_spec(publications: Sequence[Publication]) -> PublishSpec | None:
+    """The place of a publish task, of whose publications there is one for each of its targets; None for other tasks."""
+    for first in publications:
+        return PublishSpec(destination=first.destination, revision=first.revision, options=first.options)
+    return None
 
 
 def write_spec(spec: TaskSpec) -> Path:

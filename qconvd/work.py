@@ -194,6 +194,7 @@ class Work:
                 limits=LimitsSpec(memory=start.memory, threads=start.threads),
                 device=DeviceSpec(kind=start.kind, id=start.device),
                 laid=self._ledger.laid,
+                publications=self._ledger.publications(task=task.id),
             )
             env = environment(start.kind, start.device, start.threads)
             timeout = PLAN_SECONDS if task.kind == "plan" else None

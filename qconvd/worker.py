@@ -1,6 +1,6 @@
 """The process that does one task: `python -m qconvd.worker SPEC.json`.
 
-It plans, converts, or verifies and commits; says how far it is as lines of JSON on standard output; and leaves a result
+It plans, converts, verifies and commits, or publishes; says how far it is as lines of JSON on standard output; leaves a result
 beside its spec. Exit codes: 0 done (for each target the result says how), 3 a `QconvdError` (also of a single target), 4
 stopped by SIGTERM or SIGINT, 5 another worker has the lock; anything else is a crash. It can be killed at any moment: what it
 did is journalled.
@@ -97,6 +97,10 @@ def main(argv: list[str]) -> int:
 
 def run(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> TaskResult:
     """Do a task in this process. Raises what concerns the task as a whole, and `Cancelled`."""
+    if spec.kind == "publish":
+        from qconvd.publish.task import publish_task
+
+        return publish_task(spec, on_event, cancelled)
     do = {"plan": plan_task, "convert": convert_task, "verify": verify_task}[spec.kind]
     return do(spec, on_event, cancelled)
 

@@ -35,6 +35,7 @@ recipes:
   everyday:
     {match}
     targets: {targets}
+    {publish}
 limits: {{stop_grace: 10s, disk_reserve: 0, jobs: 1, threads: 1}}
 devices: {{cuda: none}}
 """
@@ -62,8 +63,11 @@ class Home:
         watch: str = "after: keep",
         settle: str = "0.3s",
         interval: str = "1s",
+        publish: str = "",
     ) -> None:
-        text = CONFIG.format(targets=targets, match=match, watch=watch, settle=settle, interval=interval)
+        text = CONFIG.format(
+            targets=targets, match=match, watch=watch, settle=settle, interval=interval, publish=publish.replace("\n", "\n    ")
+        )
         draft = self.root / "config.new"
         draft.write_text(text)
         draft.replace(self.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qconvd.ledger.ledger import RETRIES, Ledger, StaleFence, backoff
+from qconvd.ledger.publishing import Publication
 from qconvd.ledger.reading import Reading
 from qconvd.ledger.records import (
     PENDING,
@@ -18,6 +19,6 @@ from qconvd.ledger.records import (
 )
 
 __all__ = [
-    "PENDING", "RETRIES", "Event", "Job", "Ledger", "Outcome", "Reading", "Request", "Source", "StaleFence", "Target", "Task",
-    "backoff", "options_of", "spec_digest",
+    "PENDING", "RETRIES", "Event", "Job", "Ledger", "Outcome", "Publication", "Reading", "Request", "Source", "StaleFence",
+    "Target", "Task", "backoff", "options_of", "spec_digest",
 ]  # fmt: skip
