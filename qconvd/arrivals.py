@@ -50,7 +50,7 @@ class Arrivals:
 
     def configure(self, config: Config) -> None:
         """Watch the folders of this configuration and no others; each is scanned at once."""
-        wanted = {watch.folder: watch for watch in config.watch}
+        wanted = {watch.folder: watch for watch in config.folders}
         for path in set(self._folders) - set(wanted):
             self._watch.forget(path)
             self.settling.forget(self._below(path))

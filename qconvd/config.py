@@ -13,8 +13,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PrivateAttr,
+    Tag,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
@@ -23,8 +25,12 @@ from pydantic import (
 )
 
 from qconvd import quantities
-from qconvd.errors import ConfigError
+from qconvd.errors import ConfigError, QconvdError
 from qconvd.explain import explain
+from qconvd.hub.address import Address
+from qconvd.hub.address import parse as parse_address
+from qconvd.hub.client import ENDPOINT, TIMEOUT
+from qconvd.hub.tokens import looks_like_token, redacted
 from qconvd.located_yaml import Problem, dotted, parse
 from qconvd.naming import PROFILES, check_template
 from qconvd.suggest import did_you_mean
@@ -34,22 +40,15 @@ if TYPE_CHECKING:
     from qconvd.checkpoints.base import ModelInfo
 
 __all__ = [
-    "Config",
-    "Destination",
-    "Devices",
-    "HubDestination",
-    "Limits",
-    "Match",
-    "Recipe",
-    "Target",
-    "WatchFolder",
-    "load",
-    "resolve_target",
-]
+    "Config", "Destination", "Devices", "Hub", "HubDestination", "HubModels", "Limits", "Match", "Recipe", "Target",
+    "WatchFolder", "WatchHub", "Web", "load", "resolve_target",
+]  # fmt: skip
 
 MOST_WORKERS = 1 << 16
 SHORTEST_INTERVAL = 0.1
 """Seconds between two scans of a folder: shorter ones would do nothing else."""
+SHORTEST_POLL = 1.0
+"""Seconds between two questions to the Hub about the same thing; its own limit is 1,000 requests in 5 minutes."""
 SIZE_LIMIT = 1 << 20
 """Bytes of a config.yaml; a longer file is some other file."""
 
@@ -95,6 +94,13 @@ def _check_name(template: str) -> None:
         raise ValueError(f"the name template {template!r} is not a name; write one, e.g. {{model}}-{{variant}}")
 
 
+def _address(value: str) -> Address:
+    try:
+        return parse_address(value)
+    except QconvdError as error:
+        raise ValueError(f"{error.what}; {error.fix}") from None
+
+
 def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -132,6 +138,67 @@ class WatchFolder(_Section):
     )
     interval: Duration = Field(
         60.0, ge=SHORTEST_INTERVAL, description="How often the whole folder is looked at anew, whatever events say."
+    )
+
+
+class HubModels(_Section):
+    """Models on the Hub: one repository, or those of an author that fit every line that is given."""
+
+    repo: str | None = Field(None, description="One repository, `owner/name`; `hub: owner/name` is short for it.")
+    revision: str | None = Field(
+        None, description="Its branch, tag or commit, `main` if left out. Short: `hub: owner/name@branch`."
+    )
+    author: str | None = Field(None, description="A user or an organisation whose models are watched.")
+    pipeline: str | None = Field(None, description="Of an author: only models for this task, e.g. `text-generation`.")
+    licenses: Words = Field((), description="Of an author: only models under these licenses, e.g. `[apache-2.0, mit]`.")
+    max_parameters: Count | None = Field(
+        None,
+        description="Of an author: only models of at most so many weights; not those whose number the Hub does not know.",
+    )
+    name: Words = Field((), description="Of an author: only repositories whose names fit these globs, e.g. `*-Instruct`.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written_short(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        address = _address(value)
+        return {"repo": address.repo, "revision": address.revision if "@" in value else None}
+
+    @field_validator("repo")
+    @classmethod
+    def _repo(cls, value: str | None) -> str | None:
+        return None if value is None else _address(value).repo
+
+    @model_validator(mode="after")
+    def _one(self) -> HubModels:
+        if (self.repo is None) == (self.author is None):
+            raise ValueError("write `hub: owner/name`, or `hub: {author: …}` for all models of somebody")
+        only = [name for name in ("pipeline", "licenses", "max_parameters", "name") if getattr(self, name) not in (None, ())]
+        if self.repo is not None and only:
+            raise ValueError(f"`{only[0]}` chooses among the models of an `author`; this is one repository")
+        if self.author is not None and self.revision is not None:
+            raise ValueError("`revision` belongs to one repository; of an author the main branches are watched")
+        return self
+
+    @property
+    def shown(self) -> str:
+        """As people write it."""
+        at = f"@{self.revision}" if self.revision else ""
+        return f"hub:{self.repo}{at}" if self.repo else f"hub:{self.author}/*"
+
+
+class WatchHub(_Section):
+    """Models on the Hub that are fetched and converted, and again when their weights change."""
+
+    hub: HubModels = Field(description="`owner/name`, `owner/name@branch`, or a mapping: an author and which models.")
+    recipes: Words = Field(min_length=1, description="What to make of the models: names from `recipes`.")
+    after: Literal["keep", "delete"] = Field(
+        "keep",
+        description="What becomes of what was fetched when all artifacts are done: it stays in the Hub cache, or is deleted.",
+    )
+    interval: Duration = Field(
+        300.0, ge=SHORTEST_POLL, description="How often the Hub is asked whether something changed, give or take a tenth."
     )
 
 
@@ -282,10 +349,68 @@ class Devices(_Section):
         return value
 
 
+class Hub(_Section):
+    """How the Hub is reached. The token itself never stands here: `$HF_TOKEN`, a file, or systemd's credential `hf-token`."""
+
+    endpoint: str = Field(ENDPOINT, description="Where it is; another one for a mirror or an own Hub.")
+    token_file: AnyPath | None = Field(None, description="A file that holds the token, and nothing else.")
+    cache: AnyPath | None = Field(
+        None, description="The Hub cache that models are fetched into; left out: the one that all programs share."
+    )
+    timeout: Duration = Field(TIMEOUT, gt=0, description="How long to wait for the server's next byte.")
+    fetches: Workers = Field(1, description="Models that are fetched at a time, beside what is converted.")
+    webhook_secret_file: AnyPath | None = Field(
+        None, description="A file with the secret of the Hub's webhooks; `$QCONVD_WEBHOOK_SECRET` and a credential do as well."
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint(cls, value: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", value):
+            raise ValueError(f"{redacted(value)!r} is no address; write for example {ENDPOINT}")
+        return value.rstrip("/")
+
+    @field_validator("token_file", "webhook_secret_file", mode="before")
+    @classmethod
+    def _no_token(cls, value: Any) -> Any:
+        if isinstance(value, str) and looks_like_token(value):
+            raise ValueError("this is a token itself; put it into a file that only you can read, and name the file here")
+        return value
+
+
+class Web(_Section):
+    """The daemon's HTTP port. It is closed unless `listen` is given."""
+
+    listen: str | None = Field(
+        None, description="Address and port, e.g. `127.0.0.1:8484`. The Hub's webhooks come to `/webhooks/hub` there."
+    )
+
+    @field_validator("listen", mode="before")
+    @classmethod
+    def _listen(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        host, _, port = str(value).rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f"{value!r} is no address with a port; write for example 127.0.0.1:8484")
+        return str(value)
+
+
+def _which_watch(value: Any) -> str:
+    """Which kind of an entry of `watch` somebody wrote."""
+    found = value.get("hub") if isinstance(value, Mapping) else getattr(value, "hub", None)
+    return "WatchHub" if found is not None else "WatchFolder"
+
+
+Watch = Annotated[
+    Annotated[WatchFolder, Tag("WatchFolder")] | Annotated[WatchHub, Tag("WatchHub")], Discriminator(_which_watch)
+]
+
+
 class Config(_Section):
     """A whole config.yaml, every path absolute."""
 
-    watch: tuple[WatchFolder, ...] = Field((), description="Folders in which models appear.")
+    watch: tuple[Watch, ...] = Field((), description="Where models appear: folders, and repositories on the Hub.")
     output: AnyPath = Field(description="Where the artifacts go.")
     state: AnyPath = Field(
         Path("./state"),
@@ -295,6 +420,8 @@ class Config(_Section):
     recipes: dict[str, Recipe] = Field(min_length=1, description="What to make, by name.")
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}), description="What qconvd may use of the machine.")
     devices: Devices = Field(default_factory=lambda: Devices.model_validate({}), description="Which devices to convert on.")
+    hub: Hub = Field(default_factory=lambda: Hub.model_validate({}), description="How the Hub is reached.")
+    web: Web = Field(default_factory=lambda: Web.model_validate({}), description="The daemon's HTTP port.")
     names: str = Field("default", description="How artifacts are named.", json_schema_extra={"enum": list(PROFILES)})
     _path: Path = PrivateAttr(Path("config.yaml"))
 
@@ -302,6 +429,16 @@ class Config(_Section):
     def path(self) -> Path:
         """The file it came from."""
         return self._path
+
+    @property
+    def folders(self) -> tuple[WatchFolder, ...]:
+        """The watched folders."""
+        return tuple(w for w in self.watch if isinstance(w, WatchFolder))
+
+    @property
+    def repositories(self) -> tuple[WatchHub, ...]:
+        """What is watched on the Hub."""
+        return tuple(w for w in self.watch if isinstance(w, WatchHub))
 
     @field_validator("names")
     @classmethod
@@ -334,7 +471,7 @@ def load(path: Path) -> Config:
         known = {problem.path for problem in problems}
         unread = {problem.path for problem in document.problems if _at(document.data, problem.path) is None}
         for loc, sentence, at_key in explain(error, Config):
-            where = tuple(step for step in loc if step != "[key]")
+            where = tuple(step for step in loc if step not in ("[key]", "WatchFolder", "WatchHub"))
             # What is wrong with a target, or with a value that is not read, was told already, better than its absence could be.
             told = any(where == k[: len(where)] and len(where) > 1 and "targets" in where for k in known)
             if where not in unread and not told:
@@ -413,10 +550,14 @@ def section_descriptions() -> Mapping[str, type[BaseModel]]:
     return {
         "": Config,
         "watch[]": WatchFolder,
+        "watch[] with `hub`": WatchHub,
+        "watch[].hub": HubModels,
         "recipes.<name>": Recipe,
         "recipes.<name>.match": Match,
         "recipes.<name>.publish[]": Destination,
         "recipes.<name>.publish[].hub": HubDestination,
         "limits": Limits,
         "devices": Devices,
+        "hub": Hub,
+        "web": Web,
     }

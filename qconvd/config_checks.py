@@ -65,11 +65,10 @@ def cross_checks(document: Document, data: Mapping[str, Any], config: Config | N
     """Mistakes between keys. Works on the raw data as far as the config as a whole is not valid."""
     problems = [*_unknown_recipes(document, data), *_nested_folders(document, data, folder)]
     if config is not None:
-        problems += [
-            *_clashing_names(document, config),
-            *_clashing_places(document, config),
-            *_folders_published(document, config),
-        ]
+        problems += _watched_twice(document, config)
+        problems += _clashing_names(document, config)
+        problems += _clashing_places(document, config)
+        problems += _folders_published(document, config)
     return problems
 
 
@@ -120,6 +119,20 @@ def _nested_folders(document: Document, data: Mapping[str, Any], folder: Path) -
                 )
 
 
+def _watched_twice(document: Document, config: Config) -> Iterator[Problem]:
+    """Entries for the same repository or author. Two filters of one author may well stand beside each other."""
+    lines: dict[str, int] = {}
+    for index, watch in enumerate(config.watch):
+        models = getattr(watch, "hub", None)
+        if models is None:
+            continue
+        path = ("watch", index, "hub")
+        known = lines.setdefault(models.model_dump_json().casefold(), document.value(path).line)
+        if known != document.value(path).line:
+            sentence = f"{models.shown} is watched already (line {known}); list it once, with all its recipes"
+            yield Problem(document.value(path), path, sentence)
+
+
 def _clashing_names(document: Document, config: Config) -> Iterator[Problem]:
     """Targets that would overwrite each other's artifacts: in one recipe, or in recipes that one folder uses together."""
     groups: list[tuple[str, ...]] = [(name,) for name in config.recipes]
@@ -164,7 +177,7 @@ def _clashing_places(document: Document, config: Config) -> Iterator[Problem]:
 
 def _folders_published(document: Document, config: Config) -> Iterator[Problem]:
     """A folder that is published to must be neither watched, nor the output, nor inside one of them."""
-    known = [(f"the watched folder {w.folder}", w.folder) for w in config.watch if getattr(w, "folder", None) is not None]
+    known = [(f"the watched folder {w.folder}", w.folder) for w in config.folders]
     known.append((f"the output {config.output}", config.output))
     for name, recipe in config.recipes.items():
         for index, destination in enumerate(recipe.publish):

@@ -34,15 +34,15 @@ class Departures:
     def configure(self, config: Config) -> None:
         """Also finishes deletions that a crash has interrupted."""
         self._seen = ()
-        for watch in config.watch:
+        for watch in config.folders:
             if watch.after == "delete":
                 shutil.rmtree(watch.folder / LEAVING, ignore_errors=True)
 
     def tick(self, config: Config) -> None:
-        if all(watch.after == "keep" for watch in config.watch) or self._seen == (mark := self._ledger.mark()):
+        if all(watch.after == "keep" for watch in config.folders) or self._seen == (mark := self._ledger.mark()):
             return
         self._seen = mark
-        folders = {watch.folder: watch for watch in config.watch if watch.after != "keep"}
+        folders = {watch.folder: watch for watch in config.folders if watch.after != "keep"}
         for source in self._ledger.sources():
             watch = next((w for f, w in folders.items() if Path(source.locator).is_relative_to(f)), None)
             if watch is not None and source.state == "present":

@@ -47,6 +47,22 @@ class TakenAway(QconvdError):
     """What was being made was removed or moved meanwhile. The ledger tries again."""
 
 
+class HubRefused(QconvdError):
+    """The Hub says no, and will say so again until the configuration, a token or the repository changes: no retry."""
+
+
+class HubBusy(QconvdError):
+    """The Hub cannot answer now, or not be reached. `seconds`: how long it asks to wait, 0 if it does not say."""
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "", seconds: float = 0.0) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.seconds = seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """As every error, with the seconds as text."""
+        return {**super().as_dict(), "seconds": f"{self.seconds:g}"}
+
+
 class ConfigError(QconvdError):
     """config.yaml is wrong; `problems` holds every mistake found."""
 
@@ -61,6 +77,11 @@ class ConfigError(QconvdError):
 
 def from_dict(data: dict[str, str]) -> QconvdError:
     """Rebuild an error from `as_dict`, e.g. one that a worker reported. Unknown kinds become `QconvdError`."""
-    kinds = {c.__name__: c for c in (QconvdError, Unsupported, BadCheckpoint, Incomplete, OutOfSpace, TakenAway, ConfigError)}
+    kinds: dict[str, type[QconvdError]] = {
+        c.__name__: c
+        for c in (QconvdError, Unsupported, BadCheckpoint, Incomplete, OutOfSpace, TakenAway, HubRefused, HubBusy, ConfigError)
+    }
     kind = kinds.get(data.get("error", ""), QconvdError)
+    if kind is HubBusy:
+        return HubBusy(data["what"], where=data["where"], fix=data["fix"], seconds=float(data.get("seconds") or 0))
     return kind(data.get("what", ""), where=data.get("where", ""), fix=data.get("fix", ""))

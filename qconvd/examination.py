@@ -100,7 +100,7 @@ def _inotify(config: Config | None) -> Iterator[Finding]:
         yield Finding("inotify", "note", found, "sudo sysctl fs.inotify.max_user_watches=524288")
     else:
         yield Finding("inotify", "good", found)
-    for watch in config.watch if config else ():
+    for watch in config.folders if config else ():
         if is_folder(watch.folder) and watch.poll != "always":
             yield _watchable(watch.folder)
 
@@ -129,7 +129,7 @@ def _folders(config: Config) -> Iterator[Finding]:
     from qconvd.ledger.filesystem import mount_of
     from qconvd.quantities import show_size
 
-    for watch in config.watch:
+    for watch in config.folders:
         # `after: move` and `after: delete` change the watched folder itself.
         yield _folder("watched", watch.folder, write=watch.after != "keep")
     yield _folder("output", config.output, write=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -74,12 +74,29 @@ def _description(model: Any, loc: KeyPath) -> str:
 def _keys_at(model: Any, loc: KeyPath) -> list[str]:
     """The keys that a pydantic model knows below `loc`."""
     for step in loc:
+        if (chosen := _member(model, step)) is not None:
+            model = chosen
+            continue
         if isinstance(step, int) or not hasattr(model, "model_fields"):
             continue
         field = next((f for n, f in model.model_fields.items() if step in (n, f.alias)), None)
         model = field.annotation if field else _value_type(model)
-        model = _value_type(model)
+        model = model if _members(model) else _value_type(model)
     return [f.alias or n for n, f in getattr(model, "model_fields", {}).items()]
+
+
+def _member(annotation: Any, step: str | int) -> Any:
+    """The model of a union that pydantic names in its path, because the discriminator chose it."""
+    return next((m for m in _members(annotation) if getattr(m, "__name__", "") == step), None)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The models of a union, inside whatever holds it; none where there is no choice."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    inner = [get_args(a)[0] if get_origin(a) is Annotated else a for a in get_args(annotation)]
+    found = [m for a in inner for m in (_members(a) or [a]) if hasattr(m, "model_fields")]
+    return found if len(found) > 1 else []
 
 
 def _value_type(annotation: Any) -> Any:

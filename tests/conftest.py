@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -39,3 +44,22 @@ def minilm() -> Path:
 def golden() -> Path:
     """llama.cpp's own bytes and file records."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def hub_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub of this test's own; huggingface_hub in this process may ask it, with no token but those that the test gives."""
+    from huggingface_hub import constants
+
+    from hub_server import HubServer
+
+    for variable in ("HF_TOKEN", "HF_ENDPOINT", "CREDENTIALS_DIRECTORY", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # of which the server knows nothing
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    server = HubServer(tmp_path_factory.mktemp("hub"))
+    yield server
+    server.stop()

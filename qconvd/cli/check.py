@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from qconvd.cli.options import AsJson, ConfigFile
+
+if TYPE_CHECKING:
+    from qconvd.config import Watch, WatchHub
 
 
 def check(config: ConfigFile = None, json: AsJson = False) -> None:
@@ -10,7 +15,8 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
     from qconvd.checkpoints.files import is_folder
     from qconvd.cli import output
     from qconvd.cli.options import load_config
-    from qconvd.quantities import show_size
+    from qconvd.config import WatchHub
+    from qconvd.quantities import show_duration, show_size
 
     found = load_config(config)
     if json:
@@ -19,7 +25,10 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
         return
     print(f"{found.path} is right.\n")
     for watch in found.watch:
-        print(f"A model dropped into {watch.folder}{'' if is_folder(watch.folder) else ' (not there yet)'} becomes:")
+        if isinstance(watch, WatchHub):
+            print(f"{_models(watch)}, asked for every {show_duration(watch.interval)}, becomes:")
+        else:
+            print(f"A model dropped into {watch.folder}{'' if is_folder(watch.folder) else ' (not there yet)'} becomes:")
         rows: list[tuple[str, ...]] = []
         for name in watch.recipes:
             recipe = found.recipes[name]
@@ -32,9 +41,9 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
         if not any(device for *_, device in rows):
             headings, rows = headings[:-1], [row[:-1] for row in rows]
         output.table(headings, rows, whole=(0, 1))
-        print(f"Then the model is {_after(watch.after)}.\n")
+        print(f"Then {_after(watch)}.\n")
     if not found.watch:
-        print("No folder is watched: models come with `qconvd add` only.\n")
+        print("Nothing is watched: models come with `qconvd add` only.\n")
     for name, recipe in found.recipes.items():
         if limits := _match(recipe.match):
             print(f"The recipe {name} is only for models with {limits}.")
@@ -42,8 +51,28 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
     output.pairs([("output", found.output), ("state", found.state), ("left free", show_size(free)), ("names", found.names)])
 
 
-def _after(after: str) -> str:
-    return {"keep": "left where it is", "move": "moved to .qconvd-done/ there", "delete": "deleted"}[after]
+def _models(watch: WatchHub) -> str:
+    from qconvd.quantities import show_count
+
+    models = watch.hub
+    if models.repo is not None:
+        return f"{models.shown} on the Hub"
+    fits = [
+        *([f"for {models.pipeline}"] if models.pipeline else []),
+        *([f"under {' or '.join(models.licenses)}"] if models.licenses else []),
+        *([f"of at most {show_count(models.max_parameters)} parameters"] if models.max_parameters is not None else []),
+        *([f"named like {' or '.join(models.name)}"] if models.name else []),
+    ]
+    return f"Each model of {models.author} on the Hub{' ' if fits else ''}{', '.join(fits)}"
+
+
+def _after(watch: Watch) -> str:
+    from qconvd.config import WatchHub
+
+    if isinstance(watch, WatchHub):
+        return {"keep": "what was fetched stays in the Hub cache", "delete": "what was fetched is deleted"}[watch.after]
+    place = {"keep": "left where it is", "move": "moved to .qconvd-done/ there", "delete": "deleted"}[watch.after]
+    return f"the model is {place}"
 
 
 def _match(match: object) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qconvd.errors import QconvdError
 
 WORDS: Mapping[Stage, str] = {
-    "plan": "planning", "convert": "converting", "verify": "verifying", "publish": "publishing"
+    "plan": "planning", "fetch": "fetching", "convert": "converting", "verify": "verifying", "publish": "publishing"
 }  # fmt: skip
 LINE_EVERY = 5.0
 """Seconds between two plain lines about one target."""

@@ -37,7 +37,7 @@ def run(
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
     # Its debug lines are two for every file, in its own terms.
     logging.getLogger("watchdog").setLevel(logging.INFO)
-    for watch in loaded.watch:
+    for watch in loaded.folders:
         if not is_there(watch.folder):
             logging.getLogger(__name__).warning(
                 "the watched folder %s does not exist yet; it is taken up when it does", watch.folder

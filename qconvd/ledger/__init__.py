@@ -17,8 +17,10 @@ from qconvd.ledger.records import (
     options_of,
     spec_digest,
 )
+from qconvd.ledger.snapshots import Snapshot
 
 __all__ = [
-    "PENDING", "RETRIES", "Event", "Job", "Ledger", "Outcome", "Publication", "Reading", "Request", "Source", "StaleFence",
+    "PENDING", "RETRIES", "Event", "Job", "Ledger", "Outcome", "Publication", "Reading", "Request", "Snapshot", "Source",
+    "StaleFence",
     "Target", "Task", "backoff", "options_of", "spec_digest",
 ]  # fmt: skip

@@ -15,9 +15,9 @@ from typing import Any
 
 from qconvd.errors import QconvdError
 from qconvd.ledger.filesystem import MOUNTS
-from qconvd.ledger.needs import need_of
 from qconvd.ledger.publishing import Publishing
 from qconvd.ledger.records import Outcome, Source, Target, Task, WantedTarget, as_json, options_of, spec_digest
+from qconvd.ledger.snapshots import AWAITS_FETCH, Snapshots
 
 RETRIES = 3
 """Attempts that may crash before a target fails for good."""
@@ -26,9 +26,11 @@ LONGEST_DELAY = 3600.0
 LEASE_SECONDS = 60.0
 
 _TASK_OF = {"waiting": "plan", "planned": "convert", "verifying": "verify"}
-_DURING = {"plan": "waiting", "convert": "converting", "verify": "verifying", "publish": "publishing"}
+_DURING = {
+    "plan": "waiting", "fetch": "planned", "convert": "converting", "verify": "verifying", "publish": "publishing"
+}  # fmt: skip
 """The state of a target while a task of this kind runs."""
-_BEFORE = {"plan": "waiting", "convert": "planned", "verify": "verifying", "publish": "ready"}
+_BEFORE = {"plan": "waiting", "fetch": "planned", "convert": "planned", "verify": "verifying", "publish": "ready"}
 """The state in which a target waits for a task of this kind."""
 
 
@@ -41,7 +43,7 @@ def backoff(failures: int) -> float:
     return min(FIRST_DELAY * 2.0 ** max(0, failures - 1), LONGEST_DELAY)
 
 
-class Ledger(Publishing):
+class Ledger(Publishing, Snapshots):
     """All that the daemon remembers. `clock` gives seconds since 1970."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, mounts: Path = MOUNTS) -> None:
@@ -194,9 +196,13 @@ class Ledger(Publishing):
             published = [self.task(id) for id in self._make_publish_tasks(busy)]
             groups: dict[tuple[Any, ...], list[Target]] = {}
             for target in self.targets(*_TASK_OF):
-                if target.id not in busy and not (target.state == "waiting" and self._stands_back(target)):
+                if target.id in busy or (target.state == "waiting" and self._stands_back(target)):
+                    continue
+                if not (target.state == "planned" and self._not_here(target.source)):
                     groups.setdefault(_group(target), []).append(target)
-            return published + [self._make_task(group) for group in groups.values()]
+                elif not self._fetching(target.source):
+                    groups.setdefault(("fetch", target.source, target.not_before), []).append(target)
+            return published + [self._make_task(key[0], group) for key, group in groups.items()]
 
     def claim(self, task: int, placed: Mapping[str, Any] | None = None, lease: float = LEASE_SECONDS) -> Task:
         """Give a queued task to a new attempt. The returned task holds its fence, its attempt and its handle.
@@ -215,9 +221,10 @@ class Ledger(Publishing):
             if not changed:
                 raise StaleFence(f"task {task} is not queued, so it cannot be started")
             found = self.task(task)
-            words = {"plan": "planning", "convert": "converting", "verify": "verifying"}.get(found.kind, "")
             if found.kind == "publish":
                 words = f"publishing to {self._publication_began(found)}"
+            else:
+                words = {"plan": "planning", "fetch": "fetching", "convert": "converting", "verify": "verifying"}[found.kind]
             for id in found.targets:
                 self._move(id, _DURING[found.kind], words)
             return found
@@ -446,6 +453,10 @@ class Ledger(Publishing):
             if task.kind == "plan":
                 version = str(outcome.data.get("version", target.version))
                 db.execute("UPDATE target SET plan = ?, version = ? WHERE id = ?", (data, version, target.id))
+                awaits = AWAITS_FETCH if self._not_here(target.source) else "waiting to be converted"
+                self._move(target.id, "planned", outcome.reason or awaits)
+            elif task.kind == "fetch":
+                self._fetched(target.source, outcome.data)
                 self._move(target.id, "planned", outcome.reason or "waiting to be converted")
             elif task.kind == "convert":
                 self._move(target.id, "verifying", outcome.reason or "waiting to be verified")
@@ -516,14 +527,14 @@ class Ledger(Publishing):
                     f" WHERE state IN ('{state}') AND not_before > :now AND changed_at > :now", {"now": self._clock()}
                 )  # fmt: skip
 
-    def _make_task(self, targets: Sequence[Target]) -> Task:
-        kind, device = _TASK_OF[targets[0].state], _device(targets[0])
+    def _make_task(self, kind: str, targets: Sequence[Target]) -> Task:
+        device = "cpu" if kind == "fetch" else _device(targets[0])
         now = self._clock()
         with self.transaction() as db:
             id = db.execute(
                 "INSERT INTO task (kind, source, device, state, reason, not_before, need, created_at, changed_at)"
                 " VALUES (?, ?, ?, 'queued', '', ?, ?, ?, ?)",
-                (kind, targets[0].source, device, targets[0].not_before, as_json(need_of(kind, targets)), now, now),
+                (kind, targets[0].source, device, targets[0].not_before, as_json(self._need(kind, targets)), now, now),
             ).lastrowid
             db.executemany("INSERT INTO task_target (task, target) VALUES (?, ?)", [(id, t.id) for t in targets])
         return self.task(id or 0)
@@ -552,7 +563,7 @@ class Ledger(Publishing):
             db.execute(
                 "UPDATE task SET state = 'queued', reason = ?, not_before = ?, need = ?, lease_until = 0, changed_at = ?"
                 " WHERE id = ?",
-                (reason, max(t.not_before for t in now), as_json(need_of(task.kind, now)), self._clock(), task.id),
+                (reason, max(t.not_before for t in now), as_json(self._need(task.kind, now)), self._clock(), task.id),
             )
 
     def _close(self, task: Task, state: str, reason: str) -> None:

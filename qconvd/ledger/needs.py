@@ -13,6 +13,8 @@ PLAN_MEMORY = 512 * MIB
 """Headers and a tokenizer."""
 VERIFY_MEMORY = 768 * MIB
 """Blocks of an artifact, and sampled rows beside those of the model."""
+FETCH_MEMORY = 512 * MIB
+"""The client with what it has in flight. Counts for nobody: fetching goes on beside a conversion that holds all there is."""
 
 PUBLISH_MEMORY = 512 * MIB
 """The Hub's client, and blocks of the files that it sends."""
@@ -36,3 +38,8 @@ def need_of(kind: str, targets: Sequence[Target]) -> dict[str, int]:
         "disk": sum(int(t.plan.get("nbytes", 0)) for t in targets),
         "gpu_memory": max((int(m.get("cuda", 0)) for m in memory), default=0),
     }
+
+
+def fetch_need(nbytes: int) -> dict[str, int]:
+    """As `need_of`, for a model of `nbytes` on the Hub: `cache` is room on the Hub cache's disk."""
+    return {"memory": FETCH_MEMORY, "least": FETCH_MEMORY // 2, "disk": 0, "gpu_memory": 0, "cache": nbytes}

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 TargetState: TypeAlias = Literal[
     "waiting", "planned", "converting", "verifying", "ready", "publishing", "done", "failed", "superseded", "cancelled"
 ]
-TaskKind: TypeAlias = Literal["plan", "convert", "verify", "publish"]
+TaskKind: TypeAlias = Literal["plan", "fetch", "convert", "verify", "publish"]
 TaskState: TypeAlias = Literal["queued", "running", "done", "failed", "cancelled"]
 SourceState: TypeAlias = Literal["present", "refused", "gone", "replaced"]
 JobState: TypeAlias = Literal[

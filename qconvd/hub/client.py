@@ -1,0 +1,305 @@
+"""Everything that is asked of the Hub goes through here: one place for the endpoint, the token, timeouts and errors.
+
+huggingface_hub is imported when the first question is asked: a daemon that watches folders only never pays for it. Whatever
+goes wrong becomes one of two errors (see `told`): `HubRefused`, which no retry mends, or `HubBusy`, with the seconds that the
+server asks for. Calls that this class has no method for are made with `api` inside `asking`.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import errno
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qconvd.errors import HubBusy, HubRefused, OutOfSpace, QconvdError
+from qconvd.hub.address import MAIN, SCHEME
+from qconvd.hub.tokens import Token, hub_token, redacted
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+ENDPOINT = "https://huggingface.co"
+TIMEOUT = 60.0
+"""Seconds without a byte from the server after which a call is given up."""
+CONNECT_SECONDS = 15.0
+PAGE = 1000
+"""Models that one listing of an author may hold."""
+EXPAND = ("sha", "lastModified", "private", "gated", "disabled", "tags", "pipeline_tag", "safetensors")
+
+
+class Access(Protocol):
+    """What the configuration says of the Hub; what a worker gets in its spec."""
+
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def token_file(self) -> Path | None: ...
+    @property
+    def timeout(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a commit. `sha256` is known of large files (Git LFS, Xet), `oid` is git's id of all others."""
+
+    path: str
+    size: int
+    sha256: str = ""
+    oid: str = ""
+
+    @property
+    def content(self) -> str:
+        """What changes with the content."""
+        return self.sha256 or self.oid
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """A repository at one commit. `files` are there only where they were asked for."""
+
+    repo: str
+    commit: str
+    private: bool = False
+    gated: bool = False
+    tags: tuple[str, ...] = ()
+    pipeline: str = ""
+    parameters: int | None = None
+    """Weights, if the Hub knows: it counts safetensors only."""
+    files: tuple[RemoteFile, ...] = ()
+
+    @property
+    def license(self) -> str:
+        return next((t.removeprefix("license:") for t in self.tags if t.startswith("license:")), "")
+
+
+class Hub:
+    """A Hub and who asks. One instance per process and configuration; methods may be called from several threads."""
+
+    def __init__(self, endpoint: str = ENDPOINT, token: Token | None = None, timeout: float = TIMEOUT) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self.token = token
+        self.timeout = timeout
+
+    @classmethod
+    def of(cls, access: Access) -> Hub:
+        """As the configuration says. Raises `QconvdError` if the token's file cannot be read."""
+        return cls(access.endpoint, hub_token(access.token_file), access.timeout)
+
+    @cached_property
+    def api(self) -> HfApi:
+        """huggingface_hub's own client, with timeouts also for the calls that take none."""
+        import huggingface_hub
+        from huggingface_hub.utils import _http
+
+        def client() -> Any:
+            made = _http.default_client_factory()
+            made.timeout = type(made.timeout)(self.timeout, connect=min(CONNECT_SECONDS, self.timeout))
+            return made
+
+        huggingface_hub.set_client_factory(client)
+        return huggingface_hub.HfApi(endpoint=self.endpoint, token=self.token.value if self.token else False)
+
+    def page(self, repo: str) -> str:
+        """The repository's page for people, where conditions are accepted."""
+        return f"{self.endpoint}/{repo}"
+
+    def commit_of(self, repo: str, revision: str = MAIN) -> str:
+        """The commit that a branch, tag or commit stands for now: one small request."""
+        return self.model(repo, revision, expand=("sha",)).commit
+
+    def model(self, repo: str, revision: str = MAIN, expand: Sequence[str] = EXPAND) -> RemoteModel:
+        """What the Hub says of a repository, without its files: one request."""
+        with self.asking("asking for it", repo):
+            api = self.api
+            return _model(api.model_info(repo, revision=revision, timeout=self.timeout, expand=list(expand)))  # type: ignore[arg-type]
+
+    def listed(self, repo: str, revision: str) -> RemoteModel:
+        """A repository with every file of a revision, their sizes and hashes: one request."""
+        with self.asking("asking for its files", repo):
+            api = self.api
+            return _model(api.model_info(repo, revision=revision, timeout=self.timeout, files_metadata=True))
+
+    def may_read(self, repo: str) -> None:
+        """Raise `HubRefused` unless files may be read: a gated repository tells its name and files to everybody."""
+        with self.asking("asking for access to it", repo):
+            self._get(f"/api/models/{repo}/auth-check", {})
+
+    def models_of(self, author: str) -> list[RemoteModel]:
+        """All models of a user or an organisation, each at its main branch: one request for each thousand."""
+        found: list[RemoteModel] = []
+        with self.asking("listing the models", author):
+            reply = self._get("/api/models", {"author": author, "limit": PAGE, "expand": list(EXPAND)})
+            while True:
+                found += [_entry(entry) for entry in reply.json()]
+                more = reply.links.get("next", {}).get("url")
+                if not more:
+                    return found
+                reply = self._get(more, {})
+
+    def read(self, repo: str, commit: str, path: str, start: int, count: int) -> bytes:
+        """`count` bytes of a file from `start`, fewer only at its end. Nothing else of the file is fetched."""
+        from urllib.parse import quote
+
+        with self.asking(f"reading {path}", repo):
+            place = f"/{repo}/resolve/{quote(commit, safe='')}/{quote(path)}"
+            reply = self._get(place, {}, {"Range": f"bytes={start}-{start + count - 1}"})
+            data = bytes(reply.content)
+            if reply.status_code != 206:  # a server, or a proxy on the way, that knows no ranges
+                data = data[start : start + count]
+            return data[:count]
+
+    @contextmanager
+    def asking(self, doing: str, repo: str) -> Iterator[None]:
+        """Turn whatever a call of huggingface_hub raises into a `QconvdError`; `repo` is what it is about."""
+        try:
+            yield
+        except QconvdError:
+            raise
+        except Exception as error:
+            found = told(error, doing, repo, self)
+            if found is None:
+                raise
+            raise found from error
+
+    def _get(self, place: str, query: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Any:
+        """One GET without the client's own retries: whoever asks decides when to ask again."""
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+
+        _ = self.api  # sets the timeouts
+        told = {**build_hf_headers(token=self.token.value if self.token else False), **(headers or {})}
+        url = place if place.startswith(self.endpoint) else f"{self.endpoint}{place}"
+        reply = get_session().get(url, params=query or None, headers=told, timeout=self.timeout, follow_redirects=True)
+        hf_raise_for_status(reply)
+        return reply
+
+
+def told(error: BaseException, doing: str, repo: str, hub: Hub) -> QconvdError | None:
+    """What an exception of huggingface_hub means; None for a defect of ours.
+
+    Final are 401, 403, 404 and other refusals; passing are 408, 409, 429, 5xx and everything that happens to a connection.
+    """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    where = f"{SCHEME}{repo}"
+    chain = list(_chain(error))
+    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    if any(isinstance(one, OfflineModeIsEnabled) for one in chain):
+        return HubRefused("the Hub may not be asked: HF_HUB_OFFLINE is set", where=where, fix="unset it and restart qconvd")
+    if any(isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT) for one in chain):
+        return OutOfSpace(f"the disk is full while {doing}", where=where, fix="make room, or choose another `hub.cache`")
+    reply = next((r for one in chain if (r := getattr(one, "response", None)) is not None), None)
+    if reply is not None:
+        return _answered(reply, names, doing, where, repo, hub)
+    if names & {"HTTPError", "RequestError", "ConnectionError", "TimeoutError", "LocalEntryNotFoundError"} or _transport(chain):
+        what = f"{hub.endpoint} cannot be reached while {doing}: {_words(chain, hub)}"
+        return HubBusy(what, where=where, fix="check the network and `hub.endpoint`; it is tried again by itself")
+    return None
+
+
+def seconds_of(headers: Mapping[str, str], now: float | None = None) -> float:
+    """How long a server asks to wait: `Retry-After` in seconds or as a date (RFC 9110, 10.2.3), or the Hub's `RateLimit`."""
+    after = headers.get("retry-after") or headers.get("Retry-After") or ""
+    if re.fullmatch(r"\d+(\.\d+)?", after.strip()):
+        return float(after)
+    if after:
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - (time.time() if now is None else now))
+        except (ValueError, TypeError):
+            return 0.0
+    limit = headers.get("ratelimit") or headers.get("RateLimit") or ""
+    if re.search(r"r=0\b", limit) and (reset := re.search(r"t=(\d+)", limit)):
+        return float(reset[1])
+    return 0.0
+
+
+def _answered(reply: Any, names: set[str], doing: str, where: str, repo: str, hub: Hub) -> QconvdError:
+    status, code = int(reply.status_code), reply.headers.get("X-Error-Code", "")
+    message = redacted(reply.headers.get("X-Error-Message", "") or f"HTTP {status}", hub.token)[:300]
+    who = str(hub.token) if hub.token else "nobody: there is no token"
+    again = "then `qconvd reload`, or `qconvd retry`"
+    if code == "GatedRepo" or "GatedRepoError" in names:
+        account = f"with the account of {hub.token}" if hub.token else "and give qconvd a token of that account (HF_TOKEN)"
+        fix = f"accept its conditions at {hub.page(repo)} {account}; {again}"
+        return HubRefused("is gated: its conditions were not accepted", where=where, fix=fix)
+    if code == "RevisionNotFound" or "RevisionNotFoundError" in names:
+        return HubRefused("has no such revision", where=where, fix=f"its branches: {hub.page(repo)}/tree/main")
+    if code == "EntryNotFound" or names & {"EntryNotFoundError", "RemoteEntryNotFoundError"}:
+        return HubRefused(f"a file is not there any more ({doing})", where=where, fix=f"look at {hub.page(repo)}/tree/main")
+    if status == 401 and (hub.token and "credentials" in message.lower()):
+        fix = f"make a new token at {hub.endpoint}/settings/tokens"
+        return HubRefused(f"the Hub does not know {hub.token}", where=where, fix=f"{fix}; {again}")
+    if code == "RepoNotFound" or status in (401, 404):
+        fix = f"look at {hub.page(repo)}; a private one needs a token that may read it (asked as {who}); {again}"
+        return HubRefused("is not there, or is private", where=where, fix=fix)
+    if status in (408, 409, 425, 429) or status >= 500:
+        seconds = seconds_of(reply.headers)
+        wish = f"; it asks to wait {seconds:g} s" if seconds else ""
+        words = "asks for fewer requests" if status == 429 else f"is busy ({message})"
+        return HubBusy(f"the Hub {words} while {doing}{wish}", where=where, fix="it is tried again by itself", seconds=seconds)
+    fix = f"asked as {who}; see what the token may do at {hub.endpoint}/settings/tokens, {again}"
+    return HubRefused(f"the Hub refuses, while {doing}: {message}", where=where, fix=fix)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what led to it."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _transport(chain: Sequence[BaseException]) -> bool:
+    """What only a broken transfer looks like: a part of a large file (RuntimeError), a reply of another length (OSError)."""
+    texts = " ".join(str(one) for one in chain)
+    return any(isinstance(one, RuntimeError | OSError | ValueError) for one in chain) and any(
+        words in texts
+        for words in ("Consistency check failed", "uploading", "upload part", "Xet", "CAS", "Force download failed")
+    )
+
+
+def _words(chain: Sequence[BaseException], hub: Hub) -> str:
+    """The first cause that says something, in one line."""
+    for one in reversed(chain):
+        if text := " ".join(str(one).split()):
+            return redacted(text, hub.token)[:200]
+    return type(chain[0]).__name__
+
+
+def _model(info: Any) -> RemoteModel:
+    files = []
+    for one in info.siblings or ():
+        lfs = one.lfs
+        files.append(RemoteFile(one.rfilename, int(one.size or 0), lfs.sha256 if lfs else "", "" if lfs else one.blob_id or ""))
+    return RemoteModel(
+        info.id,
+        info.sha or "",
+        private=bool(info.private),
+        gated=bool(info.gated),
+        tags=tuple(info.tags or ()),
+        pipeline=info.pipeline_tag or "",
+        parameters=info.safetensors.total if info.safetensors else None,
+        files=tuple(files),
+    )
+
+
+def _entry(said: Mapping[str, Any]) -> RemoteModel:
+    """A line of a listing."""
+    counted = said.get("safetensors") or {}
+    return RemoteModel(
+        str(said["id"]),
+        str(said.get("sha") or ""),
+        private=bool(said.get("private")),
+        gated=bool(said.get("gated")),
+        tags=tuple(map(str, said.get("tags") or ())),
+        pipeline=str(said.get("pipeline_tag") or ""),
+        parameters=int(counted["total"]) if "total" in counted else None,
+    )
