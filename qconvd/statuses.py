@@ -117,7 +117,8 @@ def _artifact(target: Target, source: Source) -> ArtifactStatus:
     done = target.state == "done"
     state = STATES.get(target.state, target.state)
     size = int((target.artifact if done else target.plan).get("nbytes", 0))
-    # Of what is on its way the state says enough, unless there is something to wait for.
-    reason = "" if done or target.reason == target.state else target.told(source)
+    # Of what is on its way or done the state says enough, unless there is something to wait for or another place to look at.
+    plain = target.reason == target.state or (done and not target.reason.startswith("published to"))
+    reason = "" if plain else target.told(source)
     notes = () if target.state in ("failed", "cancelled") else tuple(map(str, target.plan.get("notes", ())))
     return ArtifactStatus(target.label, state, reason, size, f"{target.folder}/" if done else "", notes)

@@ -57,6 +57,14 @@ class TargetSpec(_Data):
     """Files of ours that lie in its place, as the ledger knows; None: it knows of none."""
 
 
+class HubSpec(_Data):
+    """How the Hub is reached. The token itself never stands in a file of ours: the worker reads it where it is."""
+
+    endpoint: str
+    token_file: Path | None = None
+    timeout: float = Field(gt=0)
+
+
 class PublishSpec(_Data):
     """Where the artifacts of a publish task go. Options are those of `qconvd.destinations.Place`."""
 
@@ -91,6 +99,7 @@ class TaskSpec(_Data):
     limits: LimitsSpec
     device: DeviceSpec = DeviceSpec()
     state: Path
+    hub: HubSpec | None = None
     publish: PublishSpec | None = None
 
     @property

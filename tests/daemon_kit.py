@@ -64,9 +64,18 @@ class Home:
         settle: str = "0.3s",
         interval: str = "1s",
         publish: str = "",
+        more: str = "",
     ) -> None:
-        text = CONFIG.format(
-            targets=targets, match=match, watch=watch, settle=settle, interval=interval, publish=publish.replace("\n", "\n    ")
+        text = (
+            CONFIG.format(
+                targets=targets,
+                match=match,
+                watch=watch,
+                settle=settle,
+                interval=interval,
+                publish=publish.replace("\n", "\n    "),
+            )
+            + more
         )
         draft = self.root / "config.new"
         draft.write_text(text)

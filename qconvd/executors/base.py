@@ -71,8 +71,11 @@ def events_in(data: bytes) -> tuple[list[dict[str, Any]], int]:
     return found, end
 
 
-def environment(device: str, gpu: str, threads: int) -> dict[str, str]:
-    """The environment of a worker: the GPU it may see (by UUID, none on the CPU) and how many threads libraries take."""
+def environment(device: str, gpu: str, threads: int, *, online: bool = False) -> dict[str, str]:
+    """The environment of a worker: the GPU it may see (by UUID, none on the CPU) and how many threads libraries take.
+
+    Nothing that is not `online` may ask the Hub, whatever a library thinks.
+    """
     count = str(max(1, threads))
     return {
         **os.environ,
@@ -83,6 +86,6 @@ def environment(device: str, gpu: str, threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": count,
         "NUMBA_NUM_THREADS": count,
         "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
+        **({} if online else {"HF_HUB_OFFLINE": "1"}),
     }

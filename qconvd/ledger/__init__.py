@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qconvd.ledger.ledger import RETRIES, Ledger, StaleFence, backoff
+from qconvd.ledger.ledger import Ledger, StaleFence
+from qconvd.ledger.patience import RETRIES, backoff
 from qconvd.ledger.publishing import Publication
 from qconvd.ledger.reading import Reading
 from qconvd.ledger.records import (

@@ -15,14 +15,11 @@ from typing import Any
 
 from qconvd.errors import QconvdError
 from qconvd.ledger.filesystem import MOUNTS
+from qconvd.ledger.patience import RETRIES, backoff
 from qconvd.ledger.publishing import Publishing
 from qconvd.ledger.records import Outcome, Source, Target, Task, WantedTarget, as_json, options_of, spec_digest
 from qconvd.ledger.snapshots import AWAITS_FETCH, Snapshots
 
-RETRIES = 3
-"""Attempts that may crash before a target fails for good."""
-FIRST_DELAY = 30.0
-LONGEST_DELAY = 3600.0
 LEASE_SECONDS = 60.0
 
 _TASK_OF = {"waiting": "plan", "planned": "convert", "verifying": "verify"}
@@ -36,11 +33,6 @@ _BEFORE = {"plan": "waiting", "fetch": "planned", "convert": "planned", "verify"
 
 class StaleFence(QconvdError):
     """A task was given to another attempt: who comes late may not finish it."""
-
-
-def backoff(failures: int) -> float:
-    """Seconds to wait after the n-th failure: 30, 60, 120, … at most an hour."""
-    return min(FIRST_DELAY * 2.0 ** max(0, failures - 1), LONGEST_DELAY)
 
 
 class Ledger(Publishing, Snapshots):
@@ -147,7 +139,7 @@ class Ledger(Publishing, Snapshots):
                     db.execute("UPDATE target SET failures = 0, not_before = 0, error = '{}' WHERE id = ?", (target.id,))
                 elif target.state in ("failed", "cancelled"):
                     self._restart(target, reason)
-                elif target.pending and target.not_before > self._clock():
+                elif target.pending and (self._publish_now(target.id) or target.not_before > self._clock()):
                     db.execute(
                         "UPDATE task SET not_before = 0 WHERE state = 'queued' AND id IN"
                         " (SELECT task FROM task_target WHERE target = ?)", (target.id,)
@@ -492,14 +484,14 @@ class Ledger(Publishing, Snapshots):
 
         `now` is the same for all targets of a task, so that they are tried again together.
         """
+        if task.kind == "publish":
+            return self._publication_failed(target, task, outcome, now if at is None else at, now)
         failures = target.failures + 1
-        # The Hub or a disk may be away for a day; only what brings a worker down is given up.
-        patient = task.kind == "publish" and bool(outcome.error)
-        again = outcome.retry and (patient or failures < RETRIES)
+        again = outcome.retry and failures < RETRIES
         with self.transaction() as db:
             if again:
-                when = at if at is not None else now + max(backoff(failures), float(outcome.data.get("wait", 0)))
-                reason = f"attempt {failures}{'' if patient else f' of {RETRIES}'} failed: {outcome.reason}"
+                when = at if at is not None else now + backoff(failures)
+                reason = f"attempt {failures} of {RETRIES} failed: {outcome.reason}"
             else:
                 when = 0.0
                 reason = outcome.reason if not outcome.retry else f"failed {failures} times, the last time: {outcome.reason}"
@@ -507,10 +499,7 @@ class Ledger(Publishing, Snapshots):
                 "UPDATE target SET failures = ?, not_before = ?, error = ? WHERE id = ?",
                 (failures, when, as_json(dict(outcome.error)), target.id),
             )
-            if task.kind == "publish":
-                self._publication_failed(target, task, outcome, again, reason)
-            else:
-                self._move(target.id, _BEFORE[task.kind] if again else "failed", reason)
+            self._move(target.id, _BEFORE[task.kind] if again else "failed", reason)
         return again
 
     # How tasks change
@@ -521,7 +510,7 @@ class Ledger(Publishing, Snapshots):
         Whole seconds, so that targets which failed together go on together.
         """
         with self.transaction() as db:
-            for table, state in (("target", "waiting', 'planned', 'verifying"), ("task", "queued")):
+            for table, state in (("target", "waiting', 'planned', 'verifying"), ("task", "queued"), ("publication", "open")):
                 db.execute(
                     f"UPDATE {table} SET not_before = :now + round(not_before - changed_at), changed_at = :now"
                     f" WHERE state IN ('{state}') AND not_before > :now AND changed_at > :now", {"now": self._clock()}
@@ -552,13 +541,13 @@ class Ledger(Publishing, Snapshots):
         return [t for t in map(self.target, task.targets) if t.state == _DURING[task.kind]]
 
     def _requeue(self, task: Task, left: Sequence[Target], reason: str, otherwise: str) -> None:
-        if not left:
+        if not left or task.kind == "publish":
+            # What is to be published again is grouped anew: more may have become ready.
             self._close(task, otherwise, reason)
             return
         with self.transaction() as db:
             gone = set(task.targets) - {t.id for t in left}
             db.executemany("DELETE FROM task_target WHERE task = ? AND target = ?", [(task.id, id) for id in gone])
-            self._publications_wait(task.id, gone)
             now = [self.target(t.id) for t in left]
             db.execute(
                 "UPDATE task SET state = 'queued', reason = ?, not_before = ?, need = ?, lease_until = 0, changed_at = ?"
@@ -572,7 +561,7 @@ class Ledger(Publishing, Snapshots):
                 "UPDATE task SET state = ?, reason = ?, lease_until = 0, changed_at = ? WHERE id = ?",
                 (state, reason, self._clock(), task.id),
             )
-            self._publications_wait(task.id, task.targets)
+            self._publications_wait(task.id)
 
 
 def _waits_for(locator: str) -> str:

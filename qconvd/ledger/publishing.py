@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from qconvd.destinations import Place, shown
 from qconvd.ledger.asking import Asking
 from qconvd.ledger.needs import need_of
+from qconvd.ledger.patience import RETRIES, backoff
 from qconvd.ledger.records import Outcome, Target, Task, as_json
 
 PublicationState: TypeAlias = Literal["open", "awaiting", "publishing", "done", "rehearsed", "failed", "cancelled", "unwanted"]
@@ -41,6 +42,8 @@ class Publication:
     confirmed: int
     commit_id: str
     """The Hub's commit that holds it; empty for a folder."""
+    failures: int
+    not_before: float
     task: int | None
     created_at: float
     changed_at: float
@@ -131,6 +134,8 @@ class Publishing(Asking):
             return
         if all(p.state == "awaiting" for p in left):
             reason = AWAITS
+        elif (late := [p for p in left if p.state == "open"]) and all(p.not_before > self._clock() for p in late):
+            reason = late[0].reason
         else:
             reason = next((p.reason for p in left if p.state == "rehearsed" and p.reason), WAITS)
         if target.state != "ready" or target.reason != reason:
@@ -142,7 +147,9 @@ class Publishing(Asking):
             for publication in self.publications(target=id):
                 if publication.state != "unwanted":
                     self._set(db, [publication.id], "awaiting" if _asks(publication) else "open", "")
-            db.execute("UPDATE publication SET confirmed = 0, task = NULL WHERE target = ?", (id,))
+            db.execute(
+                "UPDATE publication SET confirmed = 0, task = NULL, failures = 0, not_before = 0 WHERE target = ?", (id,)
+            )
 
     def _only_unpublished(self, target: Target) -> bool:
         """Whether a target that failed or was cancelled is made, and only its publishing is to be tried again."""
@@ -155,6 +162,7 @@ class Publishing(Asking):
                 if publication.state in ("failed", "cancelled"):
                     asks = _asks(publication) and not publication.confirmed
                     self._set(db, [publication.id], "awaiting" if asks else "open", "")
+            db.execute("UPDATE publication SET failures = 0, not_before = 0 WHERE target = ?", (id,))
             self._move(id, "ready", WAITS)
             self._follow_publications(id)
 
@@ -177,7 +185,8 @@ class Publishing(Asking):
         taken: set[str] = set(busy)
         for row in self.rows(
             "SELECT publication.* FROM publication JOIN target ON target.id = publication.target WHERE"
-            " publication.state = 'open' AND publication.task IS NULL AND target.state = 'ready' ORDER BY publication.id"
+            " publication.state = 'open' AND publication.task IS NULL AND target.state = 'ready'"
+            " ORDER BY publication.not_before, publication.id"
         ):
             publication = _publication(row)
             place = (publication.destination, publication.revision)
@@ -213,7 +222,7 @@ class Publishing(Asking):
         with self.transaction() as db:
             for targets, publications in self._publish_groups(busy):
                 now = self._clock()
-                later = max(t.not_before for t in targets)
+                later = max(p.not_before for p in publications)
                 id = db.execute(
                     "INSERT INTO task (kind, source, device, state, reason, not_before, need, created_at, changed_at)"
                     " VALUES ('publish', ?, 'cpu', 'queued', '', ?, ?, ?, ?)",
@@ -239,31 +248,50 @@ class Publishing(Asking):
                 reason = str(outcome.data.get("told", ""))
                 self._set(db, [publication.id], "rehearsed" if rehearsed else "done", reason)
                 commit = str(outcome.data.get("commit", ""))
-                db.execute("UPDATE publication SET task = NULL, commit_id = ? WHERE id = ?", (commit, publication.id))
+                db.execute(
+                    "UPDATE publication SET task = NULL, commit_id = ?, failures = 0, not_before = 0, error = '{}'"
+                    " WHERE id = ?", (commit, publication.id),
+                )  # fmt: skip
             self._follow_publications(target.id, over=True)
 
-    def _publication_failed(self, target: Target, task: Task, outcome: Outcome, again: bool, reason: str) -> None:
-        """It is tried again later, or it is over, and the target goes on to its other places first."""
-        with self.transaction() as db:
-            for publication in self.publications(target=target.id, task=task.id):
-                self._set(db, [publication.id], "open" if again else "failed", reason)
-                db.execute("UPDATE publication SET error = ? WHERE id = ?", (as_json(dict(outcome.error)), publication.id))
-                if not again:
-                    db.execute("UPDATE publication SET task = NULL WHERE id = ?", (publication.id,))
-            if again:
-                self._move(target.id, "ready", reason)
-            else:
-                self._follow_publications(target.id, over=True)
+    def _publication_failed(self, target: Target, task: Task, outcome: Outcome, at: float, now: float) -> bool:
+        """It is tried again later, or it is over; the target goes on to its other places meanwhile. Whether it is tried again.
 
-    def _publications_wait(self, task: int, gone: Iterable[str]) -> None:
-        """The attempt is over: what it did not publish is open again, and of these targets no longer in the task."""
+        The Hub or a disk may be away for a day, so what is told as passing is tried without end. A worker that was brought
+        down has three attempts.
+        """
         with self.transaction() as db:
-            left = set(gone)
-            for publication in self.publications(task=task):
-                if publication.state == "publishing":
-                    self._set(db, [publication.id], "open", publication.reason)
-                if publication.target in left:
-                    db.execute("UPDATE publication SET task = NULL WHERE id = ?", (publication.id,))
+            again = False
+            for publication in self.publications(target=target.id, task=task.id):
+                failures = publication.failures + 1
+                again = outcome.retry and (bool(outcome.error) or failures < RETRIES)
+                if again:
+                    of = "" if outcome.error else f" of {RETRIES}"
+                    reason = f"attempt {failures}{of} failed: {outcome.reason}"
+                    when = at if at > now else now + max(backoff(failures), float(outcome.data.get("wait", 0)))
+                else:
+                    reason = f"failed {failures} times, the last time: {outcome.reason}" if outcome.retry else outcome.reason
+                    when = 0.0
+                self._set(db, [publication.id], "open" if again else "failed", reason)
+                db.execute(
+                    "UPDATE publication SET error = ?, failures = ?, not_before = ?, task = NULL WHERE id = ?",
+                    (as_json(dict(outcome.error)), failures, when, publication.id),
+                )
+            self._follow_publications(target.id, over=True)
+            return again
+
+    def _publish_now(self, id: str) -> bool:
+        """End the waiting of what is to be published again later; returns whether anything waited."""
+        with self.transaction() as db:
+            query = "UPDATE publication SET not_before = 0 WHERE target = ? AND state = 'open' AND not_before > ?"
+            return db.execute(query, (id, self._clock())).rowcount > 0
+
+    def _publications_wait(self, task: int) -> None:
+        """A task is closed: what it did not publish is open again."""
+        with self.transaction() as db:
+            left = [p.id for p in self.publications(task=task) if p.state == "publishing"]
+            db.executemany("UPDATE publication SET state = 'open' WHERE id = ?", [(id,) for id in left])
+            db.execute("UPDATE publication SET task = NULL WHERE task = ?", (task,))
 
     # Rows
 

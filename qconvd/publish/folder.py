@@ -21,9 +21,15 @@ from qconvd.errors import OutOfSpace, QconvdError
 from qconvd.publish.artifact import BLOCK, Artifact, check, digest
 from qconvd.publish.modelcard import NAME as CARD
 
+AWAY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN)
+"""What a share says that cannot be reached."""
 PART = ".qconvd-part"
 OLD = ".qconvd-old"
 """The endings of a file that is being copied, and of a manifest whose artifact is being replaced."""
+
+
+class Away(QconvdError):
+    """A disk or share does not answer; it may another time."""
 
 
 def existing_card(folder: Path) -> str:
@@ -52,6 +58,9 @@ def publish(folder: Path, artifact: Artifact, card: str, cancelled: Callable[[],
         where = str(error.filename or folder)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutOfSpace("the disk that is published to is full", where=str(folder), fix="make room there") from error
+        if error.errno in AWAY:
+            what = f"does not answer: {os.strerror(error.errno or 0)}; it is tried again later"
+            raise Away(what, where=where, fix="look at the disk or the network share") from error
         what = f"cannot be written: {os.strerror(error.errno or 0)}"
         raise QconvdError(what, where=where, fix="give the user that runs qconvd write permission there") from error
 

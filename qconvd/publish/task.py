@@ -14,9 +14,11 @@ from typing import Any
 from qconvd.destinations import FOLDER, HUB, shown
 from qconvd.engine.manifest import Manifest
 from qconvd.engine.run import Cancelled
-from qconvd.errors import QconvdError
+from qconvd.errors import HubBusy, OutOfSpace, QconvdError
+from qconvd.hub.client import Hub
 from qconvd.publish import folder as folders
 from qconvd.publish.artifact import Artifact, held
+from qconvd.publish.folder import Away
 from qconvd.publish.modelcard import card, compose, render
 from qconvd.publish.upstream import Upstream, upstream
 from qconvd.quantities import show_size
@@ -38,15 +40,26 @@ def publish_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
             print(f"{target.label or target.id}: {error}", flush=True)
             results[target.id] = TargetResult(ok=False, error=error.as_dict())
     if artifacts:
-        done = _to(place, spec, artifacts, cancelled)
+        try:
+            done = _to(place, spec, artifacts, cancelled)
+        except QconvdError as error:
+            print(error, flush=True)
+            return TaskResult(ok=False, targets=results | {a.target: _refused(error) for a in artifacts})
         on_event({"event": "published", "place": shown(place.destination, place.revision), **done})
         results |= {a.target: TargetResult(ok=True, data=done) for a in artifacts}
     return TaskResult(ok=all(r.ok for r in results.values()), targets=results)
 
 
+def _refused(error: QconvdError) -> TargetResult:
+    """A refusal lasts; what is away is tried again, no sooner than it asks for."""
+    again = isinstance(error, HubBusy | OutOfSpace | Away)
+    wait = {"wait": error.seconds} if isinstance(error, HubBusy) else {}
+    return TargetResult(ok=False, error=error.as_dict(), retry=again, data=wait)
+
+
 def _to(place: PublishSpec, spec: TaskSpec, artifacts: list[Artifact], cancelled: Callable[[], bool]) -> dict[str, Any]:
     """Publish to one place; returns what the ledger is to know of it."""
-    model = _model(spec, place)
+    model = _model(spec, place, artifacts)
 
     def described(there: list[Manifest], existing: str, where: str) -> str:
         """The card of the place when these artifacts are there beside those that are there already."""
@@ -60,7 +73,10 @@ def _to(place: PublishSpec, spec: TaskSpec, artifacts: list[Artifact], cancelled
 
     if place.destination.startswith(FOLDER):
         return _to_folder(Path(place.destination.removeprefix(FOLDER)), place, artifacts, described, cancelled)
-    raise QconvdError("this qconvd cannot publish to the Hub yet", where=place.destination, fix="publish to a folder")
+    from qconvd.publish import hub
+
+    assert spec.hub is not None, "the daemon says how the Hub is reached"
+    return hub.publish(Hub.of(spec.hub), place, artifacts, described, lambda: still_ours(spec), cancelled)
 
 
 Described = Callable[[list[Manifest], str, str], str]
@@ -95,8 +111,12 @@ def still_ours(spec: TaskSpec) -> None:
         raise Cancelled
 
 
-def _model(spec: TaskSpec, place: PublishSpec) -> Upstream:
+def _model(spec: TaskSpec, place: PublishSpec, artifacts: list[Artifact]) -> Upstream:
+    """What is known of the model; of one that is gone, what its artifacts still tell."""
     found = upstream(spec.source.path, spec.source.name)
+    for artifact in artifacts if not spec.source.path.exists() else ():
+        ggufs = [artifact.path(f) for f in artifact.files if f.path.endswith(".gguf")]
+        found = upstream(ggufs[0] if ggufs else artifact.folder, spec.source.name)
     base = str(place.options.get("base_model") or "")
     return Upstream(found.name, base, "", found.card, found.prompt, found.config) if base and not found.repo else found
 

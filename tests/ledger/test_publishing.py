@@ -133,10 +133,27 @@ def test_a_passing_trouble_is_waited_out_however_long(bench: Bench, ledger: Ledg
         ledger.finish(task.id, task.fence, {id: Outcome(False, "503", REFUSED, retry=True, data={"wait": 5000})})
         assert ledger.target(id).state == "ready"
         assert ledger.target(id).reason == f"attempt {attempt} failed: 503"
-        assert ledger.target(id).not_before == clock.now + 5000, "the server's own hint, where it is longer"
+        (queued,) = ledger.make_tasks()
+        assert queued.not_before == clock.now + 5000, "the server's own hint, where it is longer"
         clock.now += 5000
     publish(bench)
-    assert ledger.target(id).state == "done" and ledger.target(id).failures == 0
+    assert ledger.target(id).state == "done" and ledger.publications()[0].failures == 0
+
+
+def test_a_place_that_is_away_holds_up_no_other(bench: Bench, ledger: Ledger, wish: Wishes, clock: Clock) -> None:
+    (id,) = made(bench, wish("a"), places=[hub(), hub("us/Y")])
+    task = bench.start("publish")
+    ledger.finish(task.id, task.fence, {id: Outcome(False, "503", REFUSED, retry=True)})
+    other = bench.start("publish")
+    assert ledger.publications(task=other.id)[0].place == "us/Y"
+    publish(bench, other)
+    assert (ledger.target(id).state, ledger.target(id).reason) == ("ready", "attempt 1 failed: 503")
+    (queued,) = ledger.make_tasks()
+    assert queued.not_before == clock.now + 30
+    assert ledger.retry([id]) == [id], "who asks need not wait"
+    assert ledger.task(queued.id).not_before == 0
+    publish(bench)
+    assert ledger.target(id).state == "done"
 
 
 def test_a_refusal_fails_and_retry_publishes_only(bench: Bench, ledger: Ledger, wish: Wishes) -> None:

@@ -19,6 +19,8 @@ CREATE TABLE publication (
     error TEXT NOT NULL DEFAULT '{}',
     confirmed INTEGER NOT NULL DEFAULT 0 CHECK (confirmed IN (0, 1)),
     commit_id TEXT NOT NULL DEFAULT '',
+    failures INTEGER NOT NULL DEFAULT 0,
+    not_before REAL NOT NULL DEFAULT 0,   -- of its own: one place that is away holds up no other
     task INTEGER REFERENCES task (id),    -- the open task that it is in
     created_at REAL NOT NULL,
     changed_at REAL NOT NULL,
