@@ -44,7 +44,7 @@ devices: {{cuda: none}}
 class Home:
     """A folder with a config, a watched folder and an output, and at most one daemon on it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, configure: bool = True) -> None:
         self.root = root
         self.inbox = root / "inbox"
         self.output = root / "models"
@@ -53,7 +53,8 @@ class Home:
         self.env: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.inbox.mkdir(parents=True, exist_ok=True)
-        self.configure()
+        if configure:
+            self.configure()
 
     def configure(
         self,
