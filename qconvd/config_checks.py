@@ -159,20 +159,28 @@ def _clashing_names(document: Document, config: Config) -> Iterator[Problem]:
 
 
 def _clashing_places(document: Document, config: Config) -> Iterator[Problem]:
-    """Artifacts that have folders of their own here, and would overwrite each other where they are published."""
-    for name, recipe in config.recipes.items():
-        taken: dict[tuple[str, ...], Target] = {}
-        for target in recipe.targets:
+    """Artifacts that have folders of their own here, and would overwrite each other where they are published.
+
+    As for names, in one recipe or in recipes that are used together.
+    """
+    groups: list[tuple[str, ...]] = [(name,) for name in config.recipes]
+    groups += [tuple(dict.fromkeys(w.recipes)) for w in config.watch if len(w.recipes) > 1]
+    told: set[tuple[str, int]] = set()
+    for group in groups:
+        taken: dict[tuple[str, ...], tuple[str, Target]] = {}
+        for name, target in ((n, t) for n in group if n in config.recipes for t in config.recipes[n].targets):
             manifest = target.names(SAMPLE, config.names).manifest
-            for index, place in enumerate(places(recipe, target, SAMPLE, config.names)):
+            for index, place in enumerate(places(config.recipes[name], target, SAMPLE, config.names)):
                 key = (place.destination.casefold(), place.revision, manifest.casefold())
-                first = taken.setdefault(key, target)
-                if first is not target:
-                    path = ("recipes", name, "publish", index)
-                    where = place.shown.replace(SAMPLE, "<model>")
-                    both = f"{target.label} and {first.label} would both be published as {where}"
-                    remedy = "let `repo:` or `revision:` hold {variant}"
-                    yield Problem(document.value(path), path, f"{both}; {remedy}")
+                recipe, first = taken.setdefault(key, (name, target))
+                if first.digest == target.digest or (name, index) in told:
+                    continue
+                told.add((name, index))
+                path = ("recipes", name, "publish", index)
+                where = place.shown.replace(SAMPLE, "<model>")
+                whose = "" if recipe == name else f" of the recipe {recipe}"
+                both = f"{target.label} and {first.label}{whose} would both be published as {where}"
+                yield Problem(document.value(path), path, f"{both}; let `repo:` or `revision:` hold {{variant}}")
 
 
 def _folders_published(document: Document, config: Config) -> Iterator[Problem]:

@@ -363,6 +363,21 @@ def test_where_nothing_can_be_published(mistakes: Callable[[str], list[str]], pu
     assert line.split(": ", 1)[1] == "recipes.r." + expected.replace("{here}", str(Path.cwd()))
 
 
+def test_recipes_that_are_used_together_do_not_publish_over_one_another(mistakes: Callable[[str], list[str]]) -> None:
+    text = """
+watch: [{folder: ./in, recipes: [a, b]}]
+output: ./m
+recipes:
+  a: {targets: [fp16], publish: [{hub: {owner: me, repo: "{model}"}}]}
+  b: {targets: [fp16], publish: [{hub: {owner: me, repo: "{model}"}}]}
+  c: {targets: [bf16], publish: [{hub: {owner: me, repo: "{model}"}}]}
+"""
+    assert mistakes(text.replace("[a, b]", "[a, c]")) == [
+        "config.yaml:7:34: recipes.c.publish[0]: fp16 bf16 and fp16 of the recipe a would both be published as me/<model>; "
+        "let `repo:` or `revision:` hold {variant}"
+    ]
+
+
 def test_a_folder_that_is_watched_is_not_published_to(mistakes: Callable[[str], list[str]]) -> None:
     text = "watch: [{folder: ./in, recipes: r}]\noutput: ./m\nrecipes: {r: {targets: [fp16], publish: [{folder: ./in}]}}\n"
     (line,) = mistakes(text)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,14 @@ def states(home: Home) -> dict[str, str]:
     return {t.label: t.state for t in home.targets()}
 
 
+def command(home: Home, *words: str) -> str:
+    """What the command line prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "qconvd", *words, "--config", str(home.config)], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
 def test_what_is_verified_is_published_with_a_card(home: Home, glass: Path) -> None:
     shutil.rmtree(home.inbox / "m")
     shutil.copytree(glass, home.inbox / "m")
@@ -63,9 +73,12 @@ def test_with_confirm_nothing_is_published_before_somebody_says_so(home: Home) -
     home.says("m", "verified; waits for `qconvd publish`")
     assert not (home.root / "out").exists()
     assert (home.inbox / "m").exists(), "the source stays until all is published"
-    answer = home.ask("publish", ids=["1"])
-    assert (answer.state, answer.answer) == ("done", f"1 artifact will be published: {home.root}/out/m-fp16")
+    assert "waits for `qconvd publish`" in command(home, "job", "1")
+    assert command(home, "publish", "1") == f"1 artifact will be published: {home.root}/out/m-fp16\n"
     home.done(1)
+    shown = json.loads(command(home, "job", "1", "--json"))["publications"]
+    assert [(p["destination"], p["state"]) for p in shown] == [(f"folder:{home.root}/out/m-fp16", "done")]
+    assert "PUBLISHED TO" in command(home, "job", "1") and f"{home.root}/out/m-fp16" in command(home, "job", "1")
     assert published(home) == {"m-fp16": ["README.md", "config.json", "model.safetensors", "qconvd.json"]}
     home.wait(lambda: not (home.inbox / "m").exists(), "the source to leave")
     again = home.ask("publish", ids=["1"])
