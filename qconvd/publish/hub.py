@@ -92,11 +92,12 @@ def publish(
     disable_progress_bars()  # a log is no terminal
     repo, revision = place.destination.removeprefix(HUB), place.revision or "main"
     name = shown(place.destination, place.revision)
+    texts: dict[tuple[str, str], bytes] = {}
     with hub.asking("publishing", repo):
         commit = ""
         for _ in range(ROUNDS):
             there = look(hub, repo, commit or revision)
-            sending, removing = difference(hub, repo, there, artifacts, described)
+            sending, removing = difference(hub, repo, there, artifacts, described, texts)
             if place.options.get("dry_run"):
                 told = _rehearsed(name, there, sending, bool(place.options.get("private")))
                 print(told, flush=True)
@@ -116,6 +117,13 @@ def publish(
             commit = _commit(hub, repo, revision, there, artifacts, sending, removing)
     what = "does not hold what was sent, though the server took it; it is tried again later"
     raise HubBusy(what, where=name, fix="look whether somebody else writes to the repository")
+
+
+def reach(hub: Hub, place: PublishSpec) -> None:
+    """Ask for the repository once, so that nothing large is hashed for a server that is away. Raises `QconvdError`."""
+    repo = place.destination.removeprefix(HUB)
+    with hub.asking("publishing", repo):
+        look(hub, repo, place.revision or "main")
 
 
 def look(hub: Hub, repo: str, revision: str) -> There:
@@ -142,14 +150,19 @@ def difference(
     there: There,
     artifacts: Sequence[Artifact],
     described: Callable[[list[Manifest], str, str], str],
+    read: dict[tuple[str, str], bytes],
 ) -> tuple[list[Sending], list[str]]:
-    """What has to be sent, manifests last, and which files of older versions have to go."""
+    """What has to be sent, manifests last, and which files of older versions have to go. `read` keeps what was read before."""
     sending = [
         Sending(file.path, artifact.path(file), file.bytes, file.sha256) for artifact in artifacts for file in artifact.files
     ]
-    texts = _texts(hub.api, repo, there)
-    known = {path: m for path, text in texts.items() if path != CARD and (m := _manifest(text, path)) is not None}
     ours = {artifact.place: artifact.manifest for artifact in artifacts}
+    for path, manifest in ours.items():
+        entry = (there.files or {}).get(path)
+        if entry is not None and there.holds(path, entry.size, "", manifest.to_json()):
+            read[path, entry.oid] = manifest.to_json()
+    texts = _texts(hub.api, repo, there, read)
+    known = {path: m for path, text in texts.items() if path != CARD and (m := _manifest(text, path)) is not None}
     card = described(list({**known, **ours}.values()), texts.get(CARD, b"").decode("utf-8", "replace"), f"{repo}/{CARD}")
     sending.append(_bytes(CARD, card.encode()))
     sending += [_bytes(path, manifest.to_json()) for path, manifest in ours.items()]
@@ -215,25 +228,33 @@ def _commit(
         if getattr(error.response, "status_code", 0) == MOVED_ON:
             return ""
         raise
+    except ValueError as error:
+        if "README.md" not in str(error):
+            raise
+        what = f"the Hub does not take the card's metadata: {' '.join(str(error).split())}"
+        raise HubRefused(
+            what, where=f"{repo}/{CARD}", fix="mend the card there, or the model's own, then `qconvd retry`"
+        ) from error
     return str(made.oid)
 
 
-def _texts(api: HfApi, repo: str, there: There) -> dict[str, bytes]:
-    """The card and the manifests that are there, held against the server's hashes."""
+def _texts(api: HfApi, repo: str, there: There, read: dict[tuple[str, str], bytes]) -> dict[str, bytes]:
+    """The card and the manifests that are there, held against the server's hashes; each content is fetched once."""
     wanted = [
         path for path, entry in (there.files or {}).items()
         if (path in (CARD, OWN_NAME) or (path.startswith(f"{SHARED_FOLDER}/") and path.endswith(".json")))
         and entry.size <= MANIFEST_LIMIT
     ]  # fmt: skip
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
         for path in wanted:
+            if (path, (there.files or {})[path].oid) in read:
+                continue
             local = Path(api.hf_hub_download(repo, path, revision=there.commit, local_dir=folder))
             content = local.read_bytes()
             if not there.holds(path, len(content), hashlib.sha256(content).hexdigest(), content):
                 raise QconvdError("came from the server with other bytes than it says to have", where=f"{repo}/{path}")
-            found[path] = content
-    return found
+            read[path, (there.files or {})[path].oid] = content
+    return {path: read[path, (there.files or {})[path].oid] for path in wanted}
 
 
 def _manifest(text: bytes, where: str) -> Manifest | None:

@@ -6,6 +6,7 @@ others go on.
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +34,14 @@ def publish_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
     assert place is not None, "the daemon gives every publish task a place"
     results: dict[str, TargetResult] = {}
     artifacts: list[Artifact] = []
+    if place.destination.startswith(HUB):
+        from qconvd.publish import hub
+
+        try:
+            hub.reach(_hub(spec), place)
+        except QconvdError as error:
+            print(error, flush=True)
+            return TaskResult(ok=False, targets={target.id: _refused(error) for target in spec.targets})
     for target in spec.targets:
         try:
             artifacts.append(held(target.id, target.folder, target.manifest_name, cancelled))
@@ -48,6 +57,11 @@ def publish_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
         on_event({"event": "published", "place": shown(place.destination, place.revision), **done})
         results |= {a.target: TargetResult(ok=True, data=done) for a in artifacts}
     return TaskResult(ok=all(r.ok for r in results.values()), targets=results)
+
+
+def _hub(spec: TaskSpec) -> Hub:
+    assert spec.hub is not None, "the daemon says how the Hub is reached"
+    return Hub.of(spec.hub)
 
 
 def _refused(error: QconvdError) -> TargetResult:
@@ -75,8 +89,7 @@ def _to(place: PublishSpec, spec: TaskSpec, artifacts: list[Artifact], cancelled
         return _to_folder(Path(place.destination.removeprefix(FOLDER)), place, artifacts, described, cancelled)
     from qconvd.publish import hub
 
-    assert spec.hub is not None, "the daemon says how the Hub is reached"
-    return hub.publish(Hub.of(spec.hub), place, artifacts, described, lambda: still_ours(spec), cancelled)
+    return hub.publish(_hub(spec), place, artifacts, described, lambda: still_ours(spec), cancelled)
 
 
 Described = Callable[[list[Manifest], str, str], str]
@@ -112,13 +125,17 @@ def still_ours(spec: TaskSpec) -> None:
 
 
 def _model(spec: TaskSpec, place: PublishSpec, artifacts: list[Artifact]) -> Upstream:
-    """What is known of the model; of one that is gone, what its artifacts still tell."""
-    found = upstream(spec.source.path, spec.source.name)
+    """What is known of the model: of its origin from the manifest, of itself from its files.
+
+    Of one that is gone from this machine, what its artifacts still tell.
+    """
+    origin = {key: str(artifacts[0].manifest.source.get(key) or "") for key in ("locator", "revision")}
+    found = upstream(spec.source.path, spec.source.name, **origin)
     for artifact in artifacts if not spec.source.path.exists() else ():
         ggufs = [artifact.path(f) for f in artifact.files if f.path.endswith(".gguf")]
-        found = upstream(ggufs[0] if ggufs else artifact.folder, spec.source.name)
+        found = upstream(ggufs[0] if ggufs else artifact.folder, spec.source.name, **origin)
     base = str(place.options.get("base_model") or "")
-    return Upstream(found.name, base, "", found.card, found.prompt, found.config) if base and not found.repo else found
+    return dataclasses.replace(found, repo=base) if base and not found.repo else found
 
 
 def _files(count: int) -> str:

@@ -336,3 +336,14 @@ def test_a_broken_card_is_told_and_left(publish: Publisher, artifact: Artifact) 
     with pytest.raises(QconvdError, match=r"README\.md:\d+:\d+: the card's metadata is not YAML"):
         publish(artifact)
     assert "model.safetensors" not in publish.server.files(REPO)
+
+
+def test_metadata_that_the_hub_does_not_take_is_told(publish: Publisher, artifact: Artifact) -> None:
+    said = '{"errors": [{"message": "\\"license\\" must be one of [apache-2.0, mit]"}], "warnings": []}'
+    publish.server.fault("POST .*/validate-yaml", status=400, body=said)
+    with pytest.raises(HubRefused) as caught:
+        publish(artifact)
+    assert caught.value.where == f"{REPO}/README.md"
+    assert "the Hub does not take the card's metadata: " in caught.value.what
+    assert '"license" must be one of [apache-2.0, mit]' in caught.value.what
+    assert made_by(publish.server) == []

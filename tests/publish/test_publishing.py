@@ -166,3 +166,28 @@ def test_a_new_version_of_the_model_is_published_in_place_of_the_old(home: Home)
     assert home.once() == 0, home.log()
     after = json.loads((home.root / "out/m-fp16/qconvd.json").read_text())["source"]["identity"]
     assert before != after and list(published(home)) == ["m-fp16"]
+
+
+def test_a_model_that_is_gone_is_described_by_its_artifacts(home: Home, glass: Path) -> None:
+    shutil.rmtree(home.inbox / "m")
+    shutil.copytree(glass, home.inbox / "m")
+    (home.inbox / "m/README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n")
+    home.configure("[fp16, q8_0]", publish=f"{TO_OUT}\nconfirm: true", settle="0s")
+    assert home.once() == 0, home.log()
+    shutil.rmtree(home.inbox / "m")
+    with home.ledger() as ledger:
+        ledger.request("publish", ids=["1"])
+    assert home.once() == 0, home.log()
+    for name in ("m-fp16", "m-GGUF"):
+        assert "\nlicense: mit\n" in (home.root / f"out/{name}/README.md").read_text()
+
+
+def test_the_model_on_the_hub_is_named_where_the_recipe_knows_it(home: Home) -> None:
+    """Not of a folder's publishing, whose recipe says nothing of it."""
+    folder = home.inbox / "models--carroll--m/snapshots" / ("0" * 40)
+    folder.parent.mkdir(parents=True)
+    (home.inbox / "m").rename(folder)
+    home.configure("[fp16]", publish=TO_OUT, settle="0s")
+    assert home.once() == 0, home.log()
+    (card,) = (home.root / "out").glob("*/README.md")
+    assert "\nbase_model: carroll/m\n" in card.read_text() and "/tree/" + "0" * 40 in card.read_text()
