@@ -12,7 +12,7 @@ import crash
 from converted import converted
 from qconvd.engine.manifest import manifests_in, read_manifest, write_manifest
 from qconvd.engine.run import Cancelled
-from qconvd.errors import QconvdError
+from qconvd.errors import OutOfSpace, QconvdError
 from qconvd.publish import folder as folders
 from qconvd.publish.artifact import Artifact, held
 from qconvd.quality.verify import verify_path
@@ -158,3 +158,16 @@ def test_what_changed_since_it_was_verified_is_not_published(copy: Path, how: st
         held("t1", copy, OWN, never)
     assert str(caught.value).startswith(f"{path}: {words[how]}")
     assert caught.value.fix == "`qconvd reconvert` makes it again"
+
+
+def test_a_disk_without_room_is_told_before_anything_is_copied(artifact: Artifact, tmp_path: Path) -> None:
+    huge, size = tmp_path / "made", 1 << 43
+    huge.mkdir()
+    with (huge / "model.safetensors").open("wb") as file:
+        file.truncate(size)
+    files = (replace(artifact.files[0], path="model.safetensors", bytes=size),)
+    more = replace(artifact, folder=huge, manifest=replace(artifact.manifest, files=files))
+    with pytest.raises(OutOfSpace) as caught:
+        folders.publish(tmp_path / "out", more, "# Ours\n", never)
+    assert str(caught.value) == f"{tmp_path}/out: has no room for the {size:,} bytes that are published\n  make room there"
+    assert list((tmp_path / "out").iterdir()) == []
