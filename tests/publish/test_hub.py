@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from converted import converted
+from gguf_readers import Llama, generated
 from hub_server import HubServer
 from qconvd.engine.manifest import Manifest, read_manifest, write_manifest
 from qconvd.engine.run import Cancelled
@@ -347,3 +348,18 @@ def test_metadata_that_the_hub_does_not_take_is_told(publish: Publisher, artifac
     assert "the Hub does not take the card's metadata: " in caught.value.what
     assert '"license" must be one of [apache-2.0, mit]' in caught.value.what
     assert made_by(publish.server) == []
+
+
+@pytest.mark.readers
+def test_a_real_model_goes_in_parts_and_comes_back(publish: Publisher, smollm2: Path, tmp_path: Path) -> None:
+    """SmolLM2-135M in Q8_0: above the size from which the Hub takes a file in parts."""
+    folder = verified(smollm2, tmp_path / "work", "gguf", types=["Q8_0"])
+    artifact = held("t1", folder, "qconvd.json", never)
+    publish.server.fault("PUT .*/part/3", kind="drop", bytes=1_000_000)
+    publish(artifact, repo="alice/SmolLM2-GGUF")
+    publish.holds(artifact, repo="alice/SmolLM2-GGUF")
+    assert len(publish.server.log("PUT .*/part/")) > 5
+    (file,) = artifact.files
+    got = Path(publish.hub.api.hf_hub_download("alice/SmolLM2-GGUF", file.path, local_dir=tmp_path / "got"))
+    llama = Llama(got)
+    assert llama.tokens("Hello world") and generated(got, "The capital of France is", 4)
