@@ -136,7 +136,6 @@ class Ledger(Publishing, Snapshots):
             for target in map(self.target, targets):
                 if self._only_unpublished(target):
                     self._retry_publishing(target.id)
-                    db.execute("UPDATE target SET failures = 0, not_before = 0, error = '{}' WHERE id = ?", (target.id,))
                 elif target.state in ("failed", "cancelled"):
                     self._restart(target, reason)
                 elif target.pending and (self._publish_now(target.id) or target.not_before > self._clock()):

@@ -81,6 +81,7 @@ class Publishing(Asking):
         else of it. A target that was done goes on to its new places.
         """
         with self.transaction() as db:
+            stuck = self._only_unpublished(self.target(target))
             known = {(p.destination, p.revision): p for p in self.publications(target=target)}
             kept = {(place.destination, place.revision) for place in places}
             for place in places:
@@ -90,6 +91,9 @@ class Publishing(Asking):
                     if old.task is not None:
                         self._detach(target)
                     self._set(db, [old.id], "unwanted", f"the recipe {recipe} does not want it there any more")
+            if stuck and not self._only_unpublished(self.target(target)):
+                # What it failed at is said otherwise now, or is not wanted any more.
+                self._ready_again(target)
             self._follow_publications(target)
 
     def confirm(self, targets: Iterable[str]) -> list[Publication]:
@@ -101,7 +105,7 @@ class Publishing(Asking):
                 db.executemany("UPDATE publication SET confirmed = 1 WHERE id = ?", [(p.id,) for p in waiting])
                 self._set(db, [p.id for p in waiting], "open", "")
                 if waiting and self.target(target).state == "failed" and self.target(target).artifact:
-                    self._move(target, "ready", WAITS)
+                    self._ready_again(target)
                 self._follow_publications(target)
                 found += waiting
             return found
@@ -163,8 +167,14 @@ class Publishing(Asking):
                     asks = _asks(publication) and not publication.confirmed
                     self._set(db, [publication.id], "awaiting" if asks else "open", "")
             db.execute("UPDATE publication SET failures = 0, not_before = 0 WHERE target = ?", (id,))
-            self._move(id, "ready", WAITS)
+            self._ready_again(id)
             self._follow_publications(id)
+
+    def _ready_again(self, id: str) -> None:
+        """A target whose publishing had come to nothing goes on."""
+        with self.transaction() as db:
+            db.execute("UPDATE target SET failures = 0, not_before = 0, error = '{}' WHERE id = ?", (id,))
+            self._move(id, "ready", WAITS)
 
     def _cancel_publishing(self, target: Target) -> None:
         """To be called before a target is cancelled: what is made keeps in mind that only publishing was."""
@@ -308,7 +318,7 @@ class Publishing(Asking):
         db.execute("UPDATE publication SET recipe = ?, options = ? WHERE id = ?", (recipe, options, known.id))
         changed = as_json(known.options) != options
         waits = asks and not known.confirmed
-        again = known.state == "unwanted" or (changed and known.state in ("rehearsed", "open", "awaiting"))
+        again = known.state == "unwanted" or (changed and known.state in ("rehearsed", "failed", "open", "awaiting"))
         if again and known.task is None:
             self._set(db, [known.id], "awaiting" if waits else "open", "")
 

@@ -32,6 +32,8 @@ from qconvd.tasks import PublishSpec
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+Described = Callable[[list[Manifest], str, str], str]
+"""Makes the card of a place: from all manifests there, the card that is there, and what to call that in an error."""
 ROUNDS = 4
 """Looks at the repository; each but the last may be followed by a commit. Others may commit in between."""
 MANIFEST_LIMIT = 64 << 20
@@ -79,13 +81,13 @@ def publish(
     hub: Hub,
     place: PublishSpec,
     artifacts: Sequence[Artifact],
-    described: Callable[[list[Manifest], str, str], str],
+    described: Described,
     still_ours: Callable[[], None],
     cancelled: Callable[[], bool],
 ) -> dict[str, Any]:
     """Publish artifacts to one branch; returns what the ledger is to know: `commit`, `told`, `dry_run`.
 
-    `described` makes the card from the manifests that are there already and the card that is. Raises `QconvdError`.
+    Raises `QconvdError`, and `Cancelled` before anything is sent.
     """
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -134,7 +136,7 @@ def look(hub: Hub, repo: str, revision: str) -> There:
         info = hub.api.model_info(repo, revision=revision, files_metadata=True, timeout=hub.timeout)
     except RevisionNotFoundError:
         return There(repository=True)
-    except GatedRepoError:
+    except GatedRepoError:  # one of the next kind, too
         raise
     except RepositoryNotFoundError:
         return There(repository=False)
@@ -149,7 +151,7 @@ def difference(
     repo: str,
     there: There,
     artifacts: Sequence[Artifact],
-    described: Callable[[list[Manifest], str, str], str],
+    described: Described,
     read: dict[tuple[str, str], bytes],
 ) -> tuple[list[Sending], list[str]]:
     """What has to be sent, manifests last, and which files of older versions have to go. `read` keeps what was read before."""
@@ -252,7 +254,8 @@ def _texts(api: HfApi, repo: str, there: There, read: dict[tuple[str, str], byte
             local = Path(api.hf_hub_download(repo, path, revision=there.commit, local_dir=folder))
             content = local.read_bytes()
             if not there.holds(path, len(content), hashlib.sha256(content).hexdigest(), content):
-                raise QconvdError("came from the server with other bytes than it says to have", where=f"{repo}/{path}")
+                what = "came from the server with other bytes than it says to have; it is tried again later"
+                raise HubBusy(what, where=f"{repo}/{path}")
             read[path, (there.files or {})[path].oid] = content
     return {path: read[path, (there.files or {})[path].oid] for path in wanted}
 

@@ -18,8 +18,10 @@ from qconvd.engine.run import Cancelled
 from qconvd.errors import HubBusy, OutOfSpace, QconvdError
 from qconvd.hub.client import Hub
 from qconvd.publish import folder as folders
+from qconvd.publish import hub as repositories
 from qconvd.publish.artifact import Artifact, held
 from qconvd.publish.folder import Away
+from qconvd.publish.modelcard import NAME as CARD
 from qconvd.publish.modelcard import card, compose, render
 from qconvd.publish.upstream import Upstream, upstream
 from qconvd.quantities import show_size
@@ -29,16 +31,14 @@ Emit = Callable[[Mapping[str, Any]], None]
 
 
 def publish_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> TaskResult:
-    """Publish the targets of a task. Raises `Cancelled`, and what concerns the place as a whole."""
+    """Publish the targets of a task. Raises `Cancelled`; every error is told of each target that it concerns."""
     place = spec.publish
     assert place is not None, "the daemon gives every publish task a place"
     results: dict[str, TargetResult] = {}
     artifacts: list[Artifact] = []
     if place.destination.startswith(HUB):
-        from qconvd.publish import hub
-
         try:
-            hub.reach(_hub(spec), place)
+            repositories.reach(_hub(spec), place)
         except QconvdError as error:
             print(error, flush=True)
             return TaskResult(ok=False, targets={target.id: _refused(error) for target in spec.targets})
@@ -87,16 +87,15 @@ def _to(place: PublishSpec, spec: TaskSpec, artifacts: list[Artifact], cancelled
 
     if place.destination.startswith(FOLDER):
         return _to_folder(Path(place.destination.removeprefix(FOLDER)), place, artifacts, described, cancelled)
-    from qconvd.publish import hub
-
-    return hub.publish(_hub(spec), place, artifacts, described, lambda: still_ours(spec), cancelled)
-
-
-Described = Callable[[list[Manifest], str, str], str]
+    return repositories.publish(_hub(spec), place, artifacts, described, lambda: still_ours(spec), cancelled)
 
 
 def _to_folder(
-    folder: Path, place: PublishSpec, artifacts: list[Artifact], described: Described, cancelled: Callable[[], bool]
+    folder: Path,
+    place: PublishSpec,
+    artifacts: list[Artifact],
+    described: repositories.Described,
+    cancelled: Callable[[], bool],
 ) -> dict[str, Any]:
     told = f"published to {folder}"
     for artifact in artifacts:
@@ -106,7 +105,7 @@ def _to_folder(
             print(told, flush=True)
             continue
         existing = folders.existing_card(folder)
-        text = described(folders.published(folder), existing, str(folder / "README.md"))
+        text = described(folders.published(folder), existing, str(folder / CARD))
         changed = folders.publish(folder, artifact, text, cancelled)
         print(f"{artifact.manifest.artifact}: {told}{'' if changed else ', where it was already'}", flush=True)
     return {"told": told, "commit": "", "dry_run": bool(place.options.get("dry_run"))}

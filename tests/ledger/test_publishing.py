@@ -171,6 +171,19 @@ def test_a_refusal_fails_and_retry_publishes_only(bench: Bench, ledger: Ledger, 
     assert [t.kind for t in ledger.tasks()] == ["plan", "convert", "verify", "publish", "publish", "publish"]
 
 
+@pytest.mark.parametrize("mended", [hub("alice/X"), hub(private=True)])
+def test_a_config_that_is_mended_publishes_what_failed(bench: Bench, ledger: Ledger, wish: Wishes, mended: Place) -> None:
+    (id,) = made(bench, wish("a"), places=[hub()])
+    task = bench.start("publish")
+    ledger.finish(task.id, task.fence, {id: Outcome(False, "no", REFUSED)})
+    ledger.publish_to(id, "everyday", [hub()])
+    assert ledger.target(id).state == "failed", "nothing changed"
+    ledger.publish_to(id, "everyday", [mended])
+    assert ledger.target(id).state == "ready"
+    assert publish(bench).kind == "publish"
+    assert ledger.target(id).state == "done"
+
+
 @pytest.mark.parametrize("running", [False, True])
 def test_what_was_cancelled_before_it_was_published_is_published_on_retry(
     bench: Bench, ledger: Ledger, wish: Wishes, running: bool
