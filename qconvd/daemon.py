@@ -22,6 +22,7 @@ from qconvd.bell import Bell
 from qconvd.config import Config
 from qconvd.departures import Departures
 from qconvd.errors import ConfigError, QconvdError
+from qconvd.hub.tokens import hub_token
 from qconvd.in_force import note_config
 from qconvd.ledger import PENDING, Ledger
 from qconvd.ledger.database import unusable
@@ -150,6 +151,17 @@ class Daemon:
         self._work.configure(config)
         self._departures.configure(config)
         self._arrivals.configure(config)
+        self._try_another_token(config)
+
+    def _try_another_token(self, config: Config) -> None:
+        """What the Hub refused is published if it was refused with another token than there is now."""
+        try:
+            token = hub_token(config.hub.token_file)
+        except QconvdError as error:
+            log.error("%s", error, extra={"action": "token.unreadable"})
+            return
+        refused = self._ledger.refused_to(token.fingerprint if token else "")
+        self._ledger.retry(refused, "there is another token now")
 
     def _reload(self) -> str:
         """Read the configuration again. A bad one raises and changes nothing."""

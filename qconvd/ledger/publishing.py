@@ -74,6 +74,11 @@ class Publishing(Asking):
         open_ones = {p.target for p in self.publications() if p.state in ("open", "publishing")}
         return [t for t in self.targets("ready", "publishing") if t.id in open_ones]
 
+    def refused_to(self, token: str) -> list[str]:
+        """Targets that the Hub refused somebody else: with another token, of this fingerprint, it may be different."""
+        refused = [p for p in self.publications() if p.state == "failed" and p.error.get("token", token) != token]
+        return [p.target for p in refused if self.target(p.target).state == "failed"]
+
     def publish_to(self, target: str, recipe: str, places: Sequence[Place]) -> None:
         """A recipe wants an artifact at exactly these places.
 

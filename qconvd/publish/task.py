@@ -15,7 +15,7 @@ from typing import Any
 from qconvd.destinations import FOLDER, HUB, shown
 from qconvd.engine.manifest import Manifest
 from qconvd.engine.run import Cancelled
-from qconvd.errors import HubBusy, OutOfSpace, QconvdError
+from qconvd.errors import HubBusy, HubRefused, OutOfSpace, QconvdError
 from qconvd.hub.client import Hub
 from qconvd.publish import folder as folders
 from qconvd.publish import hub as repositories
@@ -36,12 +36,15 @@ def publish_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
     assert place is not None, "the daemon gives every publish task a place"
     results: dict[str, TargetResult] = {}
     artifacts: list[Artifact] = []
+    hub: Hub | None = None
     if place.destination.startswith(HUB):
+        assert spec.hub is not None, "the daemon says how the Hub is reached"
         try:
-            repositories.reach(_hub(spec), place)
+            hub = Hub.of(spec.hub)
+            repositories.reach(hub, place)
         except QconvdError as error:
             print(error, flush=True)
-            return TaskResult(ok=False, targets={target.id: _refused(error) for target in spec.targets})
+            return TaskResult(ok=False, targets={target.id: _refused(error, hub) for target in spec.targets})
     for target in spec.targets:
         try:
             artifacts.append(held(target.id, target.folder, target.manifest_name, cancelled))
@@ -50,28 +53,26 @@ def publish_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
             results[target.id] = TargetResult(ok=False, error=error.as_dict())
     if artifacts:
         try:
-            done = _to(place, spec, artifacts, cancelled)
+            done = _to(place, hub, spec, artifacts, cancelled)
         except QconvdError as error:
             print(error, flush=True)
-            return TaskResult(ok=False, targets=results | {a.target: _refused(error) for a in artifacts})
+            return TaskResult(ok=False, targets=results | {a.target: _refused(error, hub) for a in artifacts})
         on_event({"event": "published", "place": shown(place.destination, place.revision), **done})
         results |= {a.target: TargetResult(ok=True, data=done) for a in artifacts}
     return TaskResult(ok=all(r.ok for r in results.values()), targets=results)
 
 
-def _hub(spec: TaskSpec) -> Hub:
-    assert spec.hub is not None, "the daemon says how the Hub is reached"
-    return Hub.of(spec.hub)
-
-
-def _refused(error: QconvdError) -> TargetResult:
-    """A refusal lasts; what is away is tried again, no sooner than it asks for."""
+def _refused(error: QconvdError, hub: Hub | None) -> TargetResult:
+    """A refusal lasts; what is away is tried again, no sooner than it asks for. The Hub may refuse one token only."""
     again = isinstance(error, HubBusy | OutOfSpace | Away)
     wait = {"wait": error.seconds} if isinstance(error, HubBusy) else {}
-    return TargetResult(ok=False, error=error.as_dict(), retry=again, data=wait)
+    asked = {"token": hub.token.fingerprint if hub.token else ""} if hub is not None and isinstance(error, HubRefused) else {}
+    return TargetResult(ok=False, error={**error.as_dict(), **asked}, retry=again, data=wait)
 
 
-def _to(place: PublishSpec, spec: TaskSpec, artifacts: list[Artifact], cancelled: Callable[[], bool]) -> dict[str, Any]:
+def _to(
+    place: PublishSpec, hub: Hub | None, spec: TaskSpec, artifacts: list[Artifact], cancelled: Callable[[], bool]
+) -> dict[str, Any]:
     """Publish to one place; returns what the ledger is to know of it."""
     model = _model(spec, place, artifacts)
 
@@ -85,9 +86,9 @@ def _to(place: PublishSpec, spec: TaskSpec, artifacts: list[Artifact], cancelled
         template = Path(place.options["card"]) if place.options.get("card") else None
         return compose(*render(found, template), existing, where)
 
-    if place.destination.startswith(FOLDER):
+    if hub is None:
         return _to_folder(Path(place.destination.removeprefix(FOLDER)), place, artifacts, described, cancelled)
-    return repositories.publish(_hub(spec), place, artifacts, described, lambda: still_ours(spec), cancelled)
+    return repositories.publish(hub, place, artifacts, described, lambda: still_ours(spec), cancelled)
 
 
 def _to_folder(

@@ -22,7 +22,7 @@ def home(tmp_path: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch)
 
 
 def configure(home: Home, server: HubServer, targets: str = "[fp16]", publish: str = TO_HUB, **more: str) -> None:
-    home.configure(targets, publish=publish, settle="0s", more=f"hub: {{endpoint: '{server.url}', timeout: 5s}}\n", **more)
+    home.configure(targets, publish=publish, settle="0s", more=f"hub: {{endpoint: '{server.url}', timeout: 60s}}\n", **more)
 
 
 def titles(server: HubServer, repo: str, branch: str = "main") -> list[str]:
@@ -77,6 +77,23 @@ def test_a_missing_permission_stops_and_is_told(home: Home, hub_server: HubServe
     assert (home.inbox / "m").exists(), "what is not published keeps its source"
     with home.ledger() as ledger:
         assert len([t for t in ledger.tasks() if t.kind == "publish"]) == 1, "no retry mends it"
+
+
+def test_another_token_publishes_what_was_refused(home: Home, hub_server: HubServer) -> None:
+    token = home.root / "token"
+    token.write_text("hf_bob\n")
+    more = f"hub: {{endpoint: '{hub_server.url}', token_file: ./token}}\n"
+    home.configure("[fp16]", publish=TO_HUB, settle="0s", more=more)
+    tiny_model(home.inbox / "m")
+    home.start()
+    home.says("m", "may not make the repository alice/m-fp16")
+    assert home.ask("reload").answer == "the configuration was read again"
+    assert home.targets("failed"), "the same token would be refused again"
+    token.write_text("hf_alice\n")
+    home.ask("reload")
+    home.done(1)
+    home.stop()
+    assert titles(hub_server, "alice/m-fp16") == ["Add m-fp16"]
 
 
 def test_publishing_goes_on_beside_converting(home: Home, hub_server: HubServer) -> None:
