@@ -1,7 +1,7 @@
 """The daemon: one process, one loop, read from top to bottom.
 
     start    the state folder's lock, the ledger, whatever a crash has left behind
-    loop     arrivals → requests → work → departures → what to tell, then sleep until a hint, a signal or the next thing due
+    loop     arrivals (folders, the Hub) → requests → work → departures → what to tell, then sleep until the next is due
     stop     SIGTERM and SIGINT end it within `limits.stop_grace`, a second one at once; SIGHUP reads the configuration again
 
 Nothing that converts is imported here: workers are processes of their own.
@@ -26,6 +26,7 @@ from qconvd.hub.tokens import hub_token
 from qconvd.in_force import note_config
 from qconvd.ledger import PENDING, Ledger
 from qconvd.ledger.database import unusable
+from qconvd.remote_arrivals import RemoteArrivals
 from qconvd.requests import Requests
 from qconvd.sightings import SightingsBoard
 from qconvd.state_lock import state_lock
@@ -66,7 +67,8 @@ class Daemon:
             self._bell, self._ledger = bell, ledger
             self._wishes = Wishes(ledger)
             self._arrivals = Arrivals(ledger, self._wishes, bell.ring)
-            self._requests = Requests(ledger, self._wishes, self._reload)
+            self._remote = RemoteArrivals(ledger, self._wishes, bell.ring, config.state)
+            self._requests = Requests(ledger, self._wishes, self._reload, self._remote)
             self._work = Work(ledger, config)
             self._departures = Departures(ledger)
             self._statuses = Statuses(ledger)
@@ -79,6 +81,7 @@ class Daemon:
                 return self._loop(once)
             finally:
                 self._arrivals.close()
+                self._remote.close()
                 ledger.close()
 
     def _loop(self, once: bool) -> int:
@@ -88,7 +91,7 @@ class Daemon:
                 self._bell.wait(TROUBLE_SECONDS)
                 continue
             looked = True
-            if once and self._arrivals.quiet() and not self._work.more():
+            if once and self._arrivals.quiet() and self._remote.quiet() and not self._work.more():
                 return self._result(began)
             self._bell.wait(min(LONGEST_SLEEP, self._arrivals.next_due(), self._work.next_due()))
         self._stop()
@@ -130,6 +133,7 @@ class Daemon:
             self._reload_asked = False
             self._reload_logged()
         self._arrivals.tick()
+        self._remote.tick()
         self._requests.tick(self._config)
         self._work.tick()
         self._departures.tick(self._config)
@@ -142,8 +146,17 @@ class Daemon:
         self._announcements.tick()
         self._statuses.tick(self._config.output, candidates, wishes.refusals)
         arriving = tuple((c.path, c.verdict, c.reason) for c in candidates)
-        seen = (arriving, tuple(arrivals.problems.items()), tuple(wishes.refusals.items()), self._ledger.mark())
-        self._sightings.tick(seen, lambda: [*arrivals.sightings(), *wishes.sightings()])
+        seen = (
+            arriving,
+            tuple(arrivals.problems.items()),
+            tuple(self._remote.problems.items()),
+            tuple(wishes.refusals.items()),
+            self._ledger.mark(),
+        )
+        self._sightings.tick(
+            (seen, tuple(self._remote.problems.items())),
+            lambda: [*arrivals.sightings(), *self._remote.sightings(), *wishes.sightings()],
+        )
 
     def _configure(self, config: Config) -> None:
         self._config = config
@@ -151,6 +164,7 @@ class Daemon:
         self._work.configure(config)
         self._departures.configure(config)
         self._arrivals.configure(config)
+        self._remote.configure(config)
         self._try_another_token(config)
 
     def _try_another_token(self, config: Config) -> None:

@@ -47,16 +47,21 @@ class TakenAway(QconvdError):
     """What was being made was removed or moved meanwhile. The ledger tries again."""
 
 
+class Busy(QconvdError):
+    """Another worker is at the same thing. It is tried again when that one has ended."""
+
+
 class HubRefused(QconvdError):
     """The Hub says no, and will say so again until the configuration, a token or the repository changes: no retry."""
 
 
 class HubBusy(QconvdError):
-    """The Hub cannot answer now, or not be reached. `seconds`: how long it asks to wait, 0 if it does not say."""
+    """The Hub cannot answer now, or not be reached at all. `seconds`: how long it asks to wait, 0 if it does not say."""
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "", seconds: float = 0.0) -> None:
+    def __init__(self, what: str, *, where: str = "", fix: str = "", seconds: float = 0.0, reached: bool = True) -> None:
         super().__init__(what, where=where, fix=fix)
         self.seconds = seconds
+        self.reached = reached
 
     def as_dict(self) -> dict[str, Any]:
         """As every error, with the seconds as text."""

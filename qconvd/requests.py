@@ -11,25 +11,35 @@ from qconvd import checkpoints, intake
 from qconvd.checkpoints.files import is_there
 from qconvd.config import Config
 from qconvd.errors import QconvdError
+from qconvd.hub.address import is_address
+from qconvd.hub.address import parse as parse_address
 from qconvd.ledger import Ledger, Request, Source
+from qconvd.remote_arrivals import RemoteArrivals
 from qconvd.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
 
+class Later(Exception):
+    """A request cannot be answered yet; it stays open."""
+
+
 class Requests:
     """Answers each request once. `reload` is the daemon's own: it returns a sentence, or raises `QconvdError`."""
 
-    def __init__(self, ledger: Ledger, wishes: Wishes, reload: Callable[[], str]) -> None:
+    def __init__(self, ledger: Ledger, wishes: Wishes, reload: Callable[[], str], remote: RemoteArrivals | None = None) -> None:
         self._ledger = ledger
         self._wishes = wishes
         self._reload = reload
+        self._remote = remote
 
     def tick(self, config: Config) -> None:
         """Answer what is open. A request that cannot be met is refused with the reason; the daemon goes on."""
         for request in self._ledger.requests():
             try:
                 answer, ok = self._answer(request, config), True
+            except Later:
+                continue
             except QconvdError as error:
                 answer, ok = str(error), False
             self._ledger.answer(request.id, answer, ok=ok)
@@ -62,6 +72,8 @@ class Requests:
         path, recipe = Path(str(arguments["path"])), str(arguments["recipe"])
         if recipe not in config.recipes:
             raise QconvdError(f"there is no recipe {recipe!r}", fix=f"known are {', '.join(sorted(config.recipes))}")
+        if is_address(str(path)):
+            return self._add_remote(str(path), recipe)
         try:
             look = intake.look(path)
         except OSError as error:
@@ -73,9 +85,26 @@ class Requests:
             source = self._ledger.source_seen(str(path), identity, look.model.name, look.fingerprint)
             others = {job.recipe for job in self._ledger.jobs_of(source.id)} & set(config.recipes)
             made = self._wishes.want(source, look.model, sorted({*others, recipe}))
+        return self._taken(source, recipe, made, asked_before=bool(others))
+
+    def _add_remote(self, text: str, recipe: str) -> str:
+        """A model on the Hub. It is looked at by the thread that asks the Hub; the answer comes when that is done."""
+        assert self._remote is not None
+        added = self._remote.add(parse_address(text), recipe)
+        if added is None:
+            raise Later
+        if added.error is not None:
+            raise added.error
+        source = self._ledger.source(added.source or 0)
+        targets = self._ledger.targets(source=source.id)
+        made = [t.id for t in targets if recipe in t.recipes and t.state == "waiting"]
+        return self._taken(source, recipe, made, asked_before=len({j.recipe for j in self._ledger.jobs_of(source.id)}) > 1)
+
+    def _taken(self, source: Source, recipe: str, made: list[str], *, asked_before: bool) -> str:
+        """What becomes of a model that was added, in sentences. Raises `QconvdError` if no recipe takes it."""
         refusal = self._wishes.refusals.get(source.id)
-        if refusal and not others:
-            raise QconvdError(refusal, where=str(path))
+        if refusal and not asked_before:
+            raise QconvdError(refusal, where=source.locator)
         number = next((job.id for job in self._ledger.jobs_of(source.id) if job.recipe == recipe), 0)
         said = "\n".join([*self._new(made), *self._earlier(source, recipe, made)])
         return f"job {number}: {said or 'all that the recipe wants is there or on its way'}"
@@ -117,7 +146,7 @@ class Requests:
         """The targets of a request, which must have their models still: what is done would be given up for nothing."""
         targets = self._targets(request)
         for source in map(self._ledger.source, dict.fromkeys(self._ledger.target(id).source for id in targets)):
-            if source.state == "gone" or not is_there(Path(source.locator)):
+            if source.state == "gone" or not (is_address(source.locator) or is_there(Path(source.locator))):
                 fix = "put it back there first; the artifacts stay as they are"
                 raise QconvdError("the model is not there any more", where=source.locator, fix=fix)
         return targets

@@ -1,9 +1,9 @@
 """Which queued task may run now, where, and why the others may not yet.
 
-`choose` is a pure function of the tasks, the machine and the limits. Plans come first (they are cheap, and the rest waits
-for them), then verifying (it ends something), then converting; within a kind the oldest first. Publishing has slots of its own:
-it waits for the network, so it goes on beside whatever converts, and takes nothing from that. A task that waits for what
-others hold is not overtaken by a later one that needs the same, so a large one gets its turn.
+`choose` is a pure function of the tasks, the machine and the limits. Plans come first (they are cheap, and the rest waits for
+them), then fetching and publishing (they wait for the network, so they go on beside whatever converts and take nothing from
+it), then verifying (it ends something), then converting; within a kind the oldest first. A task that waits for what others hold
+is not overtaken by a later one that needs the same, so a large one gets its turn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ THREADS_PER_JOB = 8
 """A conversion makes good use of about this many threads; with more cores, more run at a time."""
 PUBLISHES = 2
 """Publish tasks at a time; the Hub's client sends several files at once in each."""
-ORDER = {"plan": 0, "verify": 1, "publish": 2, "convert": 3}
+ORDER = {"plan": 0, "fetch": 1, "publish": 2, "verify": 3, "convert": 4}
 
 
 class LimitSettings(Protocol):
@@ -61,6 +61,7 @@ class Policy:
     disk_reserve: int = 0
     cpu: bool = True
     cuda_reserve: int = 0
+    fetches: int = 1
 
     @property
     def threads_per_job(self) -> int:
@@ -73,6 +74,8 @@ class Disk:
 
     free: int
     held: Mapping[str, int] = field(default_factory=dict)
+    cache: int | None = None
+    """Free bytes where fetched models go, if that is another filesystem than the output's."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,15 @@ class Hold:
 
 
 def next_tasks(
-    ledger: Ledger, devices: Devices, limits: LimitSettings, settings: DeviceSettings, output: Path, now: float | None = None
+    ledger: Ledger,
+    devices: Devices,
+    limits: LimitSettings,
+    settings: DeviceSettings,
+    output: Path,
+    now: float | None = None,
+    *,
+    cache: Path | None = None,
+    fetches: int = 1,
 ) -> list[Start]:
     """Make the tasks that are due, and say which to start now. Those that must wait get their reason written down."""
     ledger.make_tasks()
@@ -110,9 +121,9 @@ def next_tasks(
         return []
     snapshot = devices.snapshot()
     targets = {t.id: t for t in ledger.targets(*PENDING)}
-    disk = disk_of(output, [id for t in tasks if t.kind == "convert" for id in t.targets])
+    disk = disk_of(output, [id for t in tasks if t.kind == "convert" for id in t.targets], cache)
     starts, holds = choose(
-        tasks, targets, snapshot, policy_of(limits, settings, snapshot), disk, time.time() if now is None else now
+        tasks, targets, snapshot, policy_of(limits, settings, snapshot, fetches), disk, time.time() if now is None else now
     )
     for hold in holds:
         if hold.reason:
@@ -142,7 +153,7 @@ def choose(
     return starts, holds
 
 
-def policy_of(limits: LimitSettings, settings: DeviceSettings, snapshot: Snapshot) -> Policy:
+def policy_of(limits: LimitSettings, settings: DeviceSettings, snapshot: Snapshot, fetches: int = 1) -> Policy:
     """Fill in what the configuration leaves open: half of the memory, every core, a job per eight threads."""
     threads = limits.threads or snapshot.cpus
     return Policy(
@@ -152,14 +163,23 @@ def policy_of(limits: LimitSettings, settings: DeviceSettings, snapshot: Snapsho
         disk_reserve=limits.disk_reserve,
         cpu=settings.cpu,
         cuda_reserve=settings.cuda_reserve,
+        fetches=fetches,
     )
 
 
-def disk_of(output: Path, targets: Iterable[str]) -> Disk:
-    """The output's filesystem as it is now. A folder that is not there yet lies where its parent does."""
-    there = next((p for p in (output, *output.parents) if is_folder(p)), Path("/"))
+def disk_of(output: Path, targets: Iterable[str], cache: Path | None = None) -> Disk:
+    """The output's filesystem as it is now, and that of the Hub cache. One that is not there lies where its parent does."""
+    free, device = _free(output)
+    other = _free(cache) if cache is not None else (free, device)
+    held = {t: _allocated(output / ".qconvd" / "work" / t) for t in targets}
+    return Disk(free, held, other[0] if other[1] != device else None)
+
+
+def _free(folder: Path) -> tuple[int, int]:
+    """Free bytes, and which filesystem it is."""
+    there = next((p for p in (folder, *folder.parents) if is_folder(p)), Path("/"))
     status = os.statvfs(there)
-    return Disk(status.f_bavail * status.f_frsize, {t: _allocated(output / ".qconvd" / "work" / t) for t in targets})
+    return status.f_bavail * status.f_frsize, there.stat().st_dev
 
 
 class _Room:
@@ -170,19 +190,20 @@ class _Room:
         self._policy = policy
         self._disk = disk
         self._memory = policy.memory
-        self._own = {"plan": PLANS, "publish": PUBLISHES}
+        self._own = {"plan": PLANS, "fetch": policy.fetches, "publish": PUBLISHES}
         """Slots that are nobody else's."""
         self._jobs = policy.jobs
         self._free = disk.free - policy.disk_reserve
+        self._cache = None if disk.cache is None else disk.cache - policy.disk_reserve
         self._gpus = {g.uuid: g for g in snapshot.gpus}
         self._busy: set[str] = set()
         self._queued_for: set[str] = set()
         """What an earlier task waits for: `memory`, `jobs`, `gpu`."""
 
     def take(self, task: Task) -> None:
-        """A running task keeps what it has."""
-        if task.kind == "publish":
-            self._own["publish"] -= 1
+        """A running task keeps what it has. What a fetch has still to write is asked of the disk itself, not reckoned here."""
+        if task.kind in ("fetch", "publish"):
+            self._own[task.kind] -= 1
             return
         self._memory -= int(task.placed.get("memory", task.need.get("memory", 0)))
         self._free -= self._missing(task)
@@ -196,6 +217,8 @@ class _Room:
     def place(self, task: Task, targets: Mapping[str, Target]) -> Start | str:
         """Give the task what it needs, or say why not."""
         gpu: Gpu | None = None
+        if task.kind == "fetch":
+            return self._fetch(task)
         if task.kind == "publish":
             return self._publish(task)
         if task.kind == "convert":
@@ -223,10 +246,24 @@ class _Room:
         return Start(task, "cuda" if gpu else "cpu", gpu.uuid if gpu else "", memory, threads)
 
     def _publish(self, task: Task) -> Start | str:
-        """Its memory is small and counts for nobody: a large conversion may hold all there is, and publishing goes on."""
+        """As of a fetch, its memory counts for nobody."""
         if self._own["publish"] <= 0:
             return f"waits until something else is published; {PUBLISHES} are at a time"
         self._own["publish"] -= 1
+        return Start(task, "cpu", "", task.need.get("memory", 0), 1)
+
+    def _fetch(self, task: Task) -> Start | str:
+        """Its memory is small and counts for nobody: a large conversion may hold all there is, and the next model comes."""
+        if self._own["fetch"] <= 0:
+            return f"waits until another model is fetched; {self._policy.fetches} at a time (hub.fetches)"
+        need = task.need.get("cache", 0)
+        if need > max(0, self._free if self._cache is None else self._cache):
+            return f"needs {show_size(need)} of disk to be fetched; the Hub cache's disk does not have as much free"
+        self._own["fetch"] -= 1
+        if self._cache is None:
+            self._free -= need
+        else:
+            self._cache -= need
         return Start(task, "cpu", "", task.need.get("memory", 0), 1)
 
     def _device(self, task: Task, targets: Mapping[str, Target]) -> tuple[Gpu | None] | str:

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qconvd.errors import OutOfSpace, QconvdError
+from qconvd.errors import HubBusy, OutOfSpace, QconvdError, TakenAway
 from qconvd.executors.base import Status
 from qconvd.executors.runner import record
-from qconvd.ledger import Ledger, Outcome, Publication, Source, Target, Task
+from qconvd.hub.client import TIMEOUT, Access
+from qconvd.ledger import Ledger, Outcome, Publication, Snapshot, Source, Target, Task, backoff
 
 SPEC = "spec.json"
 RESULT = "result.json"
@@ -25,6 +26,8 @@ EXIT_CANCELLED = 4
 EXIT_BUSY = 5
 """Another worker has the lock of a work folder."""
 BUSY_DELAY = 10.0
+HUB_WAITS = "the Hub has to be waited for: "
+"""How the reason of a task begins that the Hub could not serve."""
 
 
 class _Data(BaseModel):
@@ -32,11 +35,23 @@ class _Data(BaseModel):
 
 
 class SourceSpec(_Data):
-    """The model to read. An empty digest is not checked."""
+    """The model to read. An empty digest is not checked.
+
+    Of a model on the Hub `path` is where it was fetched to, or its headers, and `digest` what lies there; `identity`, `locator`
+    and `revision` are what manifests say of it.
+    """
 
     path: Path
     name: str
     digest: str = ""
+    identity: str = ""
+    locator: str = ""
+    revision: str = ""
+
+    @property
+    def known_as(self) -> str:
+        """The identity of the version, as the ledger has it."""
+        return self.identity or self.digest
 
 
 class TargetSpec(_Data):
@@ -58,11 +73,11 @@ class TargetSpec(_Data):
 
 
 class HubSpec(_Data):
-    """How the Hub is reached. The token itself never stands in a file of ours: the worker reads it where it is."""
+    """How the Hub is reached. The token is in a file or the environment, never here."""
 
     endpoint: str
     token_file: Path | None = None
-    timeout: float = Field(gt=0)
+    timeout: float = TIMEOUT
 
 
 class PublishSpec(_Data):
@@ -71,6 +86,29 @@ class PublishSpec(_Data):
     destination: str
     revision: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+class FileSpec(_Data):
+    """A file of a commit."""
+
+    path: str
+    size: int
+    sha256: str = ""
+    oid: str = ""
+
+
+class FetchSpec(HubSpec):
+    """What a fetch task brings: these files of one commit, into the Hub cache, and links to them into `folder`."""
+
+    repo: str
+    commit: str
+    files: tuple[FileSpec, ...]
+    folder: Path
+    cache: Path | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(f.size for f in self.files)
 
 
 class LimitsSpec(_Data):
@@ -91,7 +129,7 @@ class TaskSpec(_Data):
     """One run of a worker."""
 
     task: int
-    kind: Literal["plan", "convert", "verify", "publish"]
+    kind: Literal["plan", "fetch", "convert", "verify", "publish"]
     attempt: int
     fence: int
     source: SourceSpec
@@ -99,8 +137,10 @@ class TaskSpec(_Data):
     limits: LimitsSpec
     device: DeviceSpec = DeviceSpec()
     state: Path
-    hub: HubSpec | None = None
+    fetch: FetchSpec | None = None
     publish: PublishSpec | None = None
+    hub: HubSpec | None = None
+    """Of a publish task; a fetch task has it in `fetch`."""
 
     @property
     def folder(self) -> Path:
@@ -116,8 +156,9 @@ class TargetResult(_Data):
     retry: bool = False
     data: dict[str, Any] = Field(default_factory=dict)
     """plan: `plan_path`, `files`, `nbytes`, `memory`, `left_out`, `notes`, `loads_with`, `variant`, `devices`, `version`.
-    convert: `nbytes`, `errors`. verify: `folder`, `manifest`, `files`, `nbytes`, `report`. publish: `commit`, `told`,
-    `dry_run`; where it failed and may go better, `wait`: seconds that the server asks for."""
+    convert: `nbytes`, `errors`. verify: `folder`, `manifest`, `files`, `nbytes`, `report`.
+    fetch: `folder`, `identity`, `nbytes`, `fetched`. publish: `commit`, `told`, `dry_run`; where it failed and may go better,
+    `wait`: seconds that the server asks for."""
 
 
 class TaskResult(_Data):
@@ -138,15 +179,21 @@ def spec_of(
     limits: LimitsSpec,
     device: DeviceSpec,
     laid: Callable[[Path], tuple[str, ...] | None],
+    snapshot: Snapshot | None = None,
+    hub: Access | None = None,
+    cache: Path | None = None,
     publications: Sequence[Publication] = (),
 ) -> TaskSpec:
-    """The spec of a claimed task. `targets` are those of the task, as are `publications`; `laid` is `Ledger.laid`."""
+    """The spec of a claimed task. `targets` are those of the task, as are `publications`; `laid` is `Ledger.laid`.
+
+    Of a model on the Hub, `snapshot` is what the ledger knows of it, `hub` how it is reached, `cache` where it goes.
+    """
     return TaskSpec(
         task=task.id,
         kind=task.kind,
         attempt=task.attempt,
         fence=task.fence,
-        source=SourceSpec(path=Path(source.locator), name=source.name, digest=source.digest),
+        source=_source(source, snapshot),
         targets=tuple(
             TargetSpec(
                 id=t.id,
@@ -166,7 +213,9 @@ def spec_of(
         limits=limits,
         device=device,
         state=state,
+        fetch=_fetch(snapshot, hub, cache) if task.kind == "fetch" else None,
         publish=publish_spec(publications),
+        hub=_access(hub) if task.kind == "publish" and hub is not None else None,
     )
 
 
@@ -175,6 +224,28 @@ def publish_spec(publications: Sequence[Publication]) -> PublishSpec | None:
     for first in publications:
         return PublishSpec(destination=first.destination, revision=first.revision, options=first.options)
     return None
+
+
+def _access(hub: Access) -> HubSpec:
+    return HubSpec(endpoint=hub.endpoint, token_file=hub.token_file, timeout=hub.timeout)
+
+
+def _source(source: Source, snapshot: Snapshot | None) -> SourceSpec:
+    if snapshot is None:
+        return SourceSpec(path=Path(source.locator), name=source.name, digest=source.digest)
+    here = snapshot.identity if snapshot.state == "here" else ""
+    return SourceSpec(
+        path=snapshot.place, name=source.name, digest=here, identity=source.digest, locator=source.locator,
+        revision=snapshot.commit_id,
+    )  # fmt: skip
+
+
+def _fetch(snapshot: Snapshot | None, hub: Access | None, cache: Path | None) -> FetchSpec:
+    assert snapshot is not None and hub is not None, "only models on the Hub are fetched"
+    return FetchSpec(
+        endpoint=hub.endpoint, token_file=hub.token_file, timeout=hub.timeout, repo=snapshot.repo, commit=snapshot.commit_id,
+        files=tuple(FileSpec.model_validate(f) for f in snapshot.files), folder=Path(snapshot.heads).parent, cache=cache,
+    )  # fmt: skip
 
 
 def write_spec(spec: TaskSpec) -> Path:
@@ -223,10 +294,28 @@ def settle(ledger: Ledger, task: Task, status: Status, result: TaskResult | None
     elif status.exit_code in (0, EXIT_ERROR) and result is not None and (result.targets or not result.error):
         ledger.finish(task.id, task.fence, {id: _outcome(r) for id, r in result.targets.items()})
     elif status.exit_code == EXIT_ERROR and result is not None:
-        again = result.error.get("error") == OutOfSpace.__name__
+        again = result.error.get("error") in (OutOfSpace.__name__, TakenAway.__name__)
+        if result.error.get("error") == HubBusy.__name__:
+            ledger.release(
+                task.id, task.fence, HUB_WAITS + result.error.get("what", ""), at=now + _patience(ledger, task, result)
+            )
+            return
         ledger.fail(task.id, task.fence, result.error.get("what", "failed"), retry=again, error=result.error)
     else:
         ledger.fail(task.id, task.fence, _crash(status, result), retry=True)
+
+
+def _patience(ledger: Ledger, task: Task, result: TaskResult) -> float:
+    """Seconds until the Hub is asked again: as long as it asks for, and longer each time that it could not answer.
+
+    That the Hub is away is no failure, however long it is: a night without a network fails no target.
+    """
+    before = sum(e.reason.startswith(HUB_WAITS) for e in ledger.history(task=task.id))
+    try:
+        asked = float(result.error.get("seconds", 0) or 0)
+    except ValueError:
+        asked = 0.0
+    return max(asked, backoff(before + 1))
 
 
 def _outcome(result: TargetResult) -> Outcome:

@@ -17,6 +17,7 @@ from qconvd.devices import Devices
 from qconvd.errors import QconvdError
 from qconvd.executors.base import Status, environment
 from qconvd.executors.local import LocalExecutor
+from qconvd.hub.cache import cache_folder
 from qconvd.ledger import Ledger, StaleFence, Task, backoff
 from qconvd.progress import ProgressBoard
 from qconvd.recovery import second_chance, sweep, withdraw
@@ -25,7 +26,6 @@ from qconvd.tasks import (
     EXIT_BUSY,
     EXIT_CANCELLED,
     DeviceSpec,
-    HubSpec,
     LimitsSpec,
     TaskResult,
     read_result,
@@ -44,7 +44,7 @@ RETHINK_SECONDS = 10.0
 """How often what waits (for a disk, for a GPU that others hold) is thought about again though the ledger has not changed."""
 KILLED_SECONDS = 5.0
 """How long after its last grace a killed worker may take to be gone."""
-ONLINE = ("publish",)
+ONLINE = ("fetch", "publish")
 """Kinds of tasks that ask the Hub."""
 KILLED_TOGETHER = "the worker was killed together with the daemon"
 KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -166,6 +166,7 @@ class Work:
             self._ledger.release(task.id, task.fence, KILLED_TOGETHER, at=self._after_a_kill(task))
         else:
             settle(self._ledger, task, status, result, time.time())
+            self._doubt(task)
             source = self._ledger.source(task.source)
             if source.state == "present" and source.changed_at >= task.changed_at:
                 # Somebody touched it while it was read, and it came to rest before the task gave up.
@@ -176,6 +177,17 @@ class Work:
         self._cursors.pop(task.handle, None)
         self._executor.forget(task.handle)
         sweep(self._ledger, self._config.output)
+
+    def _doubt(self, task: Task) -> None:
+        """Fetch again what somebody has removed from the Hub cache while it was read; of the targets, what failed for that."""
+        snapshot = self._ledger.snapshot_of(task.source)
+        if snapshot is None or snapshot.state != "here" or task.kind == "fetch" or snapshot.intact():
+            return
+        with self._ledger.transaction():
+            self._ledger.snapshot_doubted(task.source)
+            second_chance(self._ledger, task.source)
+        log.warning("%s: what was fetched is gone from the Hub cache; it is fetched again", snapshot.repo,
+                    extra={"action": "snapshot.doubted"})  # fmt: skip
 
     def _after_a_kill(self, task: Task) -> float:
         """When to try again what went down with the daemon: at once, and later each time that it happens again.
@@ -189,7 +201,10 @@ class Work:
     def _start(self) -> None:
         """Start what the scheduler lets start."""
         config, self._thought_when = self._config, time.time()
-        for start in next_tasks(self._ledger, self._devices, config.limits, config.devices, config.output, self._thought_when):
+        for start in next_tasks(
+            self._ledger, self._devices, config.limits, config.devices, config.output, self._thought_when,
+            cache=cache_folder(config.hub.cache), fetches=config.hub.fetches,
+        ):  # fmt: skip
             self._submit(start)
         self._thought, self._think_at = self._ledger.mark(), time.monotonic() + RETHINK_SECONDS
 
@@ -207,11 +222,11 @@ class Work:
                 limits=LimitsSpec(memory=start.memory, threads=start.threads),
                 device=DeviceSpec(kind=start.kind, id=start.device),
                 laid=self._ledger.laid,
+                snapshot=self._ledger.snapshot_of(task.source),
+                hub=config.hub,
+                cache=config.hub.cache,
                 publications=self._ledger.publications(task=task.id),
             )
-            if task.kind in ONLINE:
-                access = HubSpec(endpoint=config.hub.endpoint, token_file=config.hub.token_file, timeout=config.hub.timeout)
-                spec = spec.model_copy(update={"hub": access})
             env = environment(start.kind, start.device, start.threads, online=task.kind in ONLINE)
             timeout = PLAN_SECONDS if task.kind == "plan" else None
             self._mine.add(self._executor.submit(write_spec(spec), task.attempt, env, timeout=timeout))

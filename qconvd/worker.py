@@ -1,9 +1,9 @@
 """The process that does one task: `python -m qconvd.worker SPEC.json`.
 
-It plans, converts, verifies and commits, or publishes; says how far it is as lines of JSON on standard output; leaves a result
-beside its spec. Exit codes: 0 done (for each target the result says how), 3 a `QconvdError` (also of a single target), 4
-stopped by SIGTERM or SIGINT, 5 another worker has the lock; anything else is a crash. It can be killed at any moment: what it
-did is journalled.
+It plans, fetches, converts, verifies and commits, or publishes; says how far it is as lines of JSON on standard output; and
+leaves a result beside its spec. Exit codes: 0 done (for each target the result says how), 3 a `QconvdError` (also of a single
+target), 4 stopped by SIGTERM or SIGINT, 5 another worker has the lock; anything else is a crash. It can be killed at any
+moment: what it did is journalled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qconvd.engine.plan import Device, Plan, Prepares, from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, convert
 from qconvd.engine.run import Limits as EngineLimits
 from qconvd.engine.working_memory import LEAST_ENGINE_MEMORY, working_memory
-from qconvd.errors import BadCheckpoint, OutOfSpace, QconvdError, TakenAway, Unsupported
+from qconvd.errors import BadCheckpoint, Busy, OutOfSpace, QconvdError, TakenAway, Unsupported
 from qconvd.executors.base import MARK
 from qconvd.formats import Format
 from qconvd.input_files import published
@@ -47,6 +47,7 @@ from qconvd.tasks import (
     EXIT_BUSY,
     EXIT_CANCELLED,
     EXIT_ERROR,
+    SourceSpec,
     TargetResult,
     TargetSpec,
     TaskResult,
@@ -57,10 +58,6 @@ from qconvd.tasks import (
 )
 
 Emit = Callable[[Mapping[str, Any]], None]
-
-
-class Busy(QconvdError):
-    """Another worker has the lock of a work folder."""
 
 
 class Outdated(QconvdError):
@@ -97,6 +94,10 @@ def main(argv: list[str]) -> int:
 
 def run(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> TaskResult:
     """Do a task in this process. Raises what concerns the task as a whole, and `Cancelled`."""
+    if spec.kind == "fetch":
+        from qconvd.fetching import fetch_task
+
+        return fetch_task(spec, on_event, cancelled)
     if spec.kind == "publish":
         from qconvd.publish.task import publish_task
 
@@ -285,7 +286,14 @@ def _check_place(target: TargetSpec, plan: Plan) -> None:
 
 def _plan_path(spec: TaskSpec, target: TargetSpec, form: Format) -> Path:
     """A plan depends on the source, the options and the code; and on the model's name, which goes into GGUF metadata."""
-    about = [spec.source.digest, spec.source.name, target.format, target.options, form.version, __version__]
+    about = [
+        spec.source.known_as + spec.source.revision,
+        spec.source.name,
+        target.format,
+        target.options,
+        form.version,
+        __version__,
+    ]
     key = hashlib.sha256(json.dumps([*about, plugins().distribution(form)], sort_keys=True).encode()).hexdigest()
     return spec.state / "plans" / f"{key}.json"
 
@@ -322,11 +330,17 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
         "format": target.format,
         "recipe": target.recipe,
         "options": published(target.options),
-        "source": {"name": model.name, "identity": spec.source.digest},
+        "source": _about(spec.source, model),
         "variant": plan.name.variant,
         "versions": {form.name: form.version},
     }
     return ConvertTarget(target.id, plan, form.encoder(plan, device), target.work, about, target.manifest_name)
+
+
+def _about(source: SourceSpec, model: ModelInfo) -> dict[str, Any]:
+    """What a manifest says of the source. A path on this machine is nobody's business; a repository and its commit are."""
+    remote = {"locator": source.locator, "revision": source.revision} if source.locator else {}
+    return {"name": model.name, "identity": source.known_as, **remote}
 
 
 def _prepare(target: TargetSpec, wanted: ConvertTarget, on_event: Emit, cancelled: Callable[[], bool]) -> None:
@@ -400,7 +414,7 @@ def _committed(spec: TaskSpec, target: TargetSpec) -> bool:
     except QconvdError:
         return False
     return (manifest.source.get("identity"), manifest.format, dict(manifest.options)) == (
-        spec.source.digest, target.format, published(target.options),
+        spec.source.known_as, target.format, published(target.options),
     )  # fmt: skip
 
 

@@ -21,7 +21,9 @@ HEAVY = (
     "numpy", "torch", "transformers", "numba", "tokenizers", "gguf", "safetensors", "sentencepiece", "huggingface_hub",
     "jinja2",
 )  # fmt: skip
-WORKER = ("qconvd.worker", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.publish", "qconvd.__main__")
+WORKER = (
+    "qconvd.worker", "qconvd.fetching", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.publish", "qconvd.__main__"
+)  # fmt: skip
 """What runs in a worker's process and may import anything. Of the engine, the control side uses only what is listed below."""
 CONTROL_OF_ENGINE = ("manifest", "plan", "expr", "operations", "durable", "commit", "working_memory")
 HOOK = "from qconvd.api import hookimpl\n@hookimpl\ndef qconvd_formats():\n    "

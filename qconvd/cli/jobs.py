@@ -27,6 +27,7 @@ def jobs(
     Models that are not complete have no number yet; they come last, with what is missing.
     """
     from qconvd.cli import output
+    from qconvd.hub.address import is_address
     from qconvd.progress import read_progress
     from qconvd.sightings import read_sightings
 
@@ -43,7 +44,7 @@ def jobs(
             (j.id, j.source.name, j.recipe, j.state, _count(j), _percent(j, progress)) for j in found
         ]
         rows += [("-", s.name, ", ".join(s.recipes), s.kind, "", "") for s in awaited]
-        reasons = [[_said(j.state, j.told)] for j in found] + [[s.reason] for s in awaited]
+        reasons = [[_said(j.state, j.told)] for j in found] + [[s.reason, s.fix if is_address(s.path) else ""] for s in awaited]
         output.table(("JOB", "MODEL", "RECIPE", "STATE", "DONE", ""), rows, right=(0, 4, 5), sentences=reasons)
     else:
         print("There are no jobs yet.")

@@ -18,7 +18,9 @@ ConfigFile = Annotated[
     ),
 ]  # fmt: skip
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder, or a lone weights file.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A model's folder, a lone weights file, or `hub:owner/name` (also @revision).")
+]
 
 
 def load_config(file: Path | None) -> Config:

@@ -40,7 +40,7 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
         print(f"\n{task.kind} of {output.safe(names.get(task.source, 'a model'))} (task {task.id}, attempt {task.attempt})")
         for target in task.targets:
             now = progress.get(target)
-            if now is None or task.kind != "convert":
+            if now is None or task.kind not in ("convert", "fetch"):
                 print(f"  {labels.get(target, target)}")
                 continue
             if now.doing:

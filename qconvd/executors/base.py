@@ -71,14 +71,19 @@ def events_in(data: bytes) -> tuple[list[dict[str, Any]], int]:
     return found, end
 
 
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "QCONVD_WEBHOOK_SECRET")
+
+
 def environment(device: str, gpu: str, threads: int, *, online: bool = False) -> dict[str, str]:
     """The environment of a worker: the GPU it may see (by UUID, none on the CPU) and how many threads libraries take.
 
-    Nothing that is not `online` may ask the Hub, whatever a library thinks.
+    Only who is `online` gets the token, and may ask the Hub at all.
     """
     count = str(max(1, threads))
+    network = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} if online else {"HF_HUB_OFFLINE": "1"}
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if online or name not in TOKENS},
+        **network,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": gpu if device == "cuda" else "",
         "OMP_NUM_THREADS": count,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import email.utils
 import errno
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,8 @@ class Hub:
     @classmethod
     def of(cls, access: Access) -> Hub:
         """As the configuration says. Raises `QconvdError` if the token's file cannot be read."""
-        return cls(access.endpoint, hub_token(access.token_file), access.timeout)
+        endpoint = access.endpoint if access.endpoint != ENDPOINT else os.environ.get("HF_ENDPOINT") or ENDPOINT
+        return cls(endpoint, hub_token(access.token_file), access.timeout)
 
     @cached_property
     def api(self) -> HfApi:
@@ -199,7 +201,9 @@ def told(error: BaseException, doing: str, repo: str, hub: Hub) -> QconvdError |
         return _answered(reply, names, doing, where, repo, hub)
     if names & {"HTTPError", "RequestError", "ConnectionError", "TimeoutError", "LocalEntryNotFoundError"} or _transport(chain):
         what = f"{hub.endpoint} cannot be reached while {doing}: {_words(chain, hub)}"
-        return HubBusy(what, where=where, fix="check the network and `hub.endpoint`; it is tried again by itself")
+        return HubBusy(
+            what, where=where, fix="check the network and `hub.endpoint`; it is tried again by itself", reached=False
+        )
     return None
 
 
@@ -230,7 +234,7 @@ def _answered(reply: Any, names: set[str], doing: str, where: str, repo: str, hu
         return HubRefused("is gated: its conditions were not accepted", where=where, fix=fix)
     if code == "RevisionNotFound" or "RevisionNotFoundError" in names:
         return HubRefused("has no such revision", where=where, fix=f"its branches: {hub.page(repo)}/tree/main")
-    if code == "EntryNotFound" or names & {"EntryNotFoundError", "RemoteEntryNotFoundError"}:
+    if code == "EntryNotFound":
         return HubRefused(f"a file is not there any more ({doing})", where=where, fix=f"look at {hub.page(repo)}/tree/main")
     if status == 401 and (hub.token and "credentials" in message.lower()):
         fix = f"make a new token at {hub.endpoint}/settings/tokens"

@@ -43,6 +43,13 @@ class Snapshot:
         """Where a reader finds the model: all of it, or what planning needs."""
         return Path(self.folder if self.state == "here" else self.heads)
 
+    def intact(self) -> bool:
+        """Whether every file is still where it was fetched to, in its length. What it holds is checked by who reads it."""
+        try:
+            return all((Path(self.folder) / f["path"]).stat().st_size == f["size"] for f in self.files)
+        except OSError:
+            return False
+
 
 class Snapshots(Reading):
     """Snapshots and what they mean to targets and tasks. All changes are made within the ledger's transactions."""
@@ -64,18 +71,24 @@ class Snapshots(Reading):
     ) -> None:
         """A version of a model on the Hub, just taken: its commit, its headers, and what has to be fetched.
 
-        What is known already stays: the first commit with this content is the one that is fetched.
+        What is known already stays: the first commit with this content is the one that is planned and fetched. See
+        `snapshot_lost`.
         """
         with self.transaction() as db:
             db.execute(
                 "INSERT INTO snapshot (source, repo, commit_id, state, heads, files, nbytes, after, changed_at)"
                 " VALUES (?, ?, ?, 'listed', ?, ?, ?, ?, ?)"
-                " ON CONFLICT (source) DO UPDATE SET after = excluded.after, heads = excluded.heads",
+                " ON CONFLICT (source) DO UPDATE SET after = excluded.after",
                 (
                     source, repo, commit, str(heads), as_json([dict(f) for f in files]), sum(int(f["size"]) for f in files),
                     after, self._clock(),
                 ),
             )  # fmt: skip
+
+    def snapshot_lost(self, source: int) -> None:
+        """The headers are gone from the disk: the next `snapshot_listed` begins anew."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM snapshot WHERE source = ?", (source,))
 
     def snapshot_doubted(self, source: int) -> bool:
         """What was fetched is not what it was, or gone: it is checked, and what is missing is fetched again.

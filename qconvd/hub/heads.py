@@ -1,0 +1,153 @@
+"""A model on the Hub as a folder without its weights: side files, and weights files that are a header and then a hole.
+
+To every reader that is the model, so it can be inspected, matched with recipes and planned to the byte before any weight is
+fetched. Headers are read by range requests; the lengths are those that the Hub lists, and the files take no room on the disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from qconvd import checkpoints
+from qconvd.checkpoints.base import ModelInfo
+from qconvd.checkpoints.gguf import METADATA_LIMIT
+from qconvd.checkpoints.gguf import read_header as read_gguf_header
+from qconvd.checkpoints.safetensors import HEADER_LIMIT
+from qconvd.checkpoints.shards import choose_shards
+from qconvd.errors import BadCheckpoint, Incomplete, QconvdError
+from qconvd.hub.address import Address
+from qconvd.hub.client import Hub, RemoteFile, RemoteModel
+from qconvd.hub.selection import beside, digest, is_ours, refuse_pickles, visible
+
+AT_A_TIME = 8
+FIRST = 64 << 10
+"""Bytes of a safetensors file that are asked for at first: most headers are shorter."""
+FIRST_GGUF = 1 << 20
+"""Of a GGUF, whose header holds the vocabulary; each further question is for eight times as much."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model on the Hub, known well enough to plan it. `model` is the folder of heads as a reader describes it."""
+
+    address: Address
+    remote: RemoteModel
+    model: ModelInfo
+    files: tuple[RemoteFile, ...]
+    """What has to be fetched."""
+
+    @property
+    def digest(self) -> str:
+        return digest(self.files)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(f.size for f in self.files)
+
+
+def look(hub: Hub, address: Address, folder: Path, *, ours: bool = False) -> Found:
+    """Resolve an address to its commit, list it, and make its heads below `folder`, which may hold them from an earlier time.
+
+    Raises `HubRefused` and `HubBusy`; `Unsupported`, `BadCheckpoint` and `Incomplete` as the readers of local models do; and
+    `NotAModel` for a repository that qconvd published, unless `ours` says that somebody asks for it by name.
+    """
+    commit = hub.commit_of(address.repo, address.revision)
+    remote = hub.listed(address.repo, commit)
+    if is_ours(remote) and not ours:
+        fix = "`qconvd convert` makes other formats of it all the same"
+        raise checkpoints.NotAModel("was made by qconvd: it carries a manifest or the tag", where=address.locator, fix=fix)
+    hub.may_read(address.repo)
+    return of_commit(hub, address, remote, folder)
+
+
+def of_commit(hub: Hub, address: Address, remote: RemoteModel, folder: Path) -> Found:
+    """As `look`, for a commit that was listed already."""
+    place = folder / remote.commit / "heads"
+    try:
+        refuse_pickles(address.locator, [f.path for f in visible(remote.files)])
+        if not place.is_dir():
+            _make(hub, remote, place)
+        model = checkpoints.inspect(place)
+    except QconvdError as error:
+        _say_where(error, place, address.locator)
+        raise
+    needed = {f.path for f in model.files if f.role != "ignored"} | {f.path for f in beside(remote.files)}
+    files = tuple(f for f in remote.files if f.path in needed)
+    name = checkpoints.model_name(Path("/", address.name))
+    return Found(address, remote, dataclasses.replace(model, name=name), files)
+
+
+def _make(hub: Hub, remote: RemoteModel, place: Path) -> None:
+    """The folder appears whole or not at all."""
+    draft = place.with_name(".heads")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+
+    def whole(file: RemoteFile) -> None:
+        data = hub.read(remote.repo, remote.commit, file.path, 0, file.size) if file.size else b""
+        if len(data) != file.size:
+            raise Incomplete(f"{len(data)} of {file.size} bytes came", where=file.path, fix="it is tried again by itself")
+        (draft / file.path).parent.mkdir(parents=True, exist_ok=True)
+        (draft / file.path).write_bytes(data)
+
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        list(pool.map(whole, beside(remote.files)))
+        list(pool.map(lambda file: _head(hub, remote, file, draft), _weights(remote, draft)))
+    draft.rename(place)
+
+
+def _weights(remote: RemoteModel, draft: Path) -> Sequence[RemoteFile]:
+    """The files that hold the model's tensors: its safetensors, or where there are none, its GGUF."""
+    there = {f.path: f for f in visible(remote.files)}
+    if any(name.endswith(".safetensors") for name in there):
+        _, shards = choose_shards(draft, there)
+        return [there[shard] for shard in shards]
+    found = [f for name, f in there.items() if name.lower().endswith(".gguf")]
+    for file in found:  # the reader says which of them are one model
+        (draft / file.path).touch()
+    return found
+
+
+def _head(hub: Hub, remote: RemoteModel, file: RemoteFile, folder: Path) -> None:
+    """A file of its full length, of which only the header is there."""
+    if file.path.endswith(".safetensors"):
+        data = hub.read(remote.repo, remote.commit, file.path, 0, min(FIRST, file.size))
+        length = 8 + int.from_bytes(data[:8], "little")
+        if len(data) < length <= min(HEADER_LIMIT + 8, file.size):
+            data += hub.read(remote.repo, remote.commit, file.path, len(data), length - len(data))
+        _write(folder / file.path, data[:length] if len(data) >= 8 else data, file.size)
+        return
+    count = min(FIRST_GGUF, file.size)
+    data = b""
+    while True:
+        data += hub.read(remote.repo, remote.commit, file.path, len(data), count - len(data))
+        _write(folder / file.path, data, file.size)
+        try:
+            read_gguf_header(folder, file.path)
+        except BadCheckpoint:
+            if count >= min(METADATA_LIMIT, file.size):
+                return  # whatever is wrong with it, the reader says so
+            count = min(8 * count, METADATA_LIMIT, file.size)
+        else:
+            return
+
+
+def _write(path: Path, data: bytes, size: int) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        os.ftruncate(file.fileno(), max(size, len(data)))
+
+
+def _say_where(error: QconvdError, place: Path, locator: str) -> None:
+    """What a reader says of the folder of heads is true of the repository."""
+    for folder in (place, place.with_name(".heads")):
+        error.where = error.where.replace(str(folder), locator)
+        error.fix = error.fix.replace(str(folder), locator)
+    if not error.where.startswith(locator):
+        error.where = f"{locator}/{error.where}" if error.where else locator

@@ -1,0 +1,228 @@
+"""From the Hub to the ledger: what is watched there and what somebody adds, taken like models in watched folders.
+
+The questions to the Hub are asked by a thread (watch/hub.py); here, in the daemon's loop, its reports become sources and what
+the recipes want of them. What cannot be had is told, with the page to visit.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qconvd import checkpoints
+from qconvd.config import Config, WatchHub
+from qconvd.errors import HubBusy, HubRefused, QconvdError
+from qconvd.hub.address import Address
+from qconvd.hub.cache import CachedRepo, cache_folder
+from qconvd.hub.heads import Found
+from qconvd.ledger import Ledger, Snapshot, Source
+from qconvd.sightings import Kind, Sighting
+from qconvd.watch.hub import HubWatch, Report, fits
+from qconvd.wishes import Wishes
+
+log = logging.getLogger(__name__)
+FOLDER = "hub"
+"""Below the state folder: heads of models, and links to what was fetched."""
+
+
+@dataclass
+class Added:
+    """What somebody asked for by `qconvd add`, until it was looked at."""
+
+    recipe: str
+    error: QconvdError | None = None
+    source: int | None = None
+
+
+class RemoteArrivals:
+    """The Hub's side of `Arrivals`. `wake` is called (from any thread) when there is something to do."""
+
+    def __init__(self, ledger: Ledger, wishes: Wishes, wake: Callable[[], None], state: Path) -> None:
+        self.problems: dict[str, QconvdError] = {}
+        """By locator: what cannot be had, and why."""
+        self._ledger = ledger
+        self._wishes = wishes
+        self._state = state
+        self._entries: tuple[WatchHub, ...] = ()
+        self._cache: Path | None = None
+        self._added: dict[tuple[str, str], Added] = {}
+        self._commits: dict[str, str] = {}
+        """By locator: the commit that the ledger knows, or that was refused; the watching thread reads it."""
+        self._freed: tuple[object, ...] = ()
+        self._watch = HubWatch(wake, self._known, state / FOLDER)
+
+    def configure(self, config: Config) -> None:
+        """Watch what this configuration says, and hold what is known against its recipes."""
+        self._entries, self._cache, self._freed = config.repositories, config.hub.cache, ()
+        self.problems.clear()
+        self._commits = {s.locator: s.fingerprint for s in self._sources() if s.state in ("present", "refused")}
+        for source in self._sources():
+            if source.state == "present":
+                self._want_again(source, config)
+        self._watch.configure(config.hub, {entry.hub: entry.interval for entry in config.repositories})
+
+    def tick(self) -> None:
+        """Take what the Hub has answered, and let go of what was made."""
+        for report in self._watch.take():
+            self._hear(report)
+        self._free()
+
+    def add(self, address: Address, recipe: str) -> Added | None:
+        """Somebody wants a model by a recipe. None while it is looked at; to be asked again until it is not."""
+        key = (address.locator, recipe)
+        if key not in self._added:
+            self._added[key] = Added(recipe)
+            self._commits.pop(address.locator, None)
+            self._watch.ask(address)
+        known = self._added[key]
+        if known.error is None and known.source is None:
+            return None
+        return self._added.pop(key)
+
+    def hint(self, repo: str) -> bool:
+        """A webhook names a repository; returns whether it is watched."""
+        return self._watch.hint(repo)
+
+    def quiet(self) -> bool:
+        return self._watch.quiet() and not self._added
+
+    def sightings(self) -> list[Sighting]:
+        """What is watched on the Hub and cannot be had."""
+        return [
+            Sighting(_kind(error), locator, locator.rpartition("/")[2], error.what, error.fix, self._recipes(locator))
+            for locator, error in self.problems.items()
+        ]
+
+    def close(self) -> None:
+        self._watch.close()
+
+    def _recipes(self, locator: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(r for e in self._entries if e.hub.shown == locator for r in e.recipes))
+
+    def _known(self, address: Address) -> str:
+        # Called from the watching thread: a dictionary's get is safe there.
+        return self._commits.get(address.locator, "")
+
+    def _hear(self, report: Report) -> None:
+        locator = report.address.locator
+        if report.error is not None:
+            self._refuse(report)
+        elif report.found is not None:
+            self._take(report.found)
+        if report.error is None and self.problems.pop(locator, None) is not None:
+            log.info("%s can be had again", locator, extra={"action": "hub.back"})
+        if report.error is None:
+            self.problems.pop(f"hub:{report.address.owner}/*", None)
+
+    def _refuse(self, report: Report) -> None:
+        error, locator = report.error, report.address.locator
+        assert error is not None
+        told = self.problems.get(locator)
+        self.problems[locator] = error
+        for key in [k for k in self._added if k[0] == locator]:
+            self._added[key].error = error
+            self.problems.pop(locator, None)
+        if report.commit:
+            self._commits[locator] = report.commit  # this commit is not looked at again; the next one is
+        if told is None or str(told) != str(error):
+            level = logging.INFO if isinstance(error, HubBusy) else logging.WARNING
+            log.log(
+                level, "%s: %s%s", locator, error.what, f"; {error.fix}" if error.fix else "", extra={"action": "hub.refused"}
+            )
+
+    def _take(self, found: Found) -> None:
+        """A commit that was not seen before. The same content as before is the same version, whatever else it brings."""
+        locator = found.address.locator
+        entries = [e for e in self._entries if _covers(e, found)]
+        added = {key: one for key, one in self._added.items() if key[0] == locator}
+        recipes = dict.fromkeys(r for e in entries for r in e.recipes)
+        with self._ledger.transaction():
+            before = self._ledger.source_at(locator)
+            source = self._ledger.source_seen(locator, found.digest, found.model.name, found.remote.commit)
+            others = {j.recipe: None for j in self._ledger.jobs_of(source.id)} if added else {}
+            recipes |= dict.fromkeys([*others, *(one.recipe for one in added.values())])
+            after = "delete" if any(e.after == "delete" for e in entries) else "keep"
+            known = self._ledger.snapshot_of(source.id)
+            if known is not None and known.state != "here" and not Path(known.heads).is_dir():
+                self._ledger.snapshot_lost(source.id)
+            files = [{"path": f.path, "size": f.size, "sha256": f.sha256, "oid": f.oid} for f in found.files]
+            self._ledger.snapshot_listed(source.id, found.remote.repo, found.remote.commit, found.model.path, files, after)
+            made = self._wishes.want(source, found.model, list(recipes))
+        self._commits[locator] = found.remote.commit
+        for one in added.values():
+            one.source = source.id
+        new = before is None or before.id != source.id
+        version = f" (version {source.version})" if source.version > 1 else ""
+        if new or made:
+            log.info("%s%s at %s is taken; artifacts to make: %d", locator, version, found.remote.commit[:12], len(made),
+                     extra={"action": "model.taken"})  # fmt: skip
+        else:
+            log.info("%s at %s: what changed is no part of the model", locator, found.remote.commit[:12],
+                     extra={"action": "model.unchanged"})  # fmt: skip
+        self._sweep(found)
+
+    def _want_again(self, source: Source, config: Config) -> None:
+        """The recipes may be others than they were: hold the headers against them, without asking the Hub."""
+        snapshot = self._ledger.snapshot_of(source.id)
+        if snapshot is None:
+            return
+        recipes = dict.fromkeys(j.recipe for j in self._ledger.jobs_of(source.id) if j.recipe in config.recipes)
+        address = Address(snapshot.repo)
+        for entry in self._entries:
+            if entry.hub.repo == snapshot.repo or (entry.hub.author == address.owner and recipes):
+                recipes |= dict.fromkeys(entry.recipes)
+        try:
+            model = checkpoints.inspect(Path(snapshot.heads))
+        except QconvdError:
+            self._commits.pop(source.locator, None)  # the next look makes the headers anew
+            return
+        self._wishes.want(source, replace(model, name=source.name), list(recipes))
+
+    def _free(self) -> None:
+        """Delete what was fetched for models that are done, where the configuration says so."""
+        if self._freed == (mark := self._ledger.mark()):
+            return
+        self._freed = mark
+        for snapshot in self._ledger.snapshots("here"):
+            targets = [t for t in self._ledger.targets(source=snapshot.source) if t.state != "superseded"]
+            if snapshot.after == "delete" and targets and all(t.state == "done" for t in targets):
+                self._let_go(snapshot)
+
+    def _let_go(self, snapshot: Snapshot) -> None:
+        contents = {str(f["path"]): str(f["sha256"] or f["oid"]) for f in snapshot.files}
+        ours = {path: contents[path] for path in snapshot.fetched if path in contents}
+        # First the ledger: what is half deleted is not here.
+        self._ledger.snapshot_freed(snapshot.source)
+        freed = CachedRepo(cache_folder(self._cache), snapshot.repo).free(snapshot.commit_id, ours)
+        shutil.rmtree(snapshot.folder, ignore_errors=True)
+        with suppress(OSError):
+            (Path(snapshot.heads).parent / "fetched.json").unlink()
+        log.info("%s at %s is done, and what was fetched of it is deleted (%d bytes)", snapshot.repo, snapshot.commit_id[:12],
+                 freed, extra={"action": "source.delete"})  # fmt: skip
+
+    def _sweep(self, found: Found) -> None:
+        """Remove the headers of commits of this repository that no source speaks of any more."""
+        folder = found.model.path.parent.parent
+        used = {Path(s.heads).parent.name for s in self._ledger.snapshots()} | {found.remote.commit}
+        for old in folder.iterdir() if folder.exists() else ():
+            if old.name not in used:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _sources(self) -> list[Source]:
+        return [s for s in self._ledger.sources() if s.locator.startswith("hub:")]
+
+
+def _kind(error: QconvdError) -> Kind:
+    """A refusal waits for somebody (conditions to accept, a token); a model of another kind is not converted at all."""
+    return "unreadable" if isinstance(error, HubBusy) else "incomplete" if isinstance(error, HubRefused) else "unwanted"
+
+
+def _covers(entry: WatchHub, found: Found) -> bool:
+    models, address = entry.hub, found.address
+    if models.repo is not None:
+        return Address(models.repo, models.revision or "main") == address
+    return models.author == address.owner and address.revision == "main" and fits(models, found.remote)
