@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from daemon_kit import Home
+from daemon_kit import Home, tiny_model
 from gguf_readers import Llama, generated, mean_kl, reference
 from hub_server import HubServer
 from qconvd.quality.verify import verify_path
@@ -103,3 +103,22 @@ def assert_runs(server: HubServer, out: Path, source: Path, commit: str) -> None
         llama = Llama(path)
         assert mean_kl(theirs, llama.logits(tokens)) < bound
         assert generated(path, "Alice was")
+
+
+def test_what_was_fetched_is_deleted_when_all_is_published_and_not_before(home: Home, hub_server: HubServer) -> None:
+    text = home.config.read_text().replace("interval: 1s", "interval: 1s\n    after: delete")
+    home.config.write_text(text.replace("[half, four, eight]", "[half]"))
+    hub_server.push("carroll/glass-en", tiny_model(home.root / "source"))
+    hub_server.fault("POST .*/commit/", kind="hold")
+    home.start()
+    home.wait(lambda: hub_server.held() == 1, "the upload")
+
+    def blobs() -> list[Path]:
+        return [p for p in (home.root / "cache").glob("models--*/blobs/*") if p.stat().st_size > 5000]
+
+    assert blobs(), "it is not published yet"
+    hub_server.calm()
+    home.done(1)
+    home.wait(lambda: not blobs(), "what was fetched to be deleted")
+    home.stop()
+    assert [c["title"] for c in hub_server.commits("alice/glass-en-fp16")][:-1] == ["Add glass-en-fp16"]
