@@ -152,10 +152,7 @@ class Daemon:
             tuple(wishes.refusals.items()),
             self._ledger.mark(),
         )
-        self._sightings.tick(
-            (seen, tuple(self._remote.problems.items())),
-            lambda: [*arrivals.sightings(), *self._remote.sightings(), *wishes.sightings()],
-        )
+        self._sightings.tick(seen, lambda: [*arrivals.sightings(), *self._remote.sightings(), *wishes.sightings()])
 
     def _configure(self, config: Config) -> None:
         self._config = config
