@@ -30,6 +30,8 @@ from qconvd.requests import Requests
 from qconvd.sightings import SightingsBoard
 from qconvd.state_lock import state_lock
 from qconvd.statuses import Statuses
+from qconvd.web.server import WebServer
+from qconvd.web.webhook import PATH, Webhook
 from qconvd.wishes import Wishes
 from qconvd.work import Work
 
@@ -67,6 +69,7 @@ class Daemon:
             self._wishes = Wishes(ledger)
             self._arrivals = Arrivals(ledger, self._wishes, bell.ring)
             self._remote = RemoteArrivals(ledger, self._wishes, bell.ring, config.state)
+            self._web = WebServer({PATH: Webhook(self._remote.hint, lambda: self._config.hub.webhook_secret_file)})
             self._requests = Requests(ledger, self._wishes, self._reload, self._remote)
             self._work = Work(ledger, config)
             self._departures = Departures(ledger)
@@ -81,6 +84,7 @@ class Daemon:
             finally:
                 self._arrivals.close()
                 self._remote.close()
+                self._web.close()
                 ledger.close()
 
     def _loop(self, once: bool) -> int:
@@ -161,6 +165,14 @@ class Daemon:
         self._departures.configure(config)
         self._arrivals.configure(config)
         self._remote.configure(config)
+        self._listen(config)
+
+    def _listen(self, config: Config) -> None:
+        """Open the HTTP port that the configuration names. If that does not work, all else goes on."""
+        try:
+            self._web.listen(config.web.listen)
+        except QconvdError as error:
+            log.error("%s", error, extra={"action": "web.not_listening"})
 
     def _reload(self) -> str:
         """Read the configuration again. A bad one raises and changes nothing."""
