@@ -31,6 +31,8 @@ from qconvd.requests import Requests
 from qconvd.sightings import SightingsBoard
 from qconvd.state_lock import state_lock
 from qconvd.statuses import Statuses
+from qconvd.web.server import WebServer
+from qconvd.web.webhook import PATH, Webhook
 from qconvd.wishes import Wishes
 from qconvd.work import Work
 
@@ -68,6 +70,7 @@ class Daemon:
             self._wishes = Wishes(ledger)
             self._arrivals = Arrivals(ledger, self._wishes, bell.ring)
             self._remote = RemoteArrivals(ledger, self._wishes, bell.ring, config.state)
+            self._web = WebServer({PATH: Webhook(self._remote.hint, lambda: self._config.hub.webhook_secret_file)})
             self._requests = Requests(ledger, self._wishes, self._reload, self._remote)
             self._work = Work(ledger, config)
             self._departures = Departures(ledger)
@@ -82,6 +85,7 @@ class Daemon:
             finally:
                 self._arrivals.close()
                 self._remote.close()
+                self._web.close()
                 ledger.close()
 
     def _loop(self, once: bool) -> int:
@@ -153,10 +157,7 @@ class Daemon:
             tuple(wishes.refusals.items()),
             self._ledger.mark(),
         )
-        self._sightings.tick(
-            (seen, tuple(self._remote.problems.items())),
-            lambda: [*arrivals.sightings(), *self._remote.sightings(), *wishes.sightings()],
-        )
+        self._sightings.tick(seen, lambda: [*arrivals.sightings(), *self._remote.sightings(), *wishes.sightings()])
 
     def _configure(self, config: Config) -> None:
         self._config = config
@@ -166,6 +167,7 @@ class Daemon:
         self._arrivals.configure(config)
         self._remote.configure(config)
         self._try_another_token(config)
+        self._listen(config)
 
     def _try_another_token(self, config: Config) -> None:
         """What the Hub refused is published if it was refused with another token than there is now."""
@@ -176,6 +178,13 @@ class Daemon:
             return
         refused = self._ledger.refused_to(token.fingerprint if token else "")
         self._ledger.retry(refused, "there is another token now")
+
+    def _listen(self, config: Config) -> None:
+        """Open the HTTP port that the configuration names. If that does not work, all else goes on."""
+        try:
+            self._web.listen(config.web.listen)
+        except QconvdError as error:
+            log.error("%s", error, extra={"action": "web.not_listening"})
 
     def _reload(self) -> str:
         """Read the configuration again. A bad one raises and changes nothing."""
