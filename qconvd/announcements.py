@@ -61,6 +61,12 @@ def sentence(event: Event) -> tuple[int, str]:
         if reason.startswith("waits for "):
             return logging.INFO, reason
         return logging.INFO, f"is {reason}" if reason.startswith("waiting") else f"is waiting: {reason}"
+    if event.to_state == "publishing":
+        return logging.INFO, reason.replace("publishing", "is being published", 1)
+    if event.to_state == "ready" and reason.startswith("attempt "):
+        return logging.WARNING, f"is to be published again: {reason}"
+    if event.to_state == "ready" and reason.startswith("verified"):
+        return logging.INFO, f"is {reason}"
     if reason.startswith(event.to_state):
         return logging.INFO, f"is {reason}"
     return logging.INFO, f"is {event.to_state}{f': {reason}' if reason else ''}"

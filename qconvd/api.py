@@ -51,19 +51,19 @@ from qconvd.engine.plan import (
 )
 from qconvd.errors import BadCheckpoint, ConfigError, Incomplete, QconvdError, Unsupported
 from qconvd.examination import Finding
-from qconvd.formats import Detail, Format, FormatOptions, Size, check_report
+from qconvd.formats import Advises, Detail, Format, FormatOptions, Size, check_report
 from qconvd.hookspecs import hookimpl
 from qconvd.input_files import InputFile
 from qconvd.plugins import container, gguf_families, given_by
 from qconvd.statistics import Imatrix, open_statistics
 
 __all__ = [
-    "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Affine", "Array", "BadCheckpoint", "Buffer", "Cast", "CheckpointReader", "Concat",
-    "ConfigError", "Constant", "Container", "ContainerSpec", "Dequantize", "Detail", "Device", "Encoded", "Encoder", "Expr",
-    "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Imatrix", "Incomplete", "InputFile", "LeftOut",
+    "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Advises", "Affine", "Array", "BadCheckpoint", "Buffer", "Cast", "CheckpointReader",
+    "Concat", "ConfigError", "Constant", "Container", "ContainerSpec", "Dequantize", "Detail", "Device", "Encoded", "Encoder",
+    "Expr", "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Imatrix", "Incomplete", "InputFile", "LeftOut",
     "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares", "QconvdError",
-    "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest",
-    "StatisticsFile", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "check_report", "container",
-    "gguf_families", "gguf_metadata", "given_by", "hookimpl", "open_statistics", "reads", "row_bytes", "rows_columns",
-    "safetensors_index", "storage",
+    "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile",
+    "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "check_report", "container", "gguf_families",
+    "gguf_metadata", "given_by", "hookimpl", "open_statistics", "reads", "row_bytes", "rows_columns", "safetensors_index",
+    "storage",
 ]  # fmt: skip

@@ -32,7 +32,7 @@ from qconvd.hub.address import parse as parse_address
 from qconvd.hub.client import ENDPOINT, TIMEOUT
 from qconvd.hub.tokens import looks_like_token, redacted
 from qconvd.located_yaml import Problem, dotted, parse
-from qconvd.naming import PROFILES
+from qconvd.naming import PROFILES, check_template
 from qconvd.suggest import did_you_mean
 from qconvd.targets import Target, resolve_target
 
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from qconvd.checkpoints.base import ModelInfo
 
 __all__ = [
-    "Config", "Devices", "Hub", "HubModels", "Limits", "Match", "Recipe", "Target", "WatchFolder", "WatchHub", "Web", "load",
-    "resolve_target",
+    "Config", "Destination", "Devices", "Hub", "HubDestination", "HubModels", "Limits", "Match", "Recipe", "Target",
+    "WatchFolder", "WatchHub", "Web", "load", "resolve_target",
 ]  # fmt: skip
 
 MOST_WORKERS = 1 << 16
@@ -82,6 +82,16 @@ def _path(value: Any, info: ValidationInfo) -> Any:
         return place.resolve() if ".." in place.parts else place
     except RuntimeError:
         raise ValueError(f"the home folder in {value!r} is not known; write the whole path") from None
+
+
+def _check_name(template: str) -> None:
+    """Raise ValueError unless it is a template of one name."""
+    try:
+        check_template(template)
+    except ConfigError as error:
+        raise ValueError(f"{error.what}. {error.fix}") from None
+    if "/" in template:
+        raise ValueError(f"the name template {template!r} is not a name; write one, e.g. {{model}}-{{variant}}")
 
 
 def _address(value: str) -> Address:
@@ -226,6 +236,65 @@ class Match(_Section):
         return ""
 
 
+class HubDestination(_Section):
+    """Repositories of the Hub that artifacts are published to."""
+
+    owner: str = Field(description="The user or organisation whose repositories they are.")
+    private: bool = Field(
+        False, description="Whether a repository that has to be made is private; one that is there stays as it is."
+    )
+    repo: str | None = Field(
+        None, description="A template for the repository's name, e.g. `{model}-{format:upper}`; left out: as `names` says."
+    )
+    revision: str | None = Field(
+        None, description="The branch, or a template for it; left out: as `names` says, mostly `main`."
+    )
+    commit: Literal["together", "each"] = Field(
+        "together", description="One commit for all artifacts of a model that go there, when the last is made, or one for each."
+    )
+    base_model: str | None = Field(
+        None,
+        description="The model's repository on the Hub, for the card, if it did not come from there: `meta-llama/{model}`.",
+    )
+
+    @field_validator("owner")
+    @classmethod
+    def _owner(cls, value: str) -> str:
+        if not re.fullmatch(r"(?!.*(--|\.\.))\w[\w.-]{0,94}\w|\w", value, re.ASCII):
+            raise ValueError(f"{value!r} is no name of a user or an organisation on the Hub")
+        return value
+
+    @field_validator("repo", "revision")
+    @classmethod
+    def _template(cls, value: str | None) -> str | None:
+        if value is not None:
+            _check_name(value)
+        return value
+
+    @field_validator("base_model")
+    @classmethod
+    def _base(cls, value: str | None) -> str | None:
+        owner, slash, name = (value or "").partition("/")
+        if value is not None:
+            if not owner or not slash or "{" in owner:
+                raise ValueError(f"{value!r} is no repository; write for example meta-llama/{{model}}")
+            _check_name(name)
+        return value
+
+
+class Destination(_Section):
+    """Where artifacts are published: one of the two keys."""
+
+    hub: HubDestination | None = Field(None, description="Repositories on the Hub.")
+    folder: AnyPath | None = Field(None, description="A folder; each artifact gets the place in it that it has in `output`.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Destination:
+        if (self.hub is None) == (self.folder is None):
+            raise ValueError("a destination is either `hub: {owner: …}` or `folder: …`")
+        return self
+
+
 class Recipe(_Section):
     """What to make of a model."""
 
@@ -233,6 +302,19 @@ class Recipe(_Section):
         default_factory=lambda: Match.model_validate({}), description="Which models it is for; all, if left out."
     )
     targets: tuple[Target, ...] = Field(min_length=1, description="The artifacts to make.")
+    publish: tuple[Destination, ...] = Field((), description="Where they are published when they are verified.")
+    card: AnyPath | None = Field(
+        None, description="A Jinja template for the cards of what is published; left out: qconvd's own."
+    )
+    confirm: bool = Field(False, description="Publish nothing until `qconvd publish JOB` says so.")
+    dry_run: bool = Field(False, description="Only say what would be published; nothing is, and nothing is done.")
+
+    @field_validator("card")
+    @classmethod
+    def _card(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError("there is no such file")
+        return value
 
 
 class Limits(_Section):
@@ -475,6 +557,8 @@ def section_descriptions() -> Mapping[str, type[BaseModel]]:
         "watch[].hub": HubModels,
         "recipes.<name>": Recipe,
         "recipes.<name>.match": Match,
+        "recipes.<name>.publish[]": Destination,
+        "recipes.<name>.publish[].hub": HubDestination,
         "limits": Limits,
         "devices": Devices,
         "hub": Hub,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qconvd.destinations import places
 from qconvd.located_yaml import Document, Problem
 from qconvd.naming import collisions
 from qconvd.suggest import did_you_mean
@@ -66,6 +67,8 @@ def cross_checks(document: Document, data: Mapping[str, Any], config: Config | N
     if config is not None:
         problems += _watched_twice(document, config)
         problems += _clashing_names(document, config)
+        problems += _clashing_places(document, config)
+        problems += _folders_published(document, config)
     return problems
 
 
@@ -153,6 +156,45 @@ def _clashing_names(document: Document, config: Config) -> Iterator[Problem]:
             both = f"{two.label} and {one.label}{whose} would both be called {place.replace(SAMPLE, '<model>')}"
             remedy = "give one of them a `name:`, e.g. name: '{model}-{variant}-2'"
             yield Problem(document.value(path), path, f"{both}; {remedy}")
+
+
+def _clashing_places(document: Document, config: Config) -> Iterator[Problem]:
+    """Artifacts that have folders of their own here, and would overwrite each other where they are published.
+
+    As for names, in one recipe or in recipes that are used together.
+    """
+    groups: list[tuple[str, ...]] = [(name,) for name in config.recipes]
+    groups += [tuple(dict.fromkeys(w.recipes)) for w in config.watch if len(w.recipes) > 1]
+    told: set[tuple[str, int]] = set()
+    for group in groups:
+        taken: dict[tuple[str, ...], tuple[str, Target]] = {}
+        for name, target in ((n, t) for n in group if n in config.recipes for t in config.recipes[n].targets):
+            manifest = target.names(SAMPLE, config.names).manifest
+            for index, place in enumerate(places(config.recipes[name], target, SAMPLE, config.names)):
+                key = (place.destination.casefold(), place.revision, manifest.casefold())
+                recipe, first = taken.setdefault(key, (name, target))
+                if first.digest == target.digest or (name, index) in told:
+                    continue
+                told.add((name, index))
+                path = ("recipes", name, "publish", index)
+                where = place.shown.replace(SAMPLE, "<model>")
+                whose = "" if recipe == name else f" of the recipe {recipe}"
+                both = f"{target.label} and {first.label}{whose} would both be published as {where}"
+                yield Problem(document.value(path), path, f"{both}; let `repo:` or `revision:` hold {{variant}}")
+
+
+def _folders_published(document: Document, config: Config) -> Iterator[Problem]:
+    """A folder that is published to must be neither watched, nor the output, nor inside one of them."""
+    known = [(f"the watched folder {w.folder}", w.folder) for w in config.folders]
+    known.append((f"the output {config.output}", config.output))
+    for name, recipe in config.recipes.items():
+        for index, destination in enumerate(recipe.publish):
+            for what, folder in known if destination.folder is not None else ():
+                own, other = Path(os.path.realpath(destination.folder or "")), Path(os.path.realpath(folder))
+                if own.is_relative_to(other) or other.is_relative_to(own):
+                    path = ("recipes", name, "publish", index, "folder")
+                    sentence = f"{destination.folder} and {what} lie inside one another"
+                    yield Problem(document.value(path), path, f"{sentence}; choose a folder outside of it")
 
 
 def _real(written: Any, folder: Path) -> Path | None:

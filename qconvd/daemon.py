@@ -22,6 +22,7 @@ from qconvd.bell import Bell
 from qconvd.config import Config
 from qconvd.departures import Departures
 from qconvd.errors import ConfigError, QconvdError
+from qconvd.hub.tokens import hub_token
 from qconvd.in_force import note_config
 from qconvd.ledger import PENDING, Ledger
 from qconvd.ledger.database import unusable
@@ -30,6 +31,8 @@ from qconvd.requests import Requests
 from qconvd.sightings import SightingsBoard
 from qconvd.state_lock import state_lock
 from qconvd.statuses import Statuses
+from qconvd.web.server import WebServer
+from qconvd.web.webhook import PATH, Webhook
 from qconvd.wishes import Wishes
 from qconvd.work import Work
 
@@ -67,6 +70,7 @@ class Daemon:
             self._wishes = Wishes(ledger)
             self._arrivals = Arrivals(ledger, self._wishes, bell.ring)
             self._remote = RemoteArrivals(ledger, self._wishes, bell.ring, config.state)
+            self._web = WebServer({PATH: Webhook(self._remote.hint, lambda: self._config.hub.webhook_secret_file)})
             self._requests = Requests(ledger, self._wishes, self._reload, self._remote)
             self._work = Work(ledger, config)
             self._departures = Departures(ledger)
@@ -81,6 +85,7 @@ class Daemon:
             finally:
                 self._arrivals.close()
                 self._remote.close()
+                self._web.close()
                 ledger.close()
 
     def _loop(self, once: bool) -> int:
@@ -152,10 +157,7 @@ class Daemon:
             tuple(wishes.refusals.items()),
             self._ledger.mark(),
         )
-        self._sightings.tick(
-            (seen, tuple(self._remote.problems.items())),
-            lambda: [*arrivals.sightings(), *self._remote.sightings(), *wishes.sightings()],
-        )
+        self._sightings.tick(seen, lambda: [*arrivals.sightings(), *self._remote.sightings(), *wishes.sightings()])
 
     def _configure(self, config: Config) -> None:
         self._config = config
@@ -164,6 +166,25 @@ class Daemon:
         self._departures.configure(config)
         self._arrivals.configure(config)
         self._remote.configure(config)
+        self._try_another_token(config)
+        self._listen(config)
+
+    def _try_another_token(self, config: Config) -> None:
+        """What the Hub refused is published if it was refused with another token than there is now."""
+        try:
+            token = hub_token(config.hub.token_file)
+        except QconvdError as error:
+            log.error("%s", error, extra={"action": "token.unreadable"})
+            return
+        refused = self._ledger.refused_to(token.fingerprint if token else "")
+        self._ledger.retry(refused, "there is another token now")
+
+    def _listen(self, config: Config) -> None:
+        """Open the HTTP port that the configuration names. If that does not work, all else goes on."""
+        try:
+            self._web.listen(config.web.listen)
+        except QconvdError as error:
+            log.error("%s", error, extra={"action": "web.not_listening"})
 
     def _reload(self) -> str:
         """Read the configuration again. A bad one raises and changes nothing."""
@@ -196,7 +217,7 @@ class Daemon:
         """The exit code of `--once`, and what it left."""
         for candidate in self._arrivals.settling.candidates.values():
             log.warning("%s was left: %s", candidate.path, candidate.reason, extra={"action": "once.left"})
-        left = self._ledger.targets("waiting", "planned", "verifying")
+        left = self._ledger.targets("waiting", "planned", "verifying") + self._ledger.unpublished()
         for target in left:
             log.error("%s was left: %s", target.label, target.reason, extra={"action": "once.left"})
         failed = [e for e in self._ledger.history(since=began) if e.to_state in ("failed", "refused")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -92,6 +92,15 @@ class Format(Protocol):
 
         `stats` is what `encode` was given.
         """
+        ...
+
+
+@runtime_checkable
+class Advises(Protocol):
+    """A format that says when one chooses which of its artifacts; model cards show it."""
+
+    def advice(self, variant: str) -> str:
+        """Half a sentence on a variant, as `NameParts` spells it; empty if there is nothing to say."""
         ...
 
 

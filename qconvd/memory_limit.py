@@ -21,12 +21,14 @@ PER_TARGET = 128 << 20
 """A plan whose metadata holds a vocabulary of 262,144 tokens and its merges, as Python objects."""
 STACK = 8 << 20
 OTHER_THREADS = 16
-DOING = {"plan": "planning", "fetch": "fetching", "convert": "converting", "verify": "verifying"}
+DOING = {
+    "plan": "planning", "fetch": "fetching", "convert": "converting", "verify": "verifying", "publish": "publishing"
+}  # fmt: skip
 
 
 def ceiling(spec: TaskSpec) -> int | None:
     """Bytes of private memory that a task may map; None for one on a GPU, whose driver maps what it likes."""
-    if spec.kind in ("plan", "fetch"):
+    if spec.kind in ("plan", "fetch", "publish"):
         return PLAN_LIMIT
     if spec.device.kind == "cuda":
         return None
@@ -47,7 +49,7 @@ def too_much(spec: TaskSpec) -> QconvdError:
     """What a MemoryError under the ceiling means."""
     where = str(spec.source.path)
     most = ceiling(spec)
-    if spec.kind in ("plan", "fetch"):
+    if spec.kind in ("plan", "fetch", "publish"):
         what = f"{DOING[spec.kind]} needs more than the {show_size(PLAN_LIMIT)} of memory that it may take"
         return QconvdError(what, where=where, fix="look at the sizes of the tokenizer and of the header")
     what = f"{DOING[spec.kind]} needs more memory than limits.memory allows: {show_size(spec.limits.memory)} were reserved"

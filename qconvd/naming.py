@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 NAME_BYTES = 255
 """The longest name that ext4, XFS, btrfs and NTFS take."""
+HUB_NAME = 96
+"""Characters of a repository's name on the Hub."""
 SUFFIX_BYTES = 40
 """What may still be appended to a stem: `-00001-of-00003.safetensors`, `.safetensors.index.json`, a temporary ending."""
 
@@ -114,6 +116,41 @@ def names(model_name: str, parts: NameParts, profile: str = "default", template:
         manifest=f".qconvd/{stem}.json" if row.shared else "qconvd.json",
         shared=row.shared,
     )
+
+
+def repository(
+    model_name: str, parts: NameParts, named: Names, template: str | None = None, branch: str | None = None
+) -> tuple[str, str]:
+    """The names of a repository on the Hub and of the branch in it: those of the table, or by templates.
+
+    The Hub takes letters, digits and `-_.` only, 96 characters of them, and neither `--` nor `..`. Raises `ConfigError`.
+    """
+    fields = {"variant": parts.variant, "format": parts.format}
+    for given in filter(None, (template, branch)):
+        check_template(given)
+        if "/" in given:
+            raise ConfigError(f"the name template {given!r} is not a name", fix="write one name; `owner` is a key of its own")
+    plain = hub_safe(model_name)
+    # Where the table's name is kept, the model's name in it is the Hub's spelling of it, too.
+    text = _fill(template, plain, fields, HUB_NAME) if template else hub_safe(named.repo)
+    at = _fill(branch, plain, fields, NAME_BYTES) if branch else named.branch
+    return hub_safe(text), at
+
+
+def hub_safe(text: str) -> str:
+    """`text` as a repository of the Hub may be called; what had to be cut off is told apart by a hash of the whole."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", plain)
+    plain = re.sub(r"([-.])[-.]*", r"\1", plain).strip("-.")
+    plain = re.sub(r"(?:\.git|\.ipynb)+$", "", plain) or "model"
+    if len(plain) <= HUB_NAME:
+        return plain
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    before, dash, ending = plain.rpartition("-")
+    if not dash or len(ending) > HUB_NAME // 2:
+        before, ending = plain, ""
+    tail = f"-{digest}-{ending}" if ending else f"-{digest}"
+    return before[: HUB_NAME - len(tail)].rstrip("-._") + tail
 
 
 def collisions(named: Iterable[tuple[str, Names]]) -> list[tuple[str, str, str]]:

@@ -13,20 +13,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from qconvd import checkpoints, intake
 from qconvd.config import Devices as DeviceSettings
+from qconvd.config import Hub as HubSettings
 from qconvd.config import Limits
 from qconvd.devices import Devices
 from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, read_manifest
 from qconvd.errors import QconvdError, from_dict
 from qconvd.executors.base import environment
 from qconvd.executors.local import LocalExecutor
+from qconvd.hub.address import parse
+from qconvd.hub.cache import cache_folder
+from qconvd.hub.client import Hub
+from qconvd.hub.heads import Found, look
 from qconvd.input_files import published
 from qconvd.ledger import RETRIES, Ledger, Task
 from qconvd.ledger import Target as LedgerTarget
-from qconvd.ledger.records import options_of
+from qconvd.ledger.records import TaskKind, options_of
 from qconvd.progress import Progress
 from qconvd.scheduler import Start, next_tasks
 from qconvd.scratch import scratch
@@ -35,7 +40,7 @@ from qconvd.tasks import DeviceSpec, LimitsSpec, read_result, settle, spec_of, w
 
 RECIPE = "convert"
 PAUSE = 0.1
-Stage = Literal["plan", "fetch", "convert", "verify"]
+Stage = TaskKind
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ class Conversion:
     limits: Limits = field(default_factory=lambda: Limits.model_validate({"disk_reserve": 0}))
     devices: DeviceSettings = field(default_factory=lambda: DeviceSettings.model_validate({}))
     force: bool = False
+    hub: HubSettings | None = None
+    """How the Hub is reached, for a `path` that is `hub:owner/name`."""
     identity: str = field(default="", init=False)
     called: str = field(default="", init=False)
     """The name that the artifacts get."""
@@ -97,17 +104,21 @@ class Conversion:
         Raises `QconvdError` if the model cannot be read at all. On KeyboardInterrupt the worker is stopped first; what it has
         done is in its journal.
         """
-        model = self._look()
-        self._prepare()
-        self.identity = checkpoints.identity(model)
-        self.called = self.name or model.name
-        made = {t.digest: found for t in self.targets if (found := self._there(t)) is not None}
-        todo = [t for t in self.targets if t.digest not in made]
+        if self.hub is None:
+            model = self._look()
         try:
             # Not with the artifacts: SQLite wants a local disk, and nobody needs this ledger afterwards.
             with scratch() as state:
+                found_there = self._look_at_hub(state.path) if self.hub is not None else None
+                if found_there is not None:
+                    model = found_there.model
+                self._prepare()
+                self.identity = found_there.digest if found_there is not None else checkpoints.identity(model)
+                self.called = self.name or model.name
+                made = {t.digest: found for t in self.targets if (found := self._there(t)) is not None}
+                todo = [t for t in self.targets if t.digest not in made]
                 if todo:
-                    made |= _Run(self, state.path, todo, listener).run()
+                    made |= _Run(self, state.path, todo, listener, found_there).run()
                 state.keep = any(m.log for m in made.values())
             return [made[t.digest] for t in self.targets]
         finally:
@@ -127,6 +138,11 @@ class Conversion:
             checkpoints.inspect(self.path)
             raise QconvdError(look.reason or "there is no model here", where=str(self.path), fix=look.fix)
         return look.model
+
+    def _look_at_hub(self, state: Path) -> Found:
+        """The model's headers. A model that qconvd published is taken, too: somebody asks for it by name."""
+        assert self.hub is not None
+        return look(Hub.of(self.hub), parse(str(self.path)), state / "hub", ours=True)
 
     def _prepare(self) -> None:
         """Raise `QconvdError` now if the output cannot be written, and not from the middle of a worker."""
@@ -180,12 +196,17 @@ class Conversion:
 
 
 class _Run:
-    def __init__(self, wanted: Conversion, state: Path, todo: Sequence[Target], listener: Listener) -> None:
+    def __init__(
+        self, wanted: Conversion, state: Path, todo: Sequence[Target], listener: Listener, remote: Found | None = None
+    ) -> None:
         self.wanted, self.state, self.listener = wanted, state, listener
         self.ledger = Ledger(state / "ledger.sqlite")
         # Killed in whatever way, this process must not leave a worker that goes on alone.
         self.executor = LocalExecutor(state, tied=True)
-        found = self.ledger.source_seen(str(wanted.path.absolute()), wanted.identity, wanted.called, "")
+        locator = remote.address.locator if remote else str(wanted.path.absolute())
+        found = self.ledger.source_seen(locator, wanted.identity, wanted.called, "")
+        if remote:
+            self.ledger.snapshot_listed(found.id, remote.remote.repo, remote.remote.commit, remote.model.path, remote.listing)
         self.ledger.want(found.id, RECIPE, todo, wanted.profile)
         # The ledger keeps the order in which they were wanted.
         self.targets = {row.id: target for row, target in zip(self.ledger.targets(source=found.id), todo, strict=True)}
@@ -200,7 +221,10 @@ class _Run:
     def run(self) -> dict[str, Made]:
         try:
             while any(t.pending for t in self._rows()):
-                starts = next_tasks(self.ledger, self.devices, self.wanted.limits, self.wanted.devices, self.wanted.output)
+                starts = next_tasks(
+                    self.ledger, self.devices, self.wanted.limits, self.wanted.devices, self.wanted.output,
+                    cache=cache_folder(self.wanted.hub.cache) if self.wanted.hub else None,
+                )  # fmt: skip
                 for start in starts:
                     self._start(start)
                 if not self.running:
@@ -228,10 +252,14 @@ class _Run:
             limits=LimitsSpec(memory=start.memory, threads=start.threads),
             device=DeviceSpec(kind=start.kind, id=start.device),
             laid=self.ledger.laid,
+            snapshot=self.ledger.snapshot_of(task.source),
+            hub=self.wanted.hub,
+            cache=self.wanted.hub.cache if self.wanted.hub else None,
         )
         placed = tuple(t.model_copy(update={"work": self.wanted.work(self.targets[t.id]), "recipe": ""}) for t in spec.targets)
         path = write_spec(spec.model_copy(update={"targets": placed}))
-        self.executor.submit(path, task.attempt, environment(start.kind, start.device, start.threads))
+        env = environment(start.kind, start.device, start.threads, online=task.kind == "fetch")
+        self.executor.submit(path, task.attempt, env)
         self.running[task.id] = (task, 0)
         self.listener.stage(task.kind, [self.targets[id].label for id in task.targets])
 

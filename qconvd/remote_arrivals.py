@@ -149,8 +149,8 @@ class RemoteArrivals:
             known = self._ledger.snapshot_of(source.id)
             if known is not None and known.state != "here" and not Path(known.heads).is_dir():
                 self._ledger.snapshot_lost(source.id)
-            files = [{"path": f.path, "size": f.size, "sha256": f.sha256, "oid": f.oid} for f in found.files]
-            self._ledger.snapshot_listed(source.id, found.remote.repo, found.remote.commit, found.model.path, files, after)
+            remote, heads = found.remote, found.model.path
+            self._ledger.snapshot_listed(source.id, remote.repo, remote.commit, heads, found.listing, after)
             made = self._wishes.want(source, found.model, list(recipes))
         self._commits[locator] = found.remote.commit
         for one in added.values():

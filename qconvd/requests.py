@@ -59,6 +59,8 @@ class Requests:
                 return _count(
                     self._ledger.reconvert(self._made_of_what_is_there(request)), "will be made again", "nothing to make again"
                 )
+            case "publish":
+                return self._confirmed(self._targets(request))
             case "reload":
                 return self._reload()
         raise QconvdError(
@@ -107,6 +109,17 @@ class Requests:
         said = "\n".join([*self._new(made), *self._earlier(source, recipe, made)])
         return f"job {number}: {said or 'all that the recipe wants is there or on its way'}"
 
+    def _confirmed(self, targets: list[str]) -> str:
+        """Publish what awaits somebody's word. Raises `QconvdError` if nothing of these does."""
+        if found := self._ledger.confirm(targets):
+            where = ", ".join(dict.fromkeys(p.place for p in found))
+            return f"{_count([p.target for p in found], 'will be published', '')}: {where}"
+        known = [p for id in targets for p in self._ledger.publications(target=id) if p.state != "unwanted"]
+        if not known:
+            raise QconvdError("its recipe does not publish", fix="add `publish:` to the recipe, then `qconvd reload`")
+        said = dict.fromkeys(f"{p.place}: {_STATES[p.state]}" for p in known)
+        raise QconvdError(f"nothing waits for a word: {'; '.join(said)}")
+
     def _new(self, made: list[str]) -> Iterator[str]:
         """What is to become of the new targets, in sentences."""
         new = [self._ledger.target(id) for id in made]
@@ -140,6 +153,13 @@ class Requests:
 
     def _targets(self, request: Request) -> list[str]:
         return list(dict.fromkeys(t.id for id in _ids(request.arguments) for t in self._ledger.find(id)))
+
+
+_STATES = {
+    "open": "will be published without asking", "publishing": "is being published", "done": "is published",
+    "rehearsed": "the recipe says `dry_run: true`", "failed": "failed; `qconvd retry` tries it again",
+    "cancelled": "was cancelled; `qconvd retry` takes it up again", "awaiting": "waits",
+}  # fmt: skip
 
 
 def _ids(arguments: Mapping[str, Any]) -> list[str]:

@@ -1,9 +1,9 @@
 """Which queued task may run now, where, and why the others may not yet.
 
 `choose` is a pure function of the tasks, the machine and the limits. Plans come first (they are cheap, and the rest waits for
-them), then fetching (it takes nothing from the others), then verifying (it ends something), then converting; within a kind
-the oldest first. A task that waits for what others hold is not overtaken by a later one that needs the same, so a large one
-gets its turn.
+them), then fetching and publishing (they wait for the network, so they go on beside whatever converts and take nothing from
+it), then verifying (it ends something), then converting; within a kind the oldest first. A task that waits for what others hold
+is not overtaken by a later one that needs the same, so a large one gets its turn.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import Literal, Protocol
 
 from qconvd.checkpoints.files import is_folder
 from qconvd.devices import Devices, Gpu, Snapshot
-from qconvd.ledger import Ledger, Target, Task
+from qconvd.ledger import PENDING, Ledger, Target, Task
 from qconvd.quantities import show_size
 
 PLANS = 1
 """Plan tasks at a time; they take no slot from the others."""
 THREADS_PER_JOB = 8
 """A conversion makes good use of about this many threads; with more cores, more run at a time."""
-ORDER = {"plan": 0, "fetch": 1, "verify": 2, "convert": 3}
+PUBLISHES = 2
+"""Publish tasks at a time; the Hub's client sends several files at once in each."""
+ORDER = {"plan": 0, "fetch": 1, "publish": 2, "verify": 3, "convert": 4}
 
 
 class LimitSettings(Protocol):
@@ -118,7 +120,7 @@ def next_tasks(
     if not any(t.state == "queued" for t in tasks):
         return []
     snapshot = devices.snapshot()
-    targets = {t.id: t for t in ledger.targets("waiting", "planned", "converting", "verifying")}
+    targets = {t.id: t for t in ledger.targets(*PENDING)}
     disk = disk_of(output, [id for t in tasks if t.kind == "convert" for id in t.targets], cache)
     starts, holds = choose(
         tasks, targets, snapshot, policy_of(limits, settings, snapshot, fetches), disk, time.time() if now is None else now
@@ -188,7 +190,7 @@ class _Room:
         self._policy = policy
         self._disk = disk
         self._memory = policy.memory
-        self._own = {"plan": PLANS, "fetch": policy.fetches}
+        self._own = {"plan": PLANS, "fetch": policy.fetches, "publish": PUBLISHES}
         """Slots that are nobody else's."""
         self._jobs = policy.jobs
         self._free = disk.free - policy.disk_reserve
@@ -200,8 +202,8 @@ class _Room:
 
     def take(self, task: Task) -> None:
         """A running task keeps what it has. What a fetch has still to write is asked of the disk itself, not reckoned here."""
-        if task.kind == "fetch":
-            self._own["fetch"] -= 1
+        if task.kind in ("fetch", "publish"):
+            self._own[task.kind] -= 1
             return
         self._memory -= int(task.placed.get("memory", task.need.get("memory", 0)))
         self._free -= self._missing(task)
@@ -217,6 +219,8 @@ class _Room:
         gpu: Gpu | None = None
         if task.kind == "fetch":
             return self._fetch(task)
+        if task.kind == "publish":
+            return self._publish(task)
         if task.kind == "convert":
             where = self._device(task, targets)
             if isinstance(where, str):
@@ -240,6 +244,13 @@ class _Room:
         # A plan says what its conversion needs with the threads that this will get.
         threads = 1 if task.kind == "verify" else self._policy.threads_per_job
         return Start(task, "cuda" if gpu else "cpu", gpu.uuid if gpu else "", memory, threads)
+
+    def _publish(self, task: Task) -> Start | str:
+        """As of a fetch, its memory counts for nobody."""
+        if self._own["publish"] <= 0:
+            return f"waits until something else is published; {PUBLISHES} are at a time"
+        self._own["publish"] -= 1
+        return Start(task, "cpu", "", task.need.get("memory", 0), 1)
 
     def _fetch(self, task: Task) -> Start | str:
         """Its memory is small and counts for nobody: a large conversion may hold all there is, and the next model comes."""

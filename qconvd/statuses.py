@@ -14,8 +14,8 @@ from qconvd.watch.settle import Candidate
 from qconvd.wishes import REMEDY
 
 log = logging.getLogger(__name__)
-STATES = {"planned": "waiting", "ready": "verifying"}
-"""Two states that only the ledger tells apart."""
+STATES = {"planned": "waiting"}
+"""A state that only the ledger tells apart."""
 
 
 class Statuses:
@@ -100,7 +100,7 @@ def _verdict(source: Source, targets: list[Target], refusal: str) -> tuple[str, 
     pending = [t for t in targets if t.pending]
     if pending:
         states = {STATES.get(t.state, t.state) for t in pending}
-        state = next(s for s in ("converting", "verifying", "waiting") if s in states)
+        state = next(s for s in ("converting", "verifying", "publishing", "waiting", "ready") if s in states)
         worst = failed[0].error.get("fix", "") if failed else ""
         return state, f"{count}.", worst
     if failed:
@@ -117,7 +117,8 @@ def _artifact(target: Target, source: Source) -> ArtifactStatus:
     done = target.state == "done"
     state = STATES.get(target.state, target.state)
     size = int((target.artifact if done else target.plan).get("nbytes", 0))
-    # Of what is on its way the state says enough, unless there is something to wait for.
-    reason = "" if done or target.reason == target.state else target.told(source)
+    # Of what is on its way or done the state says enough, unless there is something to wait for or another place to look at.
+    plain = target.reason == target.state or (done and not target.reason.startswith("published to"))
+    reason = "" if plain else target.told(source)
     notes = () if target.state in ("failed", "cancelled") else tuple(map(str, target.plan.get("notes", ())))
     return ArtifactStatus(target.label, state, reason, size, f"{target.folder}/" if done else "", notes)

@@ -15,7 +15,7 @@ from qconvd.errors import HubBusy, OutOfSpace, QconvdError, TakenAway
 from qconvd.executors.base import Status
 from qconvd.executors.runner import record
 from qconvd.hub.client import TIMEOUT, Access
-from qconvd.ledger import Ledger, Outcome, Snapshot, Source, Target, Task, backoff
+from qconvd.ledger import Ledger, Outcome, Publication, Snapshot, Source, Target, Task, backoff
 
 SPEC = "spec.json"
 RESULT = "result.json"
@@ -80,6 +80,14 @@ class HubSpec(_Data):
     timeout: float = TIMEOUT
 
 
+class PublishSpec(_Data):
+    """Where the artifacts of a publish task go. Options are those of `qconvd.destinations.Place`."""
+
+    destination: str
+    revision: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class FileSpec(_Data):
     """A file of a commit."""
 
@@ -121,7 +129,7 @@ class TaskSpec(_Data):
     """One run of a worker."""
 
     task: int
-    kind: Literal["plan", "fetch", "convert", "verify"]
+    kind: Literal["plan", "fetch", "convert", "verify", "publish"]
     attempt: int
     fence: int
     source: SourceSpec
@@ -130,6 +138,9 @@ class TaskSpec(_Data):
     device: DeviceSpec = DeviceSpec()
     state: Path
     fetch: FetchSpec | None = None
+    publish: PublishSpec | None = None
+    hub: HubSpec | None = None
+    """Of a publish task; a fetch task has it in `fetch`."""
 
     @property
     def folder(self) -> Path:
@@ -146,7 +157,8 @@ class TargetResult(_Data):
     data: dict[str, Any] = Field(default_factory=dict)
     """plan: `plan_path`, `files`, `nbytes`, `memory`, `left_out`, `notes`, `loads_with`, `variant`, `devices`, `version`.
     convert: `nbytes`, `errors`. verify: `folder`, `manifest`, `files`, `nbytes`, `report`.
-    fetch: `folder`, `identity`, `nbytes`, `fetched`."""
+    fetch: `folder`, `identity`, `nbytes`, `fetched`. publish: `commit`, `told`, `dry_run`; where it failed and may go better,
+    `wait`: seconds that the server asks for."""
 
 
 class TaskResult(_Data):
@@ -170,8 +182,9 @@ def spec_of(
     snapshot: Snapshot | None = None,
     hub: Access | None = None,
     cache: Path | None = None,
+    publications: Sequence[Publication] = (),
 ) -> TaskSpec:
-    """The spec of a claimed task. `targets` are those of the task; `laid` is `Ledger.laid`.
+    """The spec of a claimed task. `targets` are those of the task, as are `publications`; `laid` is `Ledger.laid`.
 
     Of a model on the Hub, `snapshot` is what the ledger knows of it, `hub` how it is reached, `cache` where it goes.
     """
@@ -201,7 +214,20 @@ def spec_of(
         device=device,
         state=state,
         fetch=_fetch(snapshot, hub, cache) if task.kind == "fetch" else None,
+        publish=publish_spec(publications),
+        hub=_access(hub) if task.kind == "publish" and hub is not None else None,
     )
+
+
+def publish_spec(publications: Sequence[Publication]) -> PublishSpec | None:
+    """The place of a publish task, of whose publications there is one for each of its targets; None for other tasks."""
+    for first in publications:
+        return PublishSpec(destination=first.destination, revision=first.revision, options=first.options)
+    return None
+
+
+def _access(hub: Access) -> HubSpec:
+    return HubSpec(endpoint=hub.endpoint, token_file=hub.token_file, timeout=hub.timeout)
 
 
 def _source(source: Source, snapshot: Snapshot | None) -> SourceSpec:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.config import Config
+from qconvd.destinations import places
 from qconvd.ledger import Ledger, Source
 from qconvd.sightings import Sighting
 
@@ -51,6 +52,8 @@ class Wishes:
                 if reason:
                     reasons.append(f"the recipe {name} does not take it: {reason}")
                 made += self._ledger.want(source.id, name, [] if reason else recipe.targets, self._config.names)
+                if not reason:
+                    self._publish(source, name)
             for job in self._ledger.jobs_of(source.id):
                 if job.recipe not in recipes:
                     self._ledger.want(source.id, job.recipe, [], self._config.names)
@@ -60,3 +63,13 @@ class Wishes:
             self.refusals[source.id] = "; ".join(reasons) or "no recipe is set for it"
             log.info("%s: %s", source.locator, self.refusals[source.id], extra={"action": "model.unwanted"})
         return made
+
+    def _publish(self, source: Source, name: str) -> None:
+        """Let the ledger know where a recipe wants its artifacts of a source published."""
+        assert self._config is not None
+        recipe = self._config.recipes[name]
+        live = {t.spec_digest: t for t in self._ledger.targets(source=source.id) if t.state != "superseded"}
+        for target in recipe.targets:
+            if target.digest in live:
+                wanted = places(recipe, target, source.name, self._config.names)
+                self._ledger.publish_to(live[target.digest].id, name, wanted)

@@ -22,7 +22,17 @@ from qconvd.ledger import Ledger, StaleFence, Task, backoff
 from qconvd.progress import ProgressBoard
 from qconvd.recovery import second_chance, sweep, withdraw
 from qconvd.scheduler import Start, next_tasks
-from qconvd.tasks import EXIT_BUSY, EXIT_CANCELLED, DeviceSpec, LimitsSpec, TaskResult, read_result, settle, spec_of, write_spec
+from qconvd.tasks import (
+    EXIT_BUSY,
+    EXIT_CANCELLED,
+    DeviceSpec,
+    LimitsSpec,
+    TaskResult,
+    read_result,
+    settle,
+    spec_of,
+    write_spec,
+)
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.25
@@ -34,6 +44,8 @@ RETHINK_SECONDS = 10.0
 """How often what waits (for a disk, for a GPU that others hold) is thought about again though the ledger has not changed."""
 KILLED_SECONDS = 5.0
 """How long after its last grace a killed worker may take to be gone."""
+ONLINE = ("fetch", "publish")
+"""Kinds of tasks that ask the Hub."""
 KILLED_TOGETHER = "the worker was killed together with the daemon"
 KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that come from outside; all others are the worker's own doing."""
@@ -213,8 +225,9 @@ class Work:
                 snapshot=self._ledger.snapshot_of(task.source),
                 hub=config.hub,
                 cache=config.hub.cache,
+                publications=self._ledger.publications(task=task.id),
             )
-            env = environment(start.kind, start.device, start.threads, online=task.kind == "fetch")
+            env = environment(start.kind, start.device, start.threads, online=task.kind in ONLINE)
             timeout = PLAN_SECONDS if task.kind == "plan" else None
             self._mine.add(self._executor.submit(write_spec(spec), task.attempt, env, timeout=timeout))
         except QconvdError as error:

@@ -1,9 +1,9 @@
 """The process that does one task: `python -m qconvd.worker SPEC.json`.
 
-It plans, fetches, converts, or verifies and commits; says how far it is as lines of JSON on standard output; and leaves a
-result beside its spec. Exit codes: 0 done (for each target the result says how), 3 a `QconvdError` (also of a single target),
-4 stopped by SIGTERM or SIGINT, 5 another worker has the lock; anything else is a crash. It can be killed at any moment: what
-it did is journalled.
+It plans, fetches, converts, verifies and commits, or publishes; says how far it is as lines of JSON on standard output; and
+leaves a result beside its spec. Exit codes: 0 done (for each target the result says how), 3 a `QconvdError` (also of a single
+target), 4 stopped by SIGTERM or SIGINT, 5 another worker has the lock; anything else is a crash. It can be killed at any
+moment: what it did is journalled.
 """
 
 from __future__ import annotations
@@ -100,6 +100,10 @@ def run(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> TaskRe
         from qconvd.fetching import fetch_task
 
         return fetch_task(spec, on_event, cancelled)
+    if spec.kind == "publish":
+        from qconvd.publish.task import publish_task
+
+        return publish_task(spec, on_event, cancelled)
     do = {"plan": plan_task, "convert": convert_task, "verify": verify_task}[spec.kind]
     return do(spec, on_event, cancelled)
 
@@ -321,6 +325,7 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
         "recipe": target.recipe,
         "options": published(target.options),
         "source": _about(spec.source, model),
+        "variant": plan.name.variant,
         "versions": {form.name: form.version},
         # The bytes of a GPU need not be those of a CPU.
         **({} if device.kind == "cpu" else {"device": device.kind}),

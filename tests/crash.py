@@ -3,6 +3,9 @@
 Counted calls are those of `os` that write, sync, move or remove, and commits of SQLite. They are found by counting them in
 a run that is left alone, never listed by hand:
 
+HTTP of huggingface_hub's client is counted, too: a kill at `http.reply` is one after the server did it all, and before
+anybody here heard of it.
+
     total = count(action)                    # in a forked child
     for n in range(total):
         crashed(action, n)                   # killed by SIGKILL before the n-th call
@@ -76,6 +79,18 @@ def arm(crash_at: int | None, log: Path) -> None:
             if error[0] is None and self.in_transaction:
                 pass_by("sqlite.commit", ())
             return super().__exit__(*error)
+
+    if "httpx2" in sys.modules:
+        transport: Any = sys.modules["httpx2"].HTTPTransport
+        send = transport.handle_request
+
+        def handle_request(self: Any, request: Any) -> Any:
+            pass_by("http.send", (request.url.path,))
+            reply = send(self, request)
+            pass_by("http.reply", (request.url.path,))
+            return reply
+
+        transport.handle_request = handle_request
 
     connect = sqlite3.connect
     sqlite3.connect = lambda *a, **k: connect(*a, **{"factory": Connection, **k})  # type: ignore[assignment]

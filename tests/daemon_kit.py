@@ -35,6 +35,7 @@ recipes:
   everyday:
     {match}
     targets: {targets}
+    {publish}
 limits: {{stop_grace: 10s, disk_reserve: 0, jobs: 1, threads: 1}}
 devices: {{cuda: none}}
 """
@@ -43,7 +44,7 @@ devices: {{cuda: none}}
 class Home:
     """A folder with a config, a watched folder and an output, and at most one daemon on it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, configure: bool = True) -> None:
         self.root = root
         self.inbox = root / "inbox"
         self.output = root / "models"
@@ -52,7 +53,8 @@ class Home:
         self.env: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.inbox.mkdir(parents=True, exist_ok=True)
-        self.configure()
+        if configure:
+            self.configure()
 
     def configure(
         self,
@@ -62,8 +64,20 @@ class Home:
         watch: str = "after: keep",
         settle: str = "0.3s",
         interval: str = "1s",
+        publish: str = "",
+        more: str = "",
     ) -> None:
-        text = CONFIG.format(targets=targets, match=match, watch=watch, settle=settle, interval=interval)
+        text = (
+            CONFIG.format(
+                targets=targets,
+                match=match,
+                watch=watch,
+                settle=settle,
+                interval=interval,
+                publish=publish.replace("\n", "\n    "),
+            )
+            + more
+        )
         draft = self.root / "config.new"
         draft.write_text(text)
         draft.replace(self.config)

@@ -10,6 +10,7 @@ import pytest
 from qconvd import config as configuration
 from qconvd.checkpoints.base import ModelInfo, TensorInfo
 from qconvd.config import Config, load, resolve_target
+from qconvd.destinations import places
 from qconvd.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -68,6 +69,8 @@ def test_every_commented_line_of_the_example_is_right(tmp_path: Path) -> None:
     assert found.watch[0].settle == 2.0
     assert found.recipes["everyday"].match.max_parameters == 70 * 10**9
     assert len(found.recipes["everyday"].targets) == 7
+    assert [d.hub is not None for d in found.recipes["everyday"].publish] == [True, False]
+    assert found.recipes["everyday"].confirm and found.recipes["everyday"].dry_run
 
 
 def test_what_is_left_out_has_its_default(loaded: Load) -> None:
@@ -319,6 +322,95 @@ def test_a_folder_is_watched_once(mistakes: Callable[[str], list[str]]) -> None:
         "config.yaml:4:14: watch[2].folder: ./in/more and ./in (line 2) lie inside one another; list each folder once",
         "config.yaml:4:14: watch[2].folder: ./in/more and in/ (line 3) lie inside one another; list each folder once",
     ]
+
+
+@pytest.mark.parametrize(
+    ("publish", "expected"),
+    [
+        ("[{}]", "publish[0]: a destination is either `hub: {owner: …}` or `folder: …`"),
+        ("[{hub: {owner: me}, folder: ./x}]", "publish[0]: a destination is either `hub: {owner: …}` or `folder: …`"),
+        ("[{hub: {}}]", "publish[0].hub.owner: this key is missing"),
+        ("[{hub: {owner: me, privat: true}}]", "publish[0].hub.privat: there is no key 'privat' here (did you mean private?)"),
+        ("[{hub: {owner: me/x}}]", "publish[0].hub.owner: 'me/x' is no name of a user or an organisation on the Hub"),
+        ("[{hub: {owner: me--x}}]", "publish[0].hub.owner: 'me--x' is no name of a user or an organisation on the Hub"),
+        (
+            "[{hub: {owner: me, repo: '{mdel}'}}]",
+            "publish[0].hub.repo: the name template '{mdel}' has an unknown field {mdel} (did you mean model?). "
+            "fields: {model}, {variant}, {format}",
+        ),
+        (
+            "[{hub: {owner: me, repo: 'a/b'}}]",
+            "publish[0].hub.repo: the name template 'a/b' is not a name; write one, e.g. {model}-{variant}",
+        ),
+        (
+            "[{hub: {owner: me, base_model: x}}]",
+            "publish[0].hub.base_model: 'x' is no repository; write for example meta-llama/{model}",
+        ),
+        ("[{hub: {owner: me, commit: all}}]", "publish[0].hub.commit: 'all' is none of together, each"),
+        (
+            "[{folder: ./m/x}]",
+            "publish[0].folder: {here}/m/x and the output {here}/m lie inside one another; choose a folder outside of it",
+        ),
+        (
+            "[{hub: {owner: me, repo: '{model}'}}]",
+            "publish[0]: fp16 bf16 and fp16 would both be published as me/<model>; let `repo:` or `revision:` hold {variant}",
+        ),
+        ("[{hub: {owner: me}}]\n    card: ./none", "card: there is no such file"),
+    ],
+)
+def test_where_nothing_can_be_published(mistakes: Callable[[str], list[str]], publish: str, expected: str) -> None:
+    (line,) = mistakes(f"output: ./m\nrecipes:\n  r:\n    targets: [fp16, bf16]\n    publish: {publish}\n")
+    assert line.split(": ", 1)[1] == "recipes.r." + expected.replace("{here}", str(Path.cwd()))
+
+
+def test_recipes_that_are_used_together_do_not_publish_over_one_another(mistakes: Callable[[str], list[str]]) -> None:
+    text = """
+watch: [{folder: ./in, recipes: [a, b]}]
+output: ./m
+recipes:
+  a: {targets: [fp16], publish: [{hub: {owner: me, repo: "{model}"}}]}
+  b: {targets: [fp16], publish: [{hub: {owner: me, repo: "{model}"}}]}
+  c: {targets: [bf16], publish: [{hub: {owner: me, repo: "{model}"}}]}
+"""
+    assert mistakes(text.replace("[a, b]", "[a, c]")) == [
+        "config.yaml:7:34: recipes.c.publish[0]: fp16 bf16 and fp16 of the recipe a would both be published as me/<model>; "
+        "let `repo:` or `revision:` hold {variant}"
+    ]
+
+
+def test_a_folder_that_is_watched_is_not_published_to(mistakes: Callable[[str], list[str]]) -> None:
+    text = "watch: [{folder: ./in, recipes: r}]\noutput: ./m\nrecipes: {r: {targets: [fp16], publish: [{folder: ./in}]}}\n"
+    (line,) = mistakes(text)
+    here = Path.cwd()
+    assert line.endswith(
+        f"publish[0].folder: {here}/in and the watched folder {here}/in lie inside one another; choose a folder outside of it"
+    )
+
+
+def test_places_follow_the_names(loaded: Load) -> None:
+    found = loaded("""
+output: ./m
+names: thebloke
+recipes:
+  r:
+    targets: [fp16, q8_0]
+    publish:
+      - hub: {owner: me}
+      - hub: {owner: us, repo: "{model}-{format:upper}", revision: "{variant}", private: true, base_model: "ai/{model}"}
+      - folder: ./out
+    confirm: true
+""")
+    recipe = found.recipes["r"]
+    shown = [[p.shown for p in places(recipe, t, "Größe 1B", found.names)] for t in recipe.targets]
+    assert shown == [
+        ["me/Groe-1B-fp16", "us/Groe-1B-FP16 at fp16", f"{Path.cwd()}/out/Größe 1B-fp16"],
+        ["me/Groe-1B-GGUF", "us/Groe-1B-GGUF at Q8_0", f"{Path.cwd()}/out/Größe 1B-GGUF"],
+    ]
+    first, second, _ = places(recipe, recipe.targets[0], "X", found.names)
+    assert first.options == {
+        "card": "", "confirm": True, "dry_run": False, "private": False, "commit": "together", "base_model": ""
+    }  # fmt: skip
+    assert second.options["base_model"] == "ai/X" and second.options["private"] is True
 
 
 @pytest.mark.parametrize(

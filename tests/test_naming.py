@@ -6,12 +6,13 @@ import re
 import unicodedata
 
 import pytest
+from huggingface_hub.utils import validate_repo_id
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qconvd.engine.plan import NameParts
 from qconvd.errors import ConfigError
-from qconvd.naming import NAME_BYTES, PROFILES, SUFFIX_BYTES, check_template, collisions, names, safe
+from qconvd.naming import NAME_BYTES, PROFILES, SUFFIX_BYTES, check_template, collisions, hub_safe, names, safe
 
 FP16 = NameParts("fp16", "fp16")
 GGUF = NameParts("gguf", "Q4_K_M", shared=True)
@@ -158,3 +159,28 @@ def test_names_that_differ_in_case_alone_collide() -> None:
 def test_a_folder_of_its_own_collides_with_a_shared_one() -> None:
     own, shared = names(MODEL, FP16, template="{model}-gguf"), names(MODEL, GGUF)
     assert collisions([("own", own), ("shared", shared)]) == [("own", "shared", f"{MODEL}-GGUF/")]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Llama-3.1-8B", "Llama-3.1-8B"),
+        ("..a--b..c-.d.", "a-b.c-d"),
+        ("Qwen 2.5 (chat)", "Qwen-2.5-chat"),
+        ("模型", "model"),
+        ("a.git", "a"),
+    ],
+)
+def test_a_name_is_spelt_as_the_hub_takes_it(name: str, expected: str) -> None:
+    assert hub_safe(name) == expected
+
+
+def test_a_long_name_keeps_its_ending_on_the_hub() -> None:
+    made = hub_safe("x" * 120 + "-GGUF")
+    assert len(made) == 96 and made.startswith("xxx") and made.endswith("-GGUF")
+    assert made != hub_safe("x" * 121 + "-GGUF")
+
+
+@given(st.text())
+def test_what_the_hub_is_asked_for_it_takes(name: str) -> None:
+    validate_repo_id(f"me/{hub_safe(name)}")

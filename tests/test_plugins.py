@@ -19,9 +19,11 @@ from qconvd.plugins import BrokenPlugin, Plugins, container, plugins
 
 HEAVY = (
     "numpy", "numba", "torch", "triton", "transformers", "tokenizers", "sentencepiece", "safetensors", "gguf",
-    "huggingface_hub",
+    "huggingface_hub", "jinja2",
 )  # fmt: skip
-WORKER = ("qconvd.worker", "qconvd.fetching", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.__main__")
+WORKER = (
+    "qconvd.worker", "qconvd.fetching", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.publish", "qconvd.__main__"
+)  # fmt: skip
 """What runs in a worker's process and may import anything. Of the engine, the control side uses only what is listed below."""
 CONTROL_OF_ENGINE = ("manifest", "plan", "expr", "operations", "durable", "commit", "working_memory")
 HOOK = "from qconvd.api import hookimpl\n@hookimpl\ndef qconvd_formats():\n    "

@@ -248,3 +248,16 @@ def test_the_control_side_is_light() -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "torch", "numba", "transformers", "tokenizers", "gguf", "safetensors", "pynvml"} & set(loaded)
+
+
+def test_publishing_has_slots_of_its_own_and_takes_nothing_from_a_conversion() -> None:
+    everything = POLICY.memory
+    outlook = look(
+        running(1, memory=everything), running(2), task(3, "publish"), task(4, "publish"), task(5, "publish"), task(6)
+    )
+    assert set(outlook.starts) == {3, 4}, "no worker and no memory is free, and still it goes on"
+    assert outlook.starts[3].threads == 1
+    assert outlook.holds == {
+        5: "waits until something else is published; 2 are at a time", 6: "waits for a free worker; 2 may run at a time"
+    }  # fmt: skip
+    assert set(look(running(3, "publish"), running(4, "publish"), task(6, memory=everything)).starts) == {6}

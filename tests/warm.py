@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import crash
-import qconvd.ledger.ledger as ledger_module
+import qconvd.ledger.patience as patience
 import qconvd.work as work_module
 from qconvd import worker
 from qconvd.config import load
@@ -59,7 +59,7 @@ class Warm:
     def _daemon(self, server: socket.socket, other: socket.socket, crash_at: int | None, power: bool, armed: bool) -> int:
         other.close()
         work_module.POLL_SECONDS = 0.02
-        ledger_module.FIRST_DELAY = 0.01
+        patience.FIRST_DELAY = 0.01
         logging.basicConfig(filename=self.root / "daemon.log", level=logging.INFO, force=True)
         (self.root / "daemon.pid").write_text(str(os.getpid()))
 

@@ -60,6 +60,13 @@ class CastOptions(FormatOptions):
     )
 
 
+ADVICE = {
+    "fp16": "for GPUs without bfloat16, and to quantize from",
+    "bf16": "for GPUs, and to quantize from",
+    "f32": "for measuring, and for CPUs without half precision",
+}
+
+
 class PlainCast:
     """Every float tensor in one type; integers, tokenizer and all other files as they are."""
 
@@ -81,6 +88,9 @@ class PlainCast:
 
     def name_parts(self, options: CastOptions) -> NameParts:
         return NameParts("fp16", options.dtype)
+
+    def advice(self, variant: str) -> str:
+        return ADVICE.get(variant, "")
 
     def plan(self, model: ModelInfo, options: CastOptions) -> Plan:
         """One unit per tensor, in the order of the layers. Raises `Unsupported` for a GGUF, packed or 8-bit weights."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from qconvd.api import Array, Buffer, Device, Encoder, FormatOptions, ModelInfo, NameParts, Plan, Unit
 from qconvd_gguf import gpu
+from qconvd_gguf.advice import ADVICE
 from qconvd_gguf.encoder import BlockEncoder, experts_of
 from qconvd_gguf.file_types import ALIASES, FILE_TYPES, PLAIN
 from qconvd_gguf.options import GgufOptions, type_names
@@ -39,6 +40,9 @@ class Gguf:
         from qconvd_gguf.planning import name_parts
 
         return name_parts(options)
+
+    def advice(self, variant: str) -> str:
+        return ADVICE.get(variant, "")
 
     def plan(self, model: ModelInfo, options: GgufOptions) -> Plan:
         """Raises `Unsupported` for an architecture, a tensor or a tokenizer that llama.cpp would not run right."""

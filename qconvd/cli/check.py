@@ -16,12 +16,24 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
     from qconvd.cli import output
     from qconvd.cli.options import load_config
     from qconvd.config import WatchHub
+    from qconvd.destinations import places
     from qconvd.quantities import show_duration, show_size
 
     found = load_config(config)
     if json:
         recipes = {name: [t.spec for t in recipe.targets] for name, recipe in found.recipes.items()}
-        output.as_json({"config": found.path, "recipes": recipes, **found.model_dump(mode="json", exclude={"recipes"})})
+        published = {
+            name: list(dict.fromkeys(p.shown for t in recipe.targets for p in places(recipe, t, "MODEL", found.names)))
+            for name, recipe in found.recipes.items()
+        }
+        output.as_json(
+            {
+                "config": found.path,
+                "recipes": recipes,
+                "publish": published,
+                **found.model_dump(mode="json", exclude={"recipes"}),
+            }
+        )
         return
     print(f"{found.path} is right.\n")
     for watch in found.watch:
@@ -45,6 +57,11 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
     if not found.watch:
         print("Nothing is watched: models come with `qconvd add` only.\n")
     for name, recipe in found.recipes.items():
+        if recipe.publish:
+            where = dict.fromkeys(p.shown for t in recipe.targets for p in places(recipe, t, "MODEL", found.names))
+            when = ", when `qconvd publish` says so" if recipe.confirm else ""
+            only = " (a dry run: nothing is)" if recipe.dry_run else ""
+            print(f"The recipe {name} publishes to {', '.join(where)}{when}{only}.")
         if limits := _match(recipe.match):
             print(f"The recipe {name} is only for models with {limits}.")
     free = found.limits.disk_reserve

@@ -36,11 +36,12 @@ def convert(
 
     Interrupted, it goes on where it stopped when the same command is run again. What is there already is not made again.
     """
-    from qconvd import checkpoints
     from qconvd.cli import output
+    from qconvd.cli.models import hub_settings, named
     from qconvd.cli.plan import wanted
     from qconvd.cli.progress import Shown
     from qconvd.errors import QconvdError
+    from qconvd.hub.address import is_address
     from qconvd.naming import PROFILES
     from qconvd.once import Conversion
 
@@ -50,11 +51,17 @@ def convert(
         raise typer.BadParameter(
             "say what to make, e.g. --to fp16,q8_0,q4_0, or --recipe NAME; `qconvd formats` lists what there is"
         )
-    targets, profile, _ = wanted(to, recipe, config, checkpoints.inspect(model) if recipe else None)
+    if recipe:
+        with named(model, config) as (found, _):
+            targets, profile, _ = wanted(to, recipe, config, found)
+    else:
+        targets, profile, _ = wanted(to, recipe, config, None)
     if device is not None:
         targets = [t.on(device) for t in targets]
     _unmistakable(targets, names or profile)
     conversion = Conversion(model, targets, out.absolute(), name, names or profile, _limits(memory, threads), force=force)
+    if is_address(str(model)):
+        conversion.hub = hub_settings(config)
     # Stopped in whatever way, the worker must not go on alone.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

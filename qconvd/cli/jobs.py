@@ -72,12 +72,18 @@ def job(
 
     with opened(config) as (place, ledger):
         found = ledger.job(id)
+        published = [p for t in found.targets for p in ledger.publications(target=t.id) if p.state != "unwanted"]
         progress = read_progress(place.state)
         history = sorted((e for t in found.targets for e in ledger.history(target=t.id)), key=lambda e: e.id)
     labels = {t.id: t.label for t in found.targets}
     if json:
         events = [{"at": e.at, "target": e.target, "from": e.from_state, "to": e.to_state, "reason": e.reason} for e in history]
-        output.as_json({**_job(found, progress), "history": events})
+        places = [
+            {"target": p.target, "destination": p.destination, "revision": p.revision, "state": p.state, "reason": p.reason,
+             "commit": p.commit_id, "error": p.error}
+            for p in published
+        ]  # fmt: skip
+        output.as_json({**_job(found, progress), "publications": places, "history": events})
         return
     output.pairs([
         ("job", found.id), ("model", found.source.name), ("source", found.source.locator), ("recipe", found.recipe),
@@ -94,11 +100,21 @@ def job(
         sentences.append([_said(target.state, target.told(found.source)), target.error.get("fix", ""), *notes_of(target)])
     output.table(("TARGET", "", "STATE", "SIZE", "FOLDER"), rows, right=(3,), sentences=sentences)
     print()
+    if published:
+        output.table(
+            ("PUBLISHED TO", "TARGET", "STATE", "COMMIT"),
+            [(p.place, labels[p.target], _PUBLISHED.get(p.state, p.state), p.commit_id[:8]) for p in published],
+            sentences=[[] if p.state == "done" else [p.reason] for p in published],
+        )
+        print()
     output.table(
         ("WHEN", "TARGET", "STATE"),
         [(when(e.at), labels.get(e.target or "", ""), e.to_state) for e in history],
         sentences=[[_said(e.to_state, e.reason)] for e in history],
     )
+
+
+_PUBLISHED = {"open": "waiting", "awaiting": "waits for `qconvd publish`", "rehearsed": "dry run"}
 
 
 def notes_of(target: Target) -> list[str]:

@@ -12,6 +12,7 @@ from qconvd.cli.options import AsJson, ConfigFile, Model
 
 if TYPE_CHECKING:
     from qconvd.config import Config
+    from qconvd.hub.heads import Found
     from qconvd.preview import Preview
     from qconvd.scheduler import Policy
     from qconvd.targets import Target
@@ -34,26 +35,30 @@ def plan(
     No weight is read.
     Without --to and --recipe, every recipe of the config file is looked at.
     """
-    from qconvd import checkpoints
     from qconvd.cli import output
+    from qconvd.cli.models import named
     from qconvd.cli.options import load_config
     from qconvd.preview import preview
     from qconvd.quantities import show_count, show_size
 
-    found = checkpoints.inspect(model)
-    targets, profile, unmatched = wanted(to, recipe, config, found)
-    policy = _policy(None if to is not None and config is None else load_config(config))
-    previews = [preview(found, target, policy, profile, name) for target in targets]
+    with named(model, config) as (found, remote):
+        targets, profile, unmatched = wanted(to, recipe, config, found)
+        policy = _policy(None if to is not None and config is None else load_config(config))
+        previews = [preview(found, target, policy, profile, name) for target in targets]
     refused = [p for p in previews if p.error]
     if json:
         output.as_json({
-            "model": found.name, "path": found.path, "parameters": found.parameters, "source_bytes": found.weight_bytes,
+            "model": found.name, "path": remote.address.locator if remote else found.path, "parameters": found.parameters,
+            "source_bytes": found.weight_bytes, **_fetched(remote),
             "memory": max((p.memory for p in previews), default=0), "threads": policy.threads_per_job,
             "artifacts": [p.as_dict() for p in previews], "not_matched": unmatched,
         })  # fmt: skip
     else:
         parameters = f"{show_count(found.parameters)} parameters, {show_size(found.weight_bytes)}"
         print(f"{output.safe(name or found.name)}: {found.architecture or found.kind}, {parameters}\n")
+        if remote:
+            fetched = f"{show_size(remote.nbytes)} ({remote.nbytes:,} bytes) in {len(remote.files)} files"
+            print(f"{remote.address.locator} at {remote.remote.commit[:12]}: {fetched} would be fetched.\n")
         for recipe_name, reason in unmatched.items():
             print(f"The recipe {recipe_name} does not take this model: {reason}.")
         _print(previews)
@@ -66,6 +71,14 @@ def plan(
                 print(f"One pass makes all of them, with {memory} of memory (threads: {policy.threads_per_job}).")
     if refused:
         raise typer.Exit(Exit.REFUSED)
+
+
+def _fetched(remote: Found | None) -> dict[str, Any]:
+    """What would be fetched, as JSON data; nothing for a model that is here."""
+    if remote is None:
+        return {}
+    files = [{"path": f.path, "bytes": f.size} for f in remote.files]
+    return {"commit": remote.remote.commit, "bytes_to_fetch": remote.nbytes, "fetch": files}
 
 
 def _policy(config: Config | None) -> Policy:

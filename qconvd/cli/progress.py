@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from qconvd.errors import QconvdError
 
-WORDS: Mapping[Stage, str] = {"plan": "planning", "fetch": "fetching", "convert": "converting", "verify": "verifying"}
+WORDS: Mapping[Stage, str] = {
+    "plan": "planning", "fetch": "fetching", "convert": "converting", "verify": "verifying", "publish": "publishing"
+}  # fmt: skip
 LINE_EVERY = 5.0
 """Seconds between two plain lines about one target."""
 WEIGHTS = (".gguf", ".safetensors", ".bin")

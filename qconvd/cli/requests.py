@@ -1,4 +1,4 @@
-"""`qconvd retry`, `cancel`, `reconvert`, `reload`: what is asked of the running daemon."""
+"""`qconvd retry`, `cancel`, `reconvert`, `publish`, `reload`: what is asked of the running daemon."""
 
 from __future__ import annotations
 
@@ -38,6 +38,14 @@ def reconvert(jobs: Jobs, config: ConfigFile = None) -> None:
     With the plugins as they are now; also what was deleted by hand.
     """
     ask(config, "reconvert", ids=jobs)
+
+
+def publish(jobs: Jobs, config: ConfigFile = None) -> None:
+    """Publish what waits for somebody's word.
+
+    Of recipes with `confirm: true`. What is not made yet is published as soon as it is.
+    """
+    ask(config, "publish", ids=jobs)
 
 
 def reload(config: ConfigFile = None) -> None:

@@ -64,7 +64,7 @@ def _as_own(work: Path, folder: Path, laid: Collection[str] | None) -> None:
         begun = {"inode": files.stat().st_ino}
         write_whole(work / BEGUN, json.dumps(begun).encode())
     if files.exists() and not _is_inode(folder, begun["inode"]):
-        _make_folders(folder.parent)
+        make_folders(folder.parent)
         if folder.exists():
             _exchange(files, folder, work / OLD)
         else:
@@ -85,7 +85,7 @@ def _into_shared(work: Path, folder: Path, laid: Collection[str] | None) -> None
         _check(work, folder, f"{SHARED_FOLDER}/{name}", laid)
         _sync_tree(files)
         write_whole(work / BEGUN, b'{"shared": true}')
-    _make_folders(folder / SHARED_FOLDER)
+    make_folders(folder / SHARED_FOLDER)
     manifest = next(iter(sorted((files / SHARED_FOLDER).glob("*.json"))), None)
     if manifest:
         final = folder / SHARED_FOLDER / manifest.name
@@ -96,7 +96,7 @@ def _into_shared(work: Path, folder: Path, laid: Collection[str] | None) -> None
         for path in _files_under(files):
             if path != manifest:
                 target = folder / path.relative_to(files)
-                _make_folders(target.parent)
+                make_folders(target.parent)
                 path.replace(target)
                 sync_folder(target.parent)
         manifest.rename(final)
@@ -140,7 +140,7 @@ def _keep_others(old: Path, folder: Path, laid: Collection[str]) -> None:
     for path in _files_under(old):
         name = path.relative_to(old)
         if str(name) not in ours and not os.path.lexists(folder / name):
-            _make_folders((folder / name).parent)
+            make_folders((folder / name).parent)
             path.rename(folder / name)
             sync_folder((folder / name).parent)
 
@@ -191,7 +191,7 @@ def _sync_tree(folder: Path) -> None:
         sync_folder(path)
 
 
-def _make_folders(folder: Path) -> None:
+def make_folders(folder: Path) -> None:
     """Create a folder and its parents, each on disk before the next."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
     for path in reversed(missing):

@@ -80,29 +80,36 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 def read_manifest(path: Path) -> Manifest:
     """The manifest in a file. Raises `QconvdError` if it is not one, or one of a later version."""
     try:
-        data = json.loads(path.read_bytes())
+        text = path.read_bytes()
     except OSError as error:
         raise QconvdError(f"cannot be read: {os.strerror(error.errno or 0)}", where=str(path)) from error
+    return parse_manifest(text, str(path))
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest:
+    """The manifest that a file at `where` holds. Raises `QconvdError` as `read_manifest` does."""
+    try:
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise QconvdError(f"is not valid JSON: {error}", where=str(path)) from error
+        raise QconvdError(f"is not valid JSON: {error}", where=where) from error
     if not isinstance(data, dict) or data.pop(MARK, None) != "manifest":
-        raise QconvdError("is no manifest of qconvd", where=str(path))
+        raise QconvdError("is no manifest of qconvd", where=where)
     if data.pop("schema", None) != SCHEMA:
         fix = "use that version, or convert again"
-        raise QconvdError("is a manifest of another version of qconvd", where=str(path), fix=fix)
+        raise QconvdError("is a manifest of another version of qconvd", where=where, fix=fix)
     try:
         data["files"] = tuple(ManifestFile(**f) for f in data["files"])
         # Manifests of the first versions have no statistics.
         data.update({key: tuple(data.get(key, ())) for key in ("left_out", "loads_with", "notes", "statistics")})
         manifest = Manifest(**data)
     except (KeyError, TypeError) as error:
-        raise QconvdError(f"is a damaged manifest: {error}", where=str(path)) from error
+        raise QconvdError(f"is a damaged manifest: {error}", where=where) from error
     if wrong := _wrong(manifest):
-        raise QconvdError(f"is a damaged manifest: {wrong} is of another type", where=str(path))
+        raise QconvdError(f"is a damaged manifest: {wrong} is of another type", where=where)
     if leaving := next(
         (f.path for f in manifest.files if PurePosixPath(f.path).is_absolute() or ".." in f.path.split("/")), None
     ):
-        raise QconvdError(f"is a damaged manifest: the path {leaving!r} leaves the folder", where=str(path))
+        raise QconvdError(f"is a damaged manifest: the path {leaving!r} leaves the folder", where=where)
     return manifest
 
 

@@ -92,4 +92,5 @@ def environment(device: str, gpu: str, threads: int, *, online: bool = False) ->
         "NUMBA_NUM_THREADS": count,
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        **({} if online else {"HF_HUB_OFFLINE": "1"}),
     }

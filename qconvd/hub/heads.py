@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qconvd import checkpoints
 from qconvd.checkpoints.base import ModelInfo
@@ -45,6 +46,11 @@ class Found:
     @property
     def digest(self) -> str:
         return digest(self.files)
+
+    @property
+    def listing(self) -> list[dict[str, Any]]:
+        """What has to be fetched, as the ledger keeps it."""
+        return [{"path": f.path, "size": f.size, "sha256": f.sha256, "oid": f.oid} for f in self.files]
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from qconvd.ledger.ledger import RETRIES, Ledger, StaleFence, backoff
+from qconvd.ledger.ledger import Ledger, StaleFence
+from qconvd.ledger.patience import RETRIES, backoff
+from qconvd.ledger.publishing import Publication
 from qconvd.ledger.reading import Reading
 from qconvd.ledger.records import (
     PENDING,
@@ -19,6 +21,7 @@ from qconvd.ledger.records import (
 from qconvd.ledger.snapshots import Snapshot
 
 __all__ = [
-    "PENDING", "RETRIES", "Event", "Job", "Ledger", "Outcome", "Reading", "Request", "Snapshot", "Source", "StaleFence",
+    "PENDING", "RETRIES", "Event", "Job", "Ledger", "Outcome", "Publication", "Reading", "Request", "Snapshot", "Source",
+    "StaleFence",
     "Target", "Task", "backoff", "options_of", "spec_digest",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Changes of the ledger. Every method is one transaction: a SIGKILL finds all of it on disk, or nothing.
 
-A target's way is waiting → planned → converting → verifying → ready → done; docs/explanation/ledger.md draws it with its
-side roads. Which changes are allowed stands in the schema, and so do the triggers that write the history.
+A target's way is waiting → planned → converting → verifying → ready → (publishing →) done; docs/explanation/ledger.md draws
+it with its side roads. Which changes are allowed stands in the schema, and so do the triggers that write the history.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 from qconvd.errors import QconvdError
 from qconvd.ledger.filesystem import MOUNTS
+from qconvd.ledger.patience import RETRIES, backoff
+from qconvd.ledger.publishing import Publishing
 from qconvd.ledger.records import Outcome, Source, Target, Task, WantedTarget, as_json, options_of, spec_digest
 from qconvd.ledger.snapshots import AWAITS_FETCH, Snapshots
 
-RETRIES = 3
-"""Attempts that may crash before a target fails for good."""
-FIRST_DELAY = 30.0
-LONGEST_DELAY = 3600.0
 LEASE_SECONDS = 60.0
 
 _TASK_OF = {"waiting": "plan", "planned": "convert", "verifying": "verify"}
-_DURING = {"plan": "waiting", "fetch": "planned", "convert": "converting", "verify": "verifying"}
+_DURING = {
+    "plan": "waiting", "fetch": "planned", "convert": "converting", "verify": "verifying", "publish": "publishing"
+}  # fmt: skip
 """The state of a target while a task of this kind runs."""
-_BEFORE = {"plan": "waiting", "fetch": "planned", "convert": "planned", "verify": "verifying"}
+_BEFORE = {"plan": "waiting", "fetch": "planned", "convert": "planned", "verify": "verifying", "publish": "ready"}
 """The state in which a target waits for a task of this kind."""
 
 
@@ -35,12 +35,7 @@ class StaleFence(QconvdError):
     """A task was given to another attempt: who comes late may not finish it."""
 
 
-def backoff(failures: int) -> float:
-    """Seconds to wait after the n-th failure: 30, 60, 120, … at most an hour."""
-    return min(FIRST_DELAY * 2.0 ** max(0, failures - 1), LONGEST_DELAY)
-
-
-class Ledger(Snapshots):
+class Ledger(Publishing, Snapshots):
     """All that the daemon remembers. `clock` gives seconds since 1970."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, mounts: Path = MOUNTS) -> None:
@@ -124,20 +119,26 @@ class Ledger(Snapshots):
     def cancel(self, targets: Iterable[str], reason: str = "cancelled on request") -> list[str]:
         """Stop working on targets that are neither done nor failed; returns their ids. Running tasks show up in `unwanted`."""
         with self.transaction():
-            found = [t.id for t in map(self.target, targets) if t.pending]
-            return self._move_all(found, "cancelled", reason)
+            pending = [t for t in map(self.target, targets) if t.pending]
+            for target in pending:
+                self._cancel_publishing(target)
+            return self._move_all([t.id for t in pending], "cancelled", reason)
 
     def retry(self, targets: Iterable[str], reason: str = "tried again on request") -> list[str]:
         """Begin failed and cancelled targets anew, and end the waiting of those that back off; returns their ids.
+
+        What is made and was not published, is published.
 
         Raises `QconvdError` for one whose place another model's artifact has taken.
         """
         with self.transaction() as db:
             changed = []
             for target in map(self.target, targets):
-                if target.state in ("failed", "cancelled"):
+                if self._only_unpublished(target):
+                    self._retry_publishing(target.id)
+                elif target.state in ("failed", "cancelled"):
                     self._restart(target, reason)
-                elif target.pending and target.not_before > self._clock():
+                elif target.pending and (self._publish_now(target.id) or target.not_before > self._clock()):
                     db.execute(
                         "UPDATE task SET not_before = 0 WHERE state = 'queued' AND id IN"
                         " (SELECT task FROM task_target WHERE target = ?)", (target.id,)
@@ -183,6 +184,7 @@ class Ledger(Snapshots):
                 "SELECT task_target.target FROM task_target JOIN task ON task.id = task_target.task"
                 " WHERE task.state IN ('queued', 'running')"
             )}  # fmt: skip
+            published = [self.task(id) for id in self._make_publish_tasks(busy)]
             groups: dict[tuple[Any, ...], list[Target]] = {}
             for target in self.targets(*_TASK_OF):
                 if target.id in busy or (target.state == "waiting" and self._stands_back(target)):
@@ -191,7 +193,7 @@ class Ledger(Snapshots):
                     groups.setdefault(_group(target), []).append(target)
                 elif not self._fetching(target.source):
                     groups.setdefault(("fetch", target.source, target.not_before), []).append(target)
-            return [self._make_task(key[0], group) for key, group in groups.items()]
+            return published + [self._make_task(key[0], group) for key, group in groups.items()]
 
     def claim(self, task: int, placed: Mapping[str, Any] | None = None, lease: float = LEASE_SECONDS) -> Task:
         """Give a queued task to a new attempt. The returned task holds its fence, its attempt and its handle.
@@ -210,7 +212,10 @@ class Ledger(Snapshots):
             if not changed:
                 raise StaleFence(f"task {task} is not queued, so it cannot be started")
             found = self.task(task)
-            words = {"plan": "planning", "fetch": "fetching", "convert": "converting", "verify": "verifying"}[found.kind]
+            if found.kind == "publish":
+                words = f"publishing to {self._publication_began(found)}"
+            else:
+                words = {"plan": "planning", "fetch": "fetching", "convert": "converting", "verify": "verifying"}[found.kind]
             for id in found.targets:
                 self._move(id, _DURING[found.kind], words)
             return found
@@ -272,23 +277,6 @@ class Ledger(Snapshots):
                 db.execute("UPDATE target SET not_before = ? WHERE id = ?", (at, target.id))
             self._requeue(held, left, reason, "cancelled")
 
-    # Requests from the command line
-
-    def request(self, kind: str, **arguments: Any) -> int:
-        """Ask the daemon for something; returns the request's number, under which `asked` finds the answer."""
-        with self.transaction() as db:
-            return int(db.execute(
-                "INSERT INTO request (kind, arguments, created_at) VALUES (?, ?, ?)", (kind, as_json(arguments), self._clock())
-            ).lastrowid or 0)  # fmt: skip
-
-    def answer(self, id: int, answer: str, *, ok: bool = True) -> None:
-        """Answer a request, once."""
-        with self.transaction() as db:
-            db.execute(
-                "UPDATE request SET state = ?, answer = ?, answered_at = ? WHERE id = ? AND state = 'open'",
-                ("done" if ok else "refused", answer, self._clock(), id),
-            )
-
     # How sources change
 
     def _new_version(
@@ -342,7 +330,8 @@ class Ledger(Snapshots):
         found = self.rows(
             "SELECT target.plan, target.artifact, source.locator FROM target JOIN source ON source.id = target.source"
             " WHERE source.digest = ? AND source.locator != ? AND target.spec_digest = ? AND target.folder = ?"
-            " AND target.manifest_name = ? AND target.state = 'done' AND source.state != 'replaced' LIMIT 1",
+            " AND target.manifest_name = ? AND target.state IN ('done', 'ready', 'publishing') AND source.state != 'replaced'"
+            " LIMIT 1",
             (source.digest, source.locator, digest, folder, manifest),
         )
         return found[0] if found else None
@@ -355,7 +344,7 @@ class Ledger(Snapshots):
         found = self.rows(
             "SELECT target.id, source.locator FROM target JOIN source ON source.id = target.source"
             " WHERE source.digest = ? AND target.source != ? AND target.spec_digest = ? AND target.folder = ?"
-            " AND target.manifest_name = ? AND target.state IN ('waiting', 'planned', 'converting', 'verifying', 'ready')"
+            " AND target.manifest_name = ? AND target.state IN ('waiting', 'planned', 'converting', 'verifying')"
             " AND (target.state != 'waiting' OR target.rowid < coalesce((SELECT rowid FROM target WHERE id = ?), 1 << 62)"
             " OR EXISTS (SELECT 1 FROM task_target JOIN task ON task.id = task_target.task"
             " WHERE task_target.target = target.id AND task.state IN ('queued', 'running'))) ORDER BY target.rowid LIMIT 1",
@@ -382,7 +371,7 @@ class Ledger(Snapshots):
         found = self.rows(
             "SELECT source.locator FROM target JOIN source ON source.id = target.source WHERE source.locator != ?"
             " AND source.state = 'present' AND target.folder = ? COLLATE NOCASE AND target.manifest_name = ? COLLATE NOCASE"
-            " AND target.state IN ('waiting', 'planned', 'converting', 'verifying', 'ready', 'done')"
+            " AND target.state IN ('waiting', 'planned', 'converting', 'verifying', 'ready', 'publishing', 'done')"
             " AND NOT (source.digest = ? AND target.spec_digest = ? AND (target.state = 'done'"
             " OR (target.folder = ? AND target.manifest_name = ?))) LIMIT 1",
             (source.locator, folder, manifest, source.digest, digest, folder, manifest),
@@ -411,7 +400,8 @@ class Ledger(Snapshots):
                 if recipe in target.recipes and target.id not in kept and target.state != "superseded":
                     db.execute("UPDATE wanted SET current = 0 WHERE target = ? AND recipe = ?", (target.id, recipe))
                     still = db.execute("SELECT 1 FROM wanted WHERE target = ? AND current = 1", (target.id,)).fetchone()
-                    if not still and target.state != "done":
+                    self.publish_to(target.id, recipe, [])
+                    if not still and target.state not in ("ready", "publishing", "done"):
                         self.supersede([target.id], f"the recipe {recipe} does not want it any more")
 
     def _restart(self, target: Target, reason: str) -> None:
@@ -421,16 +411,11 @@ class Ledger(Snapshots):
             raise clash
         with self.transaction() as db:
             self._move(target.id, "waiting", reason)
+            self._publish_again(target.id)
             db.execute(
                 "UPDATE target SET failures = 0, not_before = 0, error = '{}', waits_for = '' WHERE id = ?", (target.id,)
             )
             self._stands_back(self.target(target.id))
-
-    def _move(self, id: str, state: str, reason: str) -> None:
-        with self.transaction() as db:
-            db.execute(
-                "UPDATE target SET state = ?, reason = ?, changed_at = ? WHERE id = ?", (state, reason, self._clock(), id)
-            )
 
     def _move_all(self, targets: Iterable[str], state: str, reason: str) -> list[str]:
         with self.transaction():
@@ -445,6 +430,7 @@ class Ledger(Snapshots):
         with self.transaction() as db:
             queued = "SELECT id FROM task WHERE state = 'queued'"
             db.execute(f"DELETE FROM task_target WHERE target = ? AND task IN ({queued})", (id,))
+            db.execute(f"UPDATE publication SET task = NULL WHERE target = ? AND task IN ({queued})", (id,))
             db.execute(
                 "UPDATE task SET state = 'cancelled', reason = 'none of its targets is wanted any more', changed_at = ?"
                 " WHERE state = 'queued' AND NOT EXISTS (SELECT 1 FROM task_target WHERE task = task.id)",
@@ -465,14 +451,16 @@ class Ledger(Snapshots):
                 self._move(target.id, "planned", outcome.reason or "waiting to be converted")
             elif task.kind == "convert":
                 self._move(target.id, "verifying", outcome.reason or "waiting to be verified")
+            elif task.kind == "publish":
+                self._publication_ended(target, task, outcome)
             else:
                 db.execute("UPDATE target SET artifact = ? WHERE id = ?", (data, target.id))
                 self._move(target.id, "ready", outcome.reason or "verified and in its place")
-                self._move(target.id, "done", "done")
+                self._follow_publications(target.id)
                 for old in db.execute(
-                    "SELECT id FROM target WHERE state = 'done' AND folder = ? AND manifest_name = ? AND source != ?"
-                    " AND NOT (spec_digest = ? AND source IN (SELECT twin.id FROM source AS twin JOIN source AS mine"
-                    " ON mine.digest = twin.digest WHERE mine.id = ?))",
+                    "SELECT id FROM target WHERE state IN ('ready', 'publishing', 'done') AND folder = ? AND manifest_name = ?"
+                    " AND source != ? AND NOT (spec_digest = ? AND source IN (SELECT twin.id FROM source AS twin"
+                    " JOIN source AS mine ON mine.digest = twin.digest WHERE mine.id = ?))",
                     (target.folder, target.manifest_name, target.source, target.spec_digest, target.source),
                 ).fetchall():
                     self._move(old["id"], "superseded", f"the artifact of target {target.id} took its place")
@@ -488,12 +476,15 @@ class Ledger(Snapshots):
                     "UPDATE target SET waits_for = '', plan = ?, artifact = ? WHERE id = ?",
                     (as_json(dict(target.plan)), as_json(dict(target.artifact)), copy["id"]),
                 )
+                self._follow_publications(copy["id"])
 
     def _step_back(self, target: Target, task: Task, outcome: Outcome, now: float, at: float | None = None) -> bool:
         """A failure: try again later if that may help, else fail. Returns whether it is tried again.
 
         `now` is the same for all targets of a task, so that they are tried again together.
         """
+        if task.kind == "publish":
+            return self._publication_failed(target, task, outcome, now if at is None else at, now)
         failures = target.failures + 1
         again = outcome.retry and failures < RETRIES
         with self.transaction() as db:
@@ -518,7 +509,7 @@ class Ledger(Snapshots):
         Whole seconds, so that targets which failed together go on together.
         """
         with self.transaction() as db:
-            for table, state in (("target", "waiting', 'planned', 'verifying"), ("task", "queued")):
+            for table, state in (("target", "waiting', 'planned', 'verifying"), ("task", "queued"), ("publication", "open")):
                 db.execute(
                     f"UPDATE {table} SET not_before = :now + round(not_before - changed_at), changed_at = :now"
                     f" WHERE state IN ('{state}') AND not_before > :now AND changed_at > :now", {"now": self._clock()}
@@ -549,7 +540,8 @@ class Ledger(Snapshots):
         return [t for t in map(self.target, task.targets) if t.state == _DURING[task.kind]]
 
     def _requeue(self, task: Task, left: Sequence[Target], reason: str, otherwise: str) -> None:
-        if not left:
+        if not left or task.kind == "publish":
+            # What is to be published again is grouped anew: more may have become ready.
             self._close(task, otherwise, reason)
             return
         with self.transaction() as db:
@@ -568,6 +560,7 @@ class Ledger(Snapshots):
                 "UPDATE task SET state = ?, reason = ?, lease_until = 0, changed_at = ? WHERE id = ?",
                 (state, reason, self._clock(), task.id),
             )
+            self._publications_wait(task.id)
 
 
 def _waits_for(locator: str) -> str:

@@ -16,6 +16,9 @@ VERIFY_MEMORY = 768 * MIB
 FETCH_MEMORY = 512 * MIB
 """The client with what it has in flight. Counts for nobody: fetching goes on beside a conversion that holds all there is."""
 
+PUBLISH_MEMORY = 512 * MIB
+"""The Hub's client, and blocks of the files that it sends."""
+
 
 def need_of(kind: str, targets: Sequence[Target]) -> dict[str, int]:
     """`memory` that makes it quick, the `least` it can do with, `disk` and `gpu_memory`.
@@ -24,6 +27,8 @@ def need_of(kind: str, targets: Sequence[Target]) -> dict[str, int]:
     """
     if kind == "plan":
         return {"memory": PLAN_MEMORY, "least": PLAN_MEMORY // 2, "disk": 0, "gpu_memory": 0}
+    if kind == "publish":
+        return {"memory": PUBLISH_MEMORY, "least": PUBLISH_MEMORY // 2, "disk": 0, "gpu_memory": 0}
     if kind == "verify":
         return {"memory": VERIFY_MEMORY, "least": VERIFY_MEMORY // 2, "disk": 0, "gpu_memory": 0}
     memory = [t.plan.get("memory", {}) for t in targets]

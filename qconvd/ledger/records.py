@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 TargetState: TypeAlias = Literal[
-    "waiting", "planned", "converting", "verifying", "ready", "done", "failed", "superseded", "cancelled"
+    "waiting", "planned", "converting", "verifying", "ready", "publishing", "done", "failed", "superseded", "cancelled"
 ]
-TaskKind: TypeAlias = Literal["plan", "fetch", "convert", "verify"]
+TaskKind: TypeAlias = Literal["plan", "fetch", "convert", "verify", "publish"]
 TaskState: TypeAlias = Literal["queued", "running", "done", "failed", "cancelled"]
 SourceState: TypeAlias = Literal["present", "refused", "gone", "replaced"]
-JobState: TypeAlias = Literal["converting", "verifying", "waiting", "failed", "done", "cancelled", "superseded"]
+JobState: TypeAlias = Literal[
+    "converting", "verifying", "publishing", "waiting", "ready", "failed", "done", "cancelled", "superseded"
+]
 
-PENDING: tuple[TargetState, ...] = ("waiting", "planned", "converting", "verifying", "ready")
+PENDING: tuple[TargetState, ...] = ("waiting", "planned", "converting", "verifying", "ready", "publishing")
 """States from which qconvd goes on by itself."""
 
 
@@ -151,13 +153,9 @@ class Job:
     def state(self) -> JobState:
         """The state that matters most: what is being done, then what waits, then what failed."""
         states = {t.state for t in self.targets}
-        if "converting" in states:
-            return "converting"
-        if states & {"verifying", "ready"}:
-            return "verifying"
-        if states & {"waiting", "planned"}:
+        if states & {"waiting", "planned"} and not states & {"converting", "verifying", "publishing"}:
             return "waiting"
-        for state in _FINAL:
+        for state in _IN_ORDER:
             if state in states:
                 return state
         return "superseded"
@@ -174,11 +172,13 @@ class Job:
 
     @property
     def _first(self) -> Target | None:
-        wanted = {"waiting": ("waiting", "planned"), "verifying": ("verifying", "ready")}.get(self.state, (self.state,))
+        wanted = ("waiting", "planned") if self.state == "waiting" else (self.state,)
         return next((t for t in self.targets if t.state in wanted), None)
 
 
-_FINAL: tuple[JobState, ...] = ("failed", "done", "cancelled", "superseded")
+_IN_ORDER: tuple[JobState, ...] = (
+    "converting", "verifying", "publishing", "ready", "failed", "done", "cancelled", "superseded"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

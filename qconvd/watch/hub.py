@@ -30,6 +30,8 @@ from qconvd.hub.tokens import hub_token
 log = logging.getLogger(__name__)
 JITTER = 0.1
 """Part of an interval by which a question may come earlier or later."""
+HINT_GAP = 5.0
+"""Seconds between two questions that hints ask for: a hundred webhooks are one question."""
 LONGEST_BACKOFF = 3600.0
 FIRST_BACKOFF = 30.0
 IDLE_SECONDS = 60.0
@@ -59,6 +61,8 @@ class Question:
     models: HubModels
     interval: float = 0.0
     due: float = 0.0
+    last: float = -HINT_GAP
+    """When it was last asked."""
     failures: int = 0
     asked: bool = False
     """Whether it was answered since the configuration was read."""
@@ -131,7 +135,7 @@ class HubWatch:
         with self._lock:
             found = [q for q in self._questions if q.models.repo == repo or q.models.author == repo.partition("/")[0]]
             for question in found:
-                question.due, question.refused = 0.0, ""
+                question.due, question.refused = min(question.due, question.last + HINT_GAP), ""
             self._lock.notify_all()
             return bool(found)
 
@@ -200,6 +204,7 @@ class HubWatch:
     def _ask(self, question: Question) -> None:
         """Ask one question, report, and say when it is asked again."""
         models, now = question.models, self._clock()
+        question.last = now
         wait = question.interval * random.uniform(1 - JITTER, 1 + JITTER)
         try:
             hub = self._client()

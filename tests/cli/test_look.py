@@ -156,6 +156,15 @@ def test_check(qconvd: Qconvd, config: Path, tmp_path: Path) -> None:
     assert qconvd("check", "--json").json["recipes"]["small"] == [{"format": "gguf", "options": {"types": ["Q8_0"]}}]
 
 
+def test_check_says_where_artifacts_are_published(qconvd: Qconvd, config: Path, tmp_path: Path) -> None:
+    more = "targets: [q8_0], publish: [{hub: {owner: me}}, {folder: ./out}], confirm: true, dry_run: true}"
+    config.write_text(CONFIG.replace("targets: [q8_0]}", more))
+    places = ["me/MODEL-GGUF", f"{tmp_path}/out/MODEL-GGUF"]
+    assert qconvd("check", "--json").json["publish"] == {"everyday": [], "small": places}
+    said = f"The recipe small publishes to {', '.join(places)}, when `qconvd publish` says so (a dry run: nothing is)."
+    assert said in qconvd("check").out
+
+
 def test_check_takes_the_config_from_the_environment(qconvd: Qconvd, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.rename("other.yaml")
     monkeypatch.setenv("QCONVD_CONFIG", "other.yaml")

@@ -248,3 +248,30 @@ def test_a_cache_that_somebody_emptied_is_filled_again(
     home.wait(lambda: home.targets("done"), "the artifact")
     end(home)
     assert checkpoints.inspect(home.output / "m-fp16").parameters
+
+
+def test_a_webhook_brings_the_next_question_forward(home: HubHome, hub_server: HubServer, model: Callable[..., Path]) -> None:
+    import re
+    import urllib.request
+
+    hub_server.push("alice/m", model(1))
+    (home.root / "secret").write_text("s3cret")
+    home.watch("{hub: alice/m, recipes: r, interval: 1h}", more="web: {listen: '127.0.0.1:0'}")
+    home.config.write_text(home.config.read_text().replace("timeout: 5s", "timeout: 5s, webhook_secret_file: ./secret"))
+    home.start()
+    home.done(1)
+    address = re.search(r"listens on (http://\S+)", home.log())
+    assert address
+    registered = urllib.request.Request(
+        f"{hub_server.url}/api/settings/webhooks",
+        json.dumps({
+            "url": f"{address[1]}/webhooks/hub", "secret": "s3cret", "watched": [{"type": "user", "name": "alice"}]
+        }).encode(),
+        {"Authorization": "Bearer hf_alice"},
+    )  # fmt: skip
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(registered, timeout=10).close()
+    hub_server.push("alice/m", model(2))
+    home.said("a webhook names alice/m")
+    home.wait(lambda: home.sources()[0].version == 2 and home.targets("done"), "the second version")
+    end(home)
+    assert "s3cret" not in home.log()

@@ -1,0 +1,83 @@
+"""`qconvd plan` and `qconvd convert` of a model on the Hub, with no daemon."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from command_line import Qconvd, Said
+from hub_server import HubServer
+from qconvd.cli import main
+
+
+@pytest.fixture
+def qconvd(
+    tmp_path: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Qconvd:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("QCONVD_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "xdg"))
+    monkeypatch.setenv("HF_ENDPOINT", hub_server.url)
+
+    def run(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["qconvd", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Said(int(ended.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+def test_a_plan_reads_headers_only_and_is_that_of_the_local_model(qconvd: Qconvd, hub_server: HubServer, glass: Path) -> None:
+    commit = hub_server.push("alice/glass_en", glass, texts={"README.md": "# Glass"})
+    hub_server.forget()
+    said = qconvd("plan", "hub:alice/glass_en", "--to", "fp16,q8_0", "--json")
+    assert said.code == 0, said.err
+    local = qconvd("plan", glass, "--to", "q8_0", "--json").json
+    plan = said.json
+    assert (plan["path"], plan["commit"], plan["model"]) == ("hub:alice/glass_en", commit, "glass_en")
+    assert plan["artifacts"][1] == local["artifacts"][0]
+    weights = (glass / "model.safetensors").stat().st_size
+    assert plan["bytes_to_fetch"] > weights and {"path": "model.safetensors", "bytes": weights} in plan["fetch"]
+    assert sum(e["sent"] for e in hub_server.log("model.safetensors")) <= 64 << 10
+    told = qconvd("plan", "hub:alice/glass_en", "--to", "q8_0").out
+    assert f"hub:alice/glass_en at {commit[:12]}: 1.7 MiB (" in told and "would be fetched" in told
+
+
+def test_converted_at_once_and_not_a_second_time(qconvd: Qconvd, hub_server: HubServer, glass: Path, tmp_path: Path) -> None:
+    commit = hub_server.push("alice/glass_en", glass)
+    said = qconvd("convert", "hub:alice/glass_en", "--to", "q8_0", "--out", "out", "--json")
+    assert said.code == 0, said.err
+    (made,) = said.json["artifacts"]
+    qconvd("convert", glass, "--to", "q8_0", "--out", "local")
+    ours, theirs = (tmp_path / "home" / f / "glass_en-GGUF" / "glass_en-Q8_0.gguf" for f in ("out", "local"))
+    assert ours.read_bytes() == theirs.read_bytes() and made["new"]
+    manifest = (ours.parent / ".qconvd" / "glass_en-Q8_0.json").read_text()
+    assert '"locator": "hub:alice/glass_en"' in manifest and commit in manifest
+    hub_server.forget()
+    again = qconvd("convert", "hub:alice/glass_en", "--to", "q8_0", "--out", "out", "--json")
+    assert (
+        not again.json["artifacts"][0]["new"]
+        and not hub_server.log(
+            "GET .*resolve.*safetensors.*",
+        )[1:]
+    )
+    assert not list((tmp_path / "home" / "out").glob(".qconvd/convert/*"))
+
+
+def test_what_the_hub_refuses_is_said(qconvd: Qconvd, hub_server: HubServer, glass: Path) -> None:
+    hub_server.push("alice/gated", glass)
+    hub_server.settings("alice/gated", gated="auto")
+    for command in (("plan",), ("convert",)):
+        said = qconvd(*command, "hub:alice/gated", "--to", "q8_0")
+        assert said.code == 3 and "hub:alice/gated: is gated: its conditions were not accepted" in said.err
+        assert f"accept its conditions at {hub_server.url}/alice/gated" in said.err
+    assert "is no repository of the Hub" in qconvd("plan", "hub:gated", "--to", "q8_0").err
+    hub_server.stop()
+    assert "cannot be reached while asking for it" in qconvd("plan", "hub:alice/gated", "--to", "q8_0").err
