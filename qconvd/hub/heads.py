@@ -155,5 +155,7 @@ def _say_where(error: QconvdError, place: Path, locator: str) -> None:
     for folder in (place, place.with_name(".heads")):
         error.where = error.where.replace(str(folder), locator)
         error.fix = error.fix.replace(str(folder), locator)
+    if error.fix == "give qconvd one of the files":  # as somebody could with a folder
+        error.fix = "take a repository with one of them, or the one with the original's safetensors"
     if not error.where.startswith(locator):
         error.where = f"{locator}/{error.where}" if error.where else locator

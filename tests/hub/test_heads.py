@@ -114,8 +114,9 @@ def test_gguf_where_that_is_what_the_repository_has(hub: Hub, hub_server: HubSer
     assert [f.path for f in seen.files] == ["README.md", "m-Q8_0.gguf"]
     shutil.copy(made, folder / "m-Q4_0.gguf")
     hub_server.push("alice/m", folder)
-    with pytest.raises(Unsupported, match="holds 2 GGUF models"):
+    with pytest.raises(Unsupported, match="holds 2 GGUF models") as caught:
         found(hub, tmp_path)
+    assert "original's safetensors" in caught.value.fix
 
 
 def refusal(hub: Hub, tmp_path: Path) -> QconvdError:
