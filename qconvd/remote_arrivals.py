@@ -117,10 +117,14 @@ class RemoteArrivals:
             self._refuse(report)
         elif report.found is not None:
             self._take(report.found)
-        if report.error is None and self.problems.pop(locator, None) is not None:
+        if report.error is not None:
+            return
+        self.problems.pop(f"hub:{report.address.owner}/*", None)
+        # What was wrong with a commit is wrong with it still, unless it was only that it could not be had.
+        told = self.problems.get(locator)
+        if told is not None and (report.found is not None or isinstance(told, HubBusy | HubRefused)):
+            del self.problems[locator]
             log.info("%s can be had again", locator, extra={"action": "hub.back"})
-        if report.error is None:
-            self.problems.pop(f"hub:{report.address.owner}/*", None)
 
     def _refuse(self, report: Report) -> None:
         error, locator = report.error, report.address.locator

@@ -195,6 +195,14 @@ def test_a_failure_on_the_way_leaves_nothing_half(hub: Hub, hub_server: HubServe
     assert found(hub, tmp_path).model.parameters
 
 
+def test_a_side_file_that_is_not_what_is_listed(hub: Hub, hub_server: HubServer, model: Path, tmp_path: Path) -> None:
+    hub_server.push("alice/m", model)
+    hub_server.fault("GET .*config.json", "flip")
+    with pytest.raises(HubBusy, match=r"config\.json arrives with another content than the Hub lists"):
+        found(hub, tmp_path)
+    assert found(hub, tmp_path).model.architecture == "LlamaForCausalLM"
+
+
 def test_a_moved_branch_is_read_as_of_one_commit(hub: Hub, hub_server: HubServer, model: Path, tmp_path: Path) -> None:
     first = hub_server.push("alice/m", model)
     hub_server.push("alice/m", texts={"config.json": "{}"})

@@ -186,6 +186,32 @@ def test_what_is_refused_by_a_recipe_or_a_reader_is_not_fetched(
     assert "hub:alice/q unwanted is already quantized" in told
     assert "hub:alice/ours unwanted was made by qconvd" in told
     assert not home.targets() and not home.cache.exists()
+    hub_server.forget()
+    home.watch(*(f"{{hub: alice/{n}, recipes: r, interval: 1s}}" for n in ("q", "ours")))
+    home.start()
+    home.wait(lambda: len(hub_server.log("alice/q/revision/main[?]expand=sha$")) > 3, "some questions")
+    assert len(hub_server.log("alice/q")) - len(hub_server.log("alice/q/revision/main[?]expand=sha$")) <= 2, "one look"
+    assert "hub:alice/q unwanted" in home.seen("hub:alice/q")
+    end(home)
+
+
+def test_a_gated_model_of_an_author_is_asked_for_once_and_the_others_are_taken(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    hub_server.push("alice/gated", model(2))
+    hub_server.settings("alice/gated", gated="auto")
+    hub_server.push("alice/open", model())
+    home.watch("{hub: {author: alice}, recipes: r, interval: 1s}")
+    home.start()
+    home.done(1)
+    home.wait(lambda: len(hub_server.log("^GET /api/models[?]")) > 3, "some questions")
+    assert len(hub_server.log("alice/gated/auth-check")) == 1
+    assert f"accept its conditions at {hub_server.url}/alice/gated" in home.seen("hub:alice/gated incomplete is gated")
+    hub_server.settings("alice/gated", gated=False)
+    assert home.ask("reload").state == "done"
+    home.done(2)
+    home.wait(lambda: not read_sightings(home.state), "nothing to complain about")
+    end(home)
 
 
 def test_a_busy_hub_is_asked_again_when_it_says_so(home: HubHome, hub_server: HubServer, model: Callable[..., Path]) -> None:
