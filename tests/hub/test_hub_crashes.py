@@ -7,6 +7,7 @@ downloads in the Hub cache, no drafts, no second commit of an artifact.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -86,6 +87,8 @@ def problems(warm: Warm) -> str:
 
 @pytest.fixture(scope="module")
 def pattern(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pattern]:
+    for module in ("huggingface_hub.hf_api", "huggingface_hub.file_download"):
+        importlib.import_module(module)  # once for all the forked processes
     from huggingface_hub import constants
 
     root = tmp_path_factory.mktemp("hub-crashes")
