@@ -106,3 +106,13 @@ def test_add_tells_at_once_what_the_hub_refuses(qconvd: Qconvd, hub_server: HubS
     hub_server.push("alice/glass", glass)
     said = qconvd("add", "hub:alice/glass")
     assert said.code == 0 and "it will be done when one is started" in said.out
+
+
+def test_doctor_says_which_token_is_used_and_never_what_it_is(qconvd: Qconvd, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("config.yaml").write_text("watch: [{hub: a/b, recipes: r}]\noutput: ./models\nrecipes: {r: {targets: [fp16]}}\n")
+    assert "without a token: public models only" in " ".join(qconvd("doctor").out.split())
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    said = qconvd("doctor")
+    assert "with the token from $HF_TOKEN" in said.out and "hf_secret" not in said.out
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE is set" in qconvd("doctor").out
