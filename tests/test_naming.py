@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qconvd.engine.plan import NameParts
 from qconvd.errors import ConfigError
-from qconvd.naming import NAME_BYTES, PROFILES, SUFFIX_BYTES, check_template, collisions, hub_safe, names, safe
+from qconvd.naming import NAME_BYTES, PROFILES, SUFFIX_BYTES, check_template, collisions, hub_safe, names, repository, safe
 
 FP16 = NameParts("fp16", "fp16")
 GGUF = NameParts("gguf", "Q4_K_M", shared=True)
@@ -184,3 +184,22 @@ def test_a_long_name_keeps_its_ending_on_the_hub() -> None:
 @given(st.text())
 def test_what_the_hub_is_asked_for_it_takes(name: str) -> None:
     validate_repo_id(f"me/{hub_safe(name)}")
+
+
+@pytest.mark.parametrize(
+    ("parts", "profile", "template", "branch", "expected"),
+    [
+        (GPTQ, "thebloke", None, None, ("Llama-2-13B-chat-GPTQ", "gptq-4bit-128g")),
+        (GGUF, "default", None, None, ("Llama-2-13B-chat-GGUF", "main")),
+        (GGUF, "default", "{model:lower}-{format}", "{variant}", ("llama-2-13b-chat-gguf", "Q4_K_M")),
+    ],
+)
+def test_repositories_and_branches(
+    parts: NameParts, profile: str, template: str | None, branch: str | None, expected: tuple[str, str]
+) -> None:
+    assert repository(MODEL, parts, names(MODEL, parts, profile), template, branch) == expected
+
+
+def test_a_repository_is_one_name() -> None:
+    with pytest.raises(ConfigError, match="is not a name\n  write one name; `owner` is a key of its own"):
+        repository(MODEL, FP16, names(MODEL, FP16), "me/{model}")
