@@ -217,12 +217,14 @@ class Daemon:
         """The exit code of `--once`, and what it left."""
         for candidate in self._arrivals.settling.candidates.values():
             log.warning("%s was left: %s", candidate.path, candidate.reason, extra={"action": "once.left"})
+        for locator, error in self._remote.problems.items():
+            log.warning("%s was left: %s", locator, error.what, extra={"action": "once.left"})
         left = self._ledger.targets("waiting", "planned", "verifying") + self._ledger.unpublished()
         for target in left:
             log.error("%s was left: %s", target.label, target.reason, extra={"action": "once.left"})
         failed = [e for e in self._ledger.history(since=began) if e.to_state in ("failed", "refused")]
         self._work.stop(lambda: True, self._bell)
-        return 1 if failed or left else 0
+        return 1 if failed or left or self._remote.problems else 0
 
     @contextmanager
     def _signals(self, bell: Bell) -> Iterator[None]:

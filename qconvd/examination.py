@@ -37,6 +37,7 @@ def examine(file: Path | None, *, warm: bool = False) -> list[Finding]:
         *_devices(config),
         *_plugins(warm),
         *_inotify(config),
+        *_hub(config),
         *(_folders(config) if config else ()),
     ]
 
@@ -123,6 +124,27 @@ def _watchable(folder: Path) -> Finding:
         observer.stop()
         observer.join()
     return Finding(what, "good", f"{folder} can be watched")
+
+
+def _hub(config: Config | None) -> Iterator[Finding]:
+    """Whether what is watched on the Hub can be asked for: the token, not the Hub itself."""
+    from qconvd.errors import QconvdError
+    from qconvd.hub.tokens import hub_token
+
+    if config is None or not config.repositories:
+        return
+    try:
+        token = hub_token(config.hub.token_file)
+    except QconvdError as error:
+        yield Finding("Hub", "bad", f"{error.where}: {error.what}", error.fix)
+        return
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        yield Finding("Hub", "bad", "HF_HUB_OFFLINE is set: the Hub may not be asked", "unset it where the daemon is started")
+    elif token is None:
+        fix = "set hub.token_file or $HF_TOKEN, if private or gated ones are watched"
+        yield Finding("Hub", "note", f"{config.hub.endpoint}, without a token: public models only", fix)
+    else:
+        yield Finding("Hub", "good", f"{config.hub.endpoint}, with {token}")
 
 
 def _folders(config: Config) -> Iterator[Finding]:

@@ -8,7 +8,6 @@ the model, and nothing of what else the cache may hold of that repository.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import queue
@@ -224,7 +223,7 @@ def _is(path: Path, file: RemoteFile) -> bool:
     with path.open("rb") as opened:
         if os.fstat(opened.fileno()).st_size != file.size:
             return False
-        found = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+        found = file.hasher()
         while piece := opened.read(CHUNK):
             found.update(piece)
     return found.hexdigest() == file.content

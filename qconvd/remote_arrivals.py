@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from qconvd.watch.hub import HubWatch, Report, fits
 from qconvd.wishes import Wishes
 
 log = logging.getLogger(__name__)
+KEEP_SECONDS = 3600.0
 FOLDER = "hub"
 """Below the state folder: heads of models, and links to what was fetched."""
 
@@ -48,6 +50,7 @@ class RemoteArrivals:
         self._wishes = wishes
         self._state = state
         self._entries: tuple[WatchHub, ...] = ()
+        self._recipes_known: frozenset[str] = frozenset()
         self._cache: Path | None = None
         self._added: dict[tuple[str, str], Added] = {}
         self._commits: dict[str, str] = {}
@@ -58,6 +61,7 @@ class RemoteArrivals:
     def configure(self, config: Config) -> None:
         """Watch what this configuration says, and hold what is known against its recipes."""
         self._entries, self._cache, self._freed = config.repositories, config.hub.cache, ()
+        self._recipes_known = frozenset(config.recipes)
         self.problems.clear()
         self._commits = {s.locator: s.fingerprint for s in self._sources() if s.state in ("present", "refused")}
         for source in self._sources():
@@ -113,10 +117,14 @@ class RemoteArrivals:
             self._refuse(report)
         elif report.found is not None:
             self._take(report.found)
-        if report.error is None and self.problems.pop(locator, None) is not None:
+        if report.error is not None:
+            return
+        self.problems.pop(f"hub:{report.address.owner}/*", None)
+        # What was wrong with a commit is wrong with it still, unless it was only that it could not be had.
+        told = self.problems.get(locator)
+        if told is not None and (report.found is not None or isinstance(told, HubBusy | HubRefused)):
+            del self.problems[locator]
             log.info("%s can be had again", locator, extra={"action": "hub.back"})
-        if report.error is None:
-            self.problems.pop(f"hub:{report.address.owner}/*", None)
 
     def _refuse(self, report: Report) -> None:
         error, locator = report.error, report.address.locator
@@ -143,8 +151,9 @@ class RemoteArrivals:
         with self._ledger.transaction():
             before = self._ledger.source_at(locator)
             source = self._ledger.source_seen(locator, found.digest, found.model.name, found.remote.commit)
-            others = {j.recipe: None for j in self._ledger.jobs_of(source.id)} if added else {}
-            recipes |= dict.fromkeys([*others, *(one.recipe for one in added.values())])
+            # What was added by hand of this version stays wanted, whatever is watched.
+            recipes |= dict.fromkeys(j.recipe for j in self._ledger.jobs_of(source.id) if j.recipe in self._recipes_known)
+            recipes |= dict.fromkeys(one.recipe for one in added.values())
             after = "delete" if any(e.after == "delete" for e in entries) else "keep"
             known = self._ledger.snapshot_of(source.id)
             if known is not None and known.state != "here" and not Path(known.heads).is_dir():
@@ -188,9 +197,16 @@ class RemoteArrivals:
             return
         self._freed = mark
         for snapshot in self._ledger.snapshots("here"):
-            targets = [t for t in self._ledger.targets(source=snapshot.source) if t.state != "superseded"]
-            if snapshot.after == "delete" and targets and all(t.state == "done" for t in targets):
+            if snapshot.after == "delete" and self._over(snapshot):
                 self._let_go(snapshot)
+
+    def _over(self, snapshot: Snapshot) -> bool:
+        """Whether nobody needs what was fetched any more: all is made of it, or another version has taken its place."""
+        if any(t.source == snapshot.source for t in self._ledger.tasks("running")):
+            return False
+        targets = [t for t in self._ledger.targets(source=snapshot.source) if t.state != "superseded"]
+        replaced = self._ledger.source(snapshot.source).state == "replaced"
+        return all(t.state == "done" for t in targets) and bool(targets or replaced)
 
     def _let_go(self, snapshot: Snapshot) -> None:
         contents = {str(f["path"]): str(f["sha256"] or f["oid"]) for f in snapshot.files}
@@ -205,11 +221,13 @@ class RemoteArrivals:
                  freed, extra={"action": "source.delete"})  # fmt: skip
 
     def _sweep(self, found: Found) -> None:
-        """Remove the headers of commits of this repository that no source speaks of any more."""
+        """Remove the headers of old commits of this repository that no source speaks of any more."""
         folder = found.model.path.parent.parent
-        used = {Path(s.heads).parent.name for s in self._ledger.snapshots()} | {found.remote.commit}
+        current = {s.id for s in self._ledger.sources()} | {t.source for t in self._ledger.tasks("running")}
+        used = {Path(s.heads).parent.name for s in self._ledger.snapshots() if s.source in current} | {found.remote.commit}
         for old in folder.iterdir() if folder.exists() else ():
-            if old.name not in used:
+            # A young one may have been made by the watching thread for a branch that is reported next.
+            if old.name not in used and time.time() - old.stat().st_mtime > KEEP_SECONDS:
                 shutil.rmtree(old, ignore_errors=True)
 
     def _sources(self) -> list[Source]:

@@ -245,3 +245,30 @@ def test_publishing_has_slots_of_its_own_and_takes_nothing_from_a_conversion() -
         5: "waits until something else is published; 2 are at a time", 6: "waits for a free worker; 2 may run at a time"
     }  # fmt: skip
     assert set(look(running(3, "publish"), running(4, "publish"), task(6, memory=everything)).starts) == {6}
+
+
+def fetch(id: int, nbytes: int, **more: Any) -> Task:
+    made = task(id, "fetch", memory=GIB // 2, **more)
+    return replace(made, need={**made.need, "cache": nbytes})
+
+
+def test_fetching_goes_on_beside_conversions_that_hold_everything() -> None:
+    outlook = look(running(1, memory=32 * GIB), running(2), fetch(3, 10 * GIB), task(4))
+    assert set(outlook.starts) == {3} and outlook.holds == {4: "waits for a free worker; 2 may run at a time"}
+
+
+def test_models_are_fetched_as_many_at_a_time_as_the_config_says() -> None:
+    one = look(fetch(1, GIB, state="running", placed={"kind": "cpu"}), fetch(2, GIB), task(3))
+    assert one.holds == {2: "waits until another model is fetched; 1 at a time (hub.fetches)"} and set(one.starts) == {3}
+    assert set(look(fetch(1, GIB), fetch(2, GIB), policy=replace(POLICY, fetches=2)).starts) == {1, 2}
+
+
+def test_what_does_not_fit_is_not_fetched() -> None:
+    small = Disk(20 * GIB)
+    assert look(fetch(1, 25 * GIB), disk=small).holds == {
+        1: "needs 25.00 GiB of disk to be fetched; the Hub cache's disk does not have as much free"
+    }
+    together = look(fetch(1, 15 * GIB), task(2, disk=10 * GIB), disk=small)
+    assert set(together.starts) == {1}, "both would be on one disk"
+    apart = look(fetch(1, 25 * GIB), task(2, disk=10 * GIB), disk=Disk(20 * GIB, cache=30 * GIB))
+    assert set(apart.starts) == {1, 2}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qconvd.errors import BadCheckpoint, QconvdError
+from qconvd.errors import BadCheckpoint, HubBusy, QconvdError
 from qconvd.executors.base import Status
 from qconvd.ledger import Ledger, Task
 from qconvd.tasks import (
@@ -141,6 +141,19 @@ def test_a_stop_is_no_failure(ledger: Ledger, task: Task, status: Status) -> Non
     assert {s for s, _ in _states(ledger).values()} == {"waiting"}
     assert [t.failures for t in ledger.targets()] == [0, 0]
     assert ledger.task(task.id).not_before == 0
+
+
+def test_a_hub_that_cannot_answer_is_waited_for_and_that_is_no_failure(ledger: Ledger, task: Task) -> None:
+    waits = []
+    for seconds in (0.0, 7200.0, 0.0, 0.0, 0.0):
+        error = HubBusy("the Hub is busy", seconds=seconds).as_dict()
+        settle(ledger, ledger.task(task.id), Status("failed", EXIT_ERROR), TaskResult(ok=False, error=error), NOW)
+        (queued,) = ledger.tasks("queued")
+        waits.append(queued.not_before - NOW)
+        assert {t.failures for t in ledger.targets()} == {0}
+        assert queued.reason == "the Hub has to be waited for: the Hub is busy"
+        ledger.claim(queued.id)
+    assert waits == [30, 7200, 120, 240, 480]
 
 
 def test_a_busy_work_folder_is_waited_for(ledger: Ledger, task: Task) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import email.utils
 import errno
+import hashlib
 import os
 import re
 import time
@@ -59,6 +60,10 @@ class RemoteFile:
     def content(self) -> str:
         """What changes with the content."""
         return self.sha256 or self.oid
+
+    def hasher(self) -> hashlib._Hash:
+        """What gives `content` when it was fed the file: sha256, or for a small file git's id of a blob."""
+        return hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,9 @@ class Hub:
 
         with self.asking(f"reading {path}", repo):
             place = f"/{repo}/resolve/{quote(commit, safe='')}/{quote(path)}"
-            reply = self._get(place, {}, {"Range": f"bytes={start}-{start + count - 1}"})
+            # Compressed on the way, some servers forget about ranges.
+            headers = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
+            reply = self._get(place, {}, headers)
             data = bytes(reply.content)
             if reply.status_code != 206:  # a server, or a proxy on the way, that knows no ranges
                 data = data[start : start + count]

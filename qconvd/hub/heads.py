@@ -21,7 +21,7 @@ from qconvd.checkpoints.gguf import METADATA_LIMIT
 from qconvd.checkpoints.gguf import read_header as read_gguf_header
 from qconvd.checkpoints.safetensors import HEADER_LIMIT
 from qconvd.checkpoints.shards import choose_shards
-from qconvd.errors import BadCheckpoint, Incomplete, QconvdError
+from qconvd.errors import BadCheckpoint, HubBusy, QconvdError
 from qconvd.hub.address import Address
 from qconvd.hub.client import Hub, RemoteFile, RemoteModel
 from qconvd.hub.selection import beside, digest, is_ours, refuse_pickles, visible
@@ -97,8 +97,11 @@ def _make(hub: Hub, remote: RemoteModel, place: Path) -> None:
 
     def whole(file: RemoteFile) -> None:
         data = hub.read(remote.repo, remote.commit, file.path, 0, file.size) if file.size else b""
-        if len(data) != file.size:
-            raise Incomplete(f"{len(data)} of {file.size} bytes came", where=file.path, fix="it is tried again by itself")
+        found = file.hasher()
+        found.update(data)
+        if len(data) != file.size or found.hexdigest() != file.content:
+            what = f"{file.path} arrives with another content than the Hub lists"
+            raise HubBusy(what, where=file.path, fix="it is tried again by itself")
         (draft / file.path).parent.mkdir(parents=True, exist_ok=True)
         (draft / file.path).write_bytes(data)
 
@@ -155,5 +158,7 @@ def _say_where(error: QconvdError, place: Path, locator: str) -> None:
     for folder in (place, place.with_name(".heads")):
         error.where = error.where.replace(str(folder), locator)
         error.fix = error.fix.replace(str(folder), locator)
+    if error.fix == "give qconvd one of the files":  # as somebody could with a folder
+        error.fix = "take a repository with one of them, or the one with the original's safetensors"
     if not error.where.startswith(locator):
         error.where = f"{locator}/{error.where}" if error.where else locator

@@ -114,6 +114,8 @@ class HubWatch:
         self._hub: Hub | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._refusals: dict[str, tuple[str, str]] = {}
+        """Of models of an author: the commit and the token's fingerprint with which access was refused."""
         self._token_looked_at = 0.0
 
     def configure(self, access: Access, wanted: Mapping[HubModels, float]) -> None:
@@ -122,6 +124,7 @@ class HubWatch:
             once = [q for q in self._questions if not q.interval]
             self._questions = [Question(models, interval) for models, interval in wanted.items()] + once
             self._access, self._hub = access, None
+            self._refusals.clear()
             self._begin()
 
     def ask(self, address: Address) -> None:
@@ -136,6 +139,7 @@ class HubWatch:
             found = [q for q in self._questions if q.models.repo == repo or q.models.author == repo.partition("/")[0]]
             for question in found:
                 question.due, question.refused = min(question.due, question.last + HINT_GAP), ""
+            self._refusals.pop(repo, None)
             self._lock.notify_all()
             return bool(found)
 
@@ -246,7 +250,16 @@ class HubWatch:
         if commit == self._known(address):
             self._reports.put(Report(address, commit=commit))
             return
-        self._reports.put(Report(address, look(hub, address, self._place(address)), commit))
+        self._look(hub, address, commit)
+
+    def _look(self, hub: Hub, address: Address, commit: str) -> None:
+        """Look at a commit that was not seen before. What it holds may be refused; that is told once."""
+        try:
+            self._reports.put(Report(address, look(hub, address, self._place(address)), commit))
+        except (HubBusy, HubRefused):
+            raise
+        except QconvdError as error:
+            self._reports.put(Report(address, commit=commit, error=error))
 
     def _author(self, hub: Hub, models: HubModels) -> None:
         """All models of an author that fit. One that cannot be had is reported and keeps nothing from the others."""
@@ -257,12 +270,13 @@ class HubWatch:
             if remote.commit == self._known(address):
                 self._reports.put(Report(address, commit=remote.commit))
                 continue
+            if self._refusals.get(remote.repo) == (refusal := (remote.commit, self._fingerprint())):
+                continue
             try:
-                self._reports.put(Report(address, look(hub, address, self._place(address)), remote.commit))
-            except HubBusy:
-                raise
-            except QconvdError as error:
-                self._reports.put(Report(address, commit=remote.commit, error=error))
+                self._look(hub, address, remote.commit)
+            except HubRefused as error:
+                self._refusals[remote.repo] = refusal
+                self._reports.put(Report(address, error=error))
 
     def _place(self, address: Address) -> Path:
         return self._folder / address.repo.replace("/", "--")

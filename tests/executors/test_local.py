@@ -412,3 +412,11 @@ def test_a_worker_sees_only_its_gpu() -> None:
     assert environment("cuda", "GPU-7f", 4)["CUDA_VISIBLE_DEVICES"] == "GPU-7f"
     assert environment("cpu", "GPU-7f", 0)["CUDA_VISIBLE_DEVICES"] == ""
     assert environment("cpu", "", 0)["OMP_NUM_THREADS"] == "1"
+
+
+def test_only_who_is_online_gets_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    alone, online = environment("cpu", "", 1), environment("cpu", "", 1, online=True)
+    assert "HF_TOKEN" not in alone and alone["HF_HUB_OFFLINE"] == "1"
+    assert online["HF_TOKEN"] == "hf_secret" and "HF_HUB_OFFLINE" not in online

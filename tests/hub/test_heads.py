@@ -114,8 +114,9 @@ def test_gguf_where_that_is_what_the_repository_has(hub: Hub, hub_server: HubSer
     assert [f.path for f in seen.files] == ["README.md", "m-Q8_0.gguf"]
     shutil.copy(made, folder / "m-Q4_0.gguf")
     hub_server.push("alice/m", folder)
-    with pytest.raises(Unsupported, match="holds 2 GGUF models"):
+    with pytest.raises(Unsupported, match="holds 2 GGUF models") as caught:
         found(hub, tmp_path)
+    assert "original's safetensors" in caught.value.fix
 
 
 def refusal(hub: Hub, tmp_path: Path) -> QconvdError:
@@ -192,6 +193,14 @@ def test_a_failure_on_the_way_leaves_nothing_half(hub: Hub, hub_server: HubServe
         found(hub, tmp_path)
     assert not (tmp_path / "hub" / commit / "heads").exists()
     assert found(hub, tmp_path).model.parameters
+
+
+def test_a_side_file_that_is_not_what_is_listed(hub: Hub, hub_server: HubServer, model: Path, tmp_path: Path) -> None:
+    hub_server.push("alice/m", model)
+    hub_server.fault("GET .*config.json", "flip")
+    with pytest.raises(HubBusy, match=r"config\.json arrives with another content than the Hub lists"):
+        found(hub, tmp_path)
+    assert found(hub, tmp_path).model.architecture == "LlamaForCausalLM"
 
 
 def test_a_moved_branch_is_read_as_of_one_commit(hub: Hub, hub_server: HubServer, model: Path, tmp_path: Path) -> None:

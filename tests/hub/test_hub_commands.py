@@ -81,3 +81,38 @@ def test_what_the_hub_refuses_is_said(qconvd: Qconvd, hub_server: HubServer, gla
     assert "is no repository of the Hub" in qconvd("plan", "hub:gated", "--to", "q8_0").err
     hub_server.stop()
     assert "cannot be reached while asking for it" in qconvd("plan", "hub:alice/gated", "--to", "q8_0").err
+
+
+def test_check_says_what_is_watched(qconvd: Qconvd) -> None:
+    Path("config.yaml").write_text("""\
+watch:
+  - {hub: a/b@dev, recipes: r, interval: 1h}
+  - hub: {author: org, pipeline: text-generation, licenses: [mit], max_parameters: 15B, name: "*-Instruct"}
+    recipes: r
+    after: delete
+output: ./models
+recipes: {r: {targets: [fp16]}}
+""")
+    said = " ".join(qconvd("check").out.split())
+    assert "hub:a/b@dev on the Hub, asked for every 1h 00m, becomes:" in said, said
+    told = "for text-generation, under mit, of at most 15.00B parameters, named like *-Instruct"
+    assert f"Each model of org on the Hub {told}, asked for every 5m 00s, becomes:" in said, said
+    assert "Then what was fetched stays in the Hub cache." in said and "Then what was fetched is deleted." in said
+
+
+def test_add_tells_at_once_what_the_hub_refuses(qconvd: Qconvd, hub_server: HubServer, glass: Path) -> None:
+    Path("config.yaml").write_text("output: ./models\nrecipes: {r: {targets: [fp16]}}\n")
+    assert "is not there, or is private" in qconvd("add", "hub:alice/none").err
+    hub_server.push("alice/glass", glass)
+    said = qconvd("add", "hub:alice/glass")
+    assert said.code == 0 and "it will be done when one is started" in said.out
+
+
+def test_doctor_says_which_token_is_used_and_never_what_it_is(qconvd: Qconvd, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("config.yaml").write_text("watch: [{hub: a/b, recipes: r}]\noutput: ./models\nrecipes: {r: {targets: [fp16]}}\n")
+    assert "without a token: public models only" in " ".join(qconvd("doctor").out.split())
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    said = qconvd("doctor")
+    assert "with the token from $HF_TOKEN" in said.out and "hf_secret" not in said.out
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE is set" in qconvd("doctor").out

@@ -180,12 +180,38 @@ def test_what_is_refused_by_a_recipe_or_a_reader_is_not_fetched(
     hub_server.push("alice/q", model(2), texts={"quantize_config.json": "{}"})
     hub_server.push("alice/ours", model(3), texts={"qconvd.json": "{}"})
     home.watch(*(f"{{hub: alice/{n}, recipes: r}}" for n in ("m", "q", "ours")), match="{min_parameters: 1B}")
-    home.once()
+    assert home.once() == 1, "something was left"
     told = "\n".join(f"{s.path} {s.kind} {s.reason}" for s in read_sightings(home.state))
     assert "hub:alice/m unwanted the recipe r does not take it: its" in told
     assert "hub:alice/q unwanted is already quantized" in told
     assert "hub:alice/ours unwanted was made by qconvd" in told
     assert not home.targets() and not home.cache.exists()
+    hub_server.forget()
+    home.watch(*(f"{{hub: alice/{n}, recipes: r, interval: 1s}}" for n in ("q", "ours")))
+    home.start()
+    home.wait(lambda: len(hub_server.log("alice/q/revision/main[?]expand=sha$")) > 3, "some questions")
+    assert len(hub_server.log("alice/q")) - len(hub_server.log("alice/q/revision/main[?]expand=sha$")) <= 2, "one look"
+    assert "hub:alice/q unwanted" in home.seen("hub:alice/q")
+    end(home)
+
+
+def test_a_gated_model_of_an_author_is_asked_for_once_and_the_others_are_taken(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    hub_server.push("alice/gated", model(2))
+    hub_server.settings("alice/gated", gated="auto")
+    hub_server.push("alice/open", model())
+    home.watch("{hub: {author: alice}, recipes: r, interval: 1s}")
+    home.start()
+    home.done(1)
+    home.wait(lambda: len(hub_server.log("^GET /api/models[?]")) > 3, "some questions")
+    assert len(hub_server.log("alice/gated/auth-check")) == 1
+    assert f"accept its conditions at {hub_server.url}/alice/gated" in home.seen("hub:alice/gated incomplete is gated")
+    hub_server.settings("alice/gated", gated=False)
+    assert home.ask("reload").state == "done"
+    home.done(2)
+    home.wait(lambda: not read_sightings(home.state), "nothing to complain about")
+    end(home)
 
 
 def test_a_busy_hub_is_asked_again_when_it_says_so(home: HubHome, hub_server: HubServer, model: Callable[..., Path]) -> None:
@@ -275,3 +301,25 @@ def test_a_webhook_brings_the_next_question_forward(home: HubHome, hub_server: H
     home.wait(lambda: home.sources()[0].version == 2 and home.targets("done"), "the second version")
     end(home)
     assert "s3cret" not in home.log()
+
+
+def test_the_next_model_is_fetched_while_one_is_converted(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    import os
+    import signal
+
+    hub_server.push("alice/a", model(1))
+    home.watch("{hub: alice/a, recipes: r}", "{hub: alice/b, recipes: r, interval: 1s}")
+    home.start()
+    home.wait(lambda: home.sources(), "the first model")
+    stopped = home.freeze("convert")
+    hub_server.push("alice/b", model(2))
+    assert home.ask("reload").state == "done"
+    with home.ledger() as ledger:
+        home.wait(lambda: [s for s in ledger.snapshots("here") if s.repo == "alice/b"], "the second one to be here")
+        assert [t.kind for t in ledger.tasks("running")] == ["convert"]
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    home.done(2)
+    end(home)
