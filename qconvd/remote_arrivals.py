@@ -55,8 +55,10 @@ class RemoteArrivals:
         self._added: dict[tuple[str, str], Added] = {}
         self._commits: dict[str, str] = {}
         """By locator: the commit that the ledger knows, or that was refused; the watching thread reads it."""
+        self._earlier: dict[str, set[str]] = {}
+        """By locator: all commits that were ever taken."""
         self._freed: tuple[object, ...] = ()
-        self._watch = HubWatch(wake, self._known, state / FOLDER)
+        self._watch = HubWatch(wake, self, state / FOLDER)
 
     def configure(self, config: Config) -> None:
         """Watch what this configuration says, and hold what is known against its recipes."""
@@ -64,6 +66,8 @@ class RemoteArrivals:
         self._recipes_known = frozenset(config.recipes)
         self.problems.clear()
         self._commits = {s.locator: s.fingerprint for s in self._sources() if s.state in ("present", "refused")}
+        for row in self._ledger.rows("SELECT locator, fingerprint FROM source WHERE locator LIKE 'hub:%'"):
+            self._earlier.setdefault(row["locator"], set()).add(row["fingerprint"])
         for source in self._sources():
             if source.state == "present":
                 self._want_again(source, config)
@@ -107,9 +111,17 @@ class RemoteArrivals:
     def _recipes(self, locator: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(r for e in self._entries if e.hub.shown == locator for r in e.recipes))
 
-    def _known(self, address: Address) -> str:
-        # Called from the watching thread: a dictionary's get is safe there.
+    # Called from the watching thread, where a look into a dictionary is safe.
+
+    def commit(self, address: Address) -> str:
+        """The commit that was last looked at."""
         return self._commits.get(address.locator, "")
+
+    def earlier(self, address: Address, commit: str) -> bool:
+        """Whether a commit was taken before the present one."""
+        return bool(self._commits.get(address.locator)) and commit in self._earlier.get(address.locator, ())
+
+    # In the daemon's loop
 
     def _hear(self, report: Report) -> None:
         locator = report.address.locator
@@ -162,6 +174,7 @@ class RemoteArrivals:
             self._ledger.snapshot_listed(source.id, remote.repo, remote.commit, heads, found.listing, after)
             made = self._wishes.want(source, found.model, list(recipes))
         self._commits[locator] = found.remote.commit
+        self._earlier.setdefault(locator, set()).add(found.remote.commit)
         for one in added.values():
             one.source = source.id
         new = before is None or before.id != source.id

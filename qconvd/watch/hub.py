@@ -73,8 +73,12 @@ class Question:
 class Known(Protocol):
     """What is known already: asked from the thread, so it must be safe there."""
 
-    def __call__(self, address: Address) -> str:
+    def commit(self, address: Address) -> str:
         """The commit that was last looked at, empty if none was."""
+        ...
+
+    def earlier(self, address: Address, commit: str) -> bool:
+        """Whether this one was looked at before that."""
         ...
 
 
@@ -116,6 +120,8 @@ class HubWatch:
         self._closed = False
         self._refusals: dict[str, tuple[str, str]] = {}
         """Of models of an author: the commit and the token's fingerprint with which access was refused."""
+        self._stepped_back: dict[str, str] = {}
+        """By locator: an older commit than the one that is known, seen once."""
         self._token_looked_at = 0.0
 
     def configure(self, access: Access, wanted: Mapping[HubModels, float]) -> None:
@@ -247,10 +253,24 @@ class HubWatch:
 
     def _one(self, hub: Hub, address: Address) -> None:
         commit = hub.commit_of(address.repo, address.revision)
-        if commit == self._known(address):
+        if self._is_new(address, commit):
+            self._look(hub, address, commit)
+
+    def _is_new(self, address: Address, commit: str) -> bool:
+        """Whether to look at a commit; that a model is as it was is reported.
+
+        An older commit than the known one is a branch that was moved back, or the answer of a server that lags behind: what it
+        is shows when it is asked again.
+        """
+        if commit == self._known.commit(address):
+            self._stepped_back.pop(address.locator, None)
             self._reports.put(Report(address, commit=commit))
-            return
-        self._look(hub, address, commit)
+            return False
+        if self._known.earlier(address, commit) and self._stepped_back.get(address.locator) != commit:
+            self._stepped_back[address.locator] = commit
+            return False
+        self._stepped_back.pop(address.locator, None)
+        return True
 
     def _look(self, hub: Hub, address: Address, commit: str) -> None:
         """Look at a commit that was not seen before. What it holds may be refused; that is told once."""
@@ -267,8 +287,7 @@ class HubWatch:
             address = Address(remote.repo)
             if is_ours(remote) or not fits(models, remote):
                 continue
-            if remote.commit == self._known(address):
-                self._reports.put(Report(address, commit=remote.commit))
+            if not self._is_new(address, remote.commit):
                 continue
             if self._refusals.get(remote.repo) == (refusal := (remote.commit, self._fingerprint())):
                 continue

@@ -323,3 +323,22 @@ def test_the_next_model_is_fetched_while_one_is_converted(
         os.kill(pid, signal.SIGCONT)
     home.done(2)
     end(home)
+
+
+def test_a_server_that_lags_behind_is_not_believed_at_once_and_a_branch_that_moves_back_is(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    first = hub_server.push("alice/m", model(1))
+    home.watch("{hub: alice/m, recipes: r, interval: 1s}")
+    home.start()
+    home.done(1)
+    hub_server.push("alice/m", model(2))
+    home.wait(lambda: home.sources()[0].version == 2, "the second version")
+    hub_server.fault("GET /api/models/alice/m", "stale")
+    hub_server.forget()
+    home.wait(lambda: len(hub_server.log("GET /api/models/alice/m")) > 4, "some questions")
+    assert hub_server.log("GET /api/models/alice/m")[0]["fault"] == "stale" and home.sources()[0].version == 2
+    hub_server.move("alice/m", "main", first)
+    home.wait(lambda: home.sources()[0].version == 3, "the first version again")
+    home.wait(lambda: [t for t in home.targets("done") if t.source == home.sources()[0].id], "its artifact")
+    end(home)
