@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
 
-.PHONY: help demo test check run format docs clean
+.PHONY: help demo test crashes check run format docs clean
 
 help:            ## What can be done here
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: $(VENV)/.test    ## All tests, with real models and other people's readers
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m crash
 	@echo "Everything else"
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not crash"
+
+crashes: $(VENV)/.test ## Kill the daemon and its workers at every single point, not at some (half an hour)
+	@QCONVD_CRASHES=all $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m crash
 
 check: $(VENV)/.test   ## ruff and strict types
 	@$(BIN)/ruff check .

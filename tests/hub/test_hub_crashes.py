@@ -107,7 +107,7 @@ def pattern(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pattern]:
 @pytest.mark.parametrize("share", range(SHARES))
 def test_one_process_is_killed_at_every_point(pattern: Pattern, share: int) -> None:
     """The daemon dies and its worker lives on, or the worker dies under a daemon that lives on."""
-    for point in range(share, pattern.calls, SHARES):
+    for point in crash.some(range(share, pattern.calls, SHARES)):
         warm = fresh(pattern.root / f"crash-{point}", pattern.home)
         assert warm.run(point) in (0, -signal.SIGKILL), problems(warm)
         pattern.recovers(warm, f"killed before call {point}; after {last_call(warm)}")
@@ -116,7 +116,7 @@ def test_one_process_is_killed_at_every_point(pattern: Pattern, share: int) -> N
 def test_all_processes_are_killed_at_random_points(pattern: Pattern) -> None:
     """As when the power fails."""
     points = range(pattern.calls)
-    for point in random.Random(20240229).sample(points, min(RANDOM_POINTS, len(points))):
+    for point in crash.some(random.Random(20240229).sample(points, min(RANDOM_POINTS, len(points)))):
         warm = fresh(pattern.root / f"power-{point}", pattern.home)
         warm.run(point, power=True)
         pattern.recovers(warm, f"all killed before call {point}; after {last_call(warm)}")
@@ -124,7 +124,7 @@ def test_all_processes_are_killed_at_random_points(pattern: Pattern) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_all_processes_are_killed_around_every_reply(pattern: Pattern, when: str) -> None:
-    for number in range(pattern.requests):
+    for number in crash.some(range(pattern.requests)):
         warm = fresh(pattern.root / f"reply-{when}-{number}", pattern.home)
         pattern.server.fault("^", "hold", skip=number, when=when)
         running = threading.Thread(target=warm.run)
