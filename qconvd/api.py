@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qconvd.cache_home import cache_home
 from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
 from qconvd.checkpoints.gguf import gguf_metadata
 from qconvd.containers.base import Container
@@ -63,7 +64,7 @@ __all__ = [
     "Expr", "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Imatrix", "Incomplete", "InputFile", "LeftOut",
     "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares", "QconvdError",
     "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile",
-    "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "check_report", "container", "gguf_families",
-    "gguf_metadata", "given_by", "hookimpl", "open_statistics", "reads", "row_bytes", "rows_columns", "safetensors_index",
-    "storage",
+    "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "cache_home", "check_report", "container",
+    "gguf_families", "gguf_metadata", "given_by", "hookimpl", "open_statistics", "reads", "row_bytes", "rows_columns",
+    "safetensors_index", "storage",
 ]  # fmt: skip

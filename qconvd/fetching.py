@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from qconvd import checkpoints
+from qconvd import checkpoints, rates
 from qconvd.engine.durable import sync_folder, write_whole
 from qconvd.engine.run import Cancelled
 from qconvd.errors import Busy, HubBusy, OutOfSpace, TakenAway
@@ -76,6 +76,7 @@ class _Fetch:
 
     def bring(self, tell: Callable[..., None], cancelled: Callable[[], bool]) -> None:
         """Download what is missing, the small files first, and hold every file against its hash."""
+        began = time.monotonic()
         for litter in self.repo.sweep(f.content for f in self.files):
             print(f"removed what an interrupted download left: {litter.name}", flush=True)
         missing = [f for f in self.files if not self.repo.has(self.wanted.commit, f.path, f.content)]
@@ -105,6 +106,7 @@ class _Fetch:
                 _end(threads, todo)
                 raise failed
         tell(True)
+        rates.note_fetch(sum(f.size for f in missing), time.monotonic() - began)
 
     def link(self) -> Path:
         """The model as a folder of links into the cache; it appears whole, in the place of what an earlier attempt made."""

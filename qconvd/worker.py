@@ -18,13 +18,14 @@ import shutil
 import signal
 import sqlite3
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from qconvd import __version__, checkpoints
+from qconvd import __version__, checkpoints, rates
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.commit import BEGUN, commit
 from qconvd.engine.durable import write_whole
@@ -153,7 +154,12 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
             except Exception as error:  # noqa: BLE001 — likewise
                 results[one.id] = _failed(spec, targets[one.id], error)
                 wanted.remove(one)
-        for id, manifest in _converted(model, wanted, spec, on_event, cancelled).items():
+        fresh = not any((t.work / JOURNAL).exists() for t in wanted)
+        began = time.monotonic()
+        made = _converted(model, wanted, spec, on_event, cancelled)
+        if fresh and not any(isinstance(manifest, Exception) for manifest in made.values()):
+            rates.note_conversion([targets[one.id].label for one in wanted], model.parameters, time.monotonic() - began)
+        for id, manifest in made.items():
             if isinstance(manifest, Exception):
                 results[id] = _failed(spec, targets[id], manifest)
             else:

@@ -20,6 +20,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from qconvd.api import cache_home
+
 log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent
 KERNELS = (
@@ -38,27 +40,15 @@ NO_MATTER = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS")
 def folder() -> Path:
     """The folder for this version of the kernels on this CPU; made if it is not there.
 
-    `$QCONVD_CACHE_DIR`, else the first of `$CACHE_DIRECTORY` (systemd), else `$XDG_CACHE_HOME/qconvd`, else `~/.cache/qconvd`;
-    where none can be written, a folder below the system's temporary one that only this user can write.
+    Below `cache_home()`; where that cannot be written, below the system's temporary folder, where only this user can write.
     """
-    wanted = base() / "kernels" / fingerprint()
+    wanted = cache_home() / "kernels" / fingerprint()
     if _usable(wanted):
         return wanted
     fallback = _temporary() / fingerprint()
     fallback.mkdir(exist_ok=True)
     log.warning("the kernel cache %s cannot be written; compiled kernels go to %s", wanted, fallback)
     return fallback
-
-
-def base() -> Path:
-    """The folder that the environment names for what qconvd may cache; nothing is made."""
-    if named := os.environ.get("QCONVD_CACHE_DIR"):
-        return Path(named).absolute()
-    if given := os.environ.get("CACHE_DIRECTORY"):
-        return Path(given.partition(":")[0]).absolute()
-    if home := os.environ.get("XDG_CACHE_HOME"):
-        return Path(home).absolute() / "qconvd"
-    return Path("~/.cache/qconvd").expanduser().absolute()
 
 
 @cache
@@ -75,7 +65,7 @@ def fingerprint() -> str:
 
 def is_warm() -> bool:
     """Whether every kernel is compiled already. Imports nothing, makes nothing; takes some tens of milliseconds."""
-    places = (base() / "kernels" / fingerprint(), _temporary_path() / fingerprint())
+    places = (cache_home() / "kernels" / fingerprint(), _temporary_path() / fingerprint())
     return any(all(_marked(place, name) for name in KERNELS) for place in places)
 
 

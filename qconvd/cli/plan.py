@@ -46,12 +46,13 @@ def plan(
         policy = _policy(None if to is not None and config is None else load_config(config))
         previews = [preview(found, target, policy, profile, name) for target in targets]
     refused = [p for p in previews if p.error]
+    times = _times(found, remote, [p.target.label for p in previews if not p.error])
     if json:
         output.as_json({
             "model": found.name, "path": remote.address.locator if remote else found.path, "parameters": found.parameters,
             "source_bytes": found.weight_bytes, **_fetched(remote),
             "memory": max((p.memory for p in previews), default=0), "threads": policy.threads_per_job,
-            "artifacts": [p.as_dict() for p in previews], "not_matched": unmatched,
+            "seconds": times, "artifacts": [p.as_dict() for p in previews], "not_matched": unmatched,
         })  # fmt: skip
     else:
         parameters = f"{show_count(found.parameters)} parameters, {show_size(found.weight_bytes)}"
@@ -69,8 +70,28 @@ def plan(
             if len(refused) < len(previews):
                 memory = show_size(max(p.memory for p in previews))
                 print(f"One pass makes all of them, with {memory} of memory (threads: {policy.threads_per_job}).")
+                print(_how_long(times))
     if refused:
         raise typer.Exit(Exit.REFUSED)
+
+
+def _times(model: Any, remote: Found | None, labels: list[str]) -> dict[str, float | None]:
+    """About how many seconds each part takes, as fast as it went here before; None where nothing like it was done yet."""
+    from qconvd import rates
+
+    fetching = {"fetch": rates.fetch_seconds(remote.nbytes)} if remote else {}
+    return {**fetching, "convert": rates.conversion_seconds(labels, model.parameters)}
+
+
+def _how_long(times: dict[str, float | None]) -> str:
+    from qconvd.quantities import show_duration
+
+    known = [f"{show_duration(seconds)} to {part}" for part, seconds in times.items() if seconds is not None]
+    unknown = [part for part, seconds in times.items() if seconds is None]
+    lines = [f"About {', '.join(known)}, going by what was done here before."] if known else []
+    if unknown:
+        lines.append(f"How long it takes to {' and '.join(unknown)} is known after the first time here.")
+    return "\n".join(lines)
 
 
 def _fetched(remote: Found | None) -> dict[str, Any]:

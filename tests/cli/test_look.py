@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Qconvd
+from qconvd import rates
 from qconvd.config import load
 
 CONFIG = """\
@@ -27,6 +28,13 @@ def config(qconvd: Qconvd) -> Path:
     return Path("config.yaml")
 
 
+@pytest.fixture
+def nothing_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this machine nothing was converted yet."""
+    monkeypatch.setenv("QCONVD_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("nothing_done")
 def test_plan(qconvd: Qconvd, glass: Path) -> None:
     said = qconvd("plan", glass, "--to", "fp16,q8_0")
     assert said.code == 0
@@ -36,8 +44,9 @@ def test_plan(qconvd: Qconvd, glass: Path) -> None:
     assert lines[4] == "  glass_en-fp16/"
     assert lines[6] == "  glass_en-GGUF/glass_en-Q8_0.gguf"
     assert "4 of 38 tensors of the Q8_0 file are F16" in said.out
-    assert "2 of 2 can be made" in lines[-2]
-    assert re.fullmatch(r"One pass makes all of them, with [\d.]+ [MG]iB of memory \(threads: \d+\)\.", lines[-1])
+    assert "2 of 2 can be made" in lines[-3]
+    assert re.fullmatch(r"One pass makes all of them, with [\d.]+ [MG]iB of memory \(threads: \d+\)\.", lines[-2])
+    assert lines[-1] == "How long it takes to convert is known after the first time here."
     assert all(len(line) <= 80 for line in lines)
 
 
@@ -45,7 +54,19 @@ def test_plan(qconvd: Qconvd, glass: Path) -> None:
 def test_plan_prices_for_the_limits_of_the_config(qconvd: Qconvd, glass: Path, config: Path, memory: str) -> None:
     config.write_text(CONFIG + f"limits: {{threads: 6, jobs: 2, memory: {memory}}}\n")
     said = qconvd("plan", glass, "--recipe", "small")
-    assert said.out.endswith("One pass makes all of them, with 384.0 MiB of memory (threads: 3).\n")
+    assert "One pass makes all of them, with 384.0 MiB of memory (threads: 3).\n" in said.out
+
+
+@pytest.mark.usefixtures("nothing_done")
+def test_plan_says_how_long_it_takes_going_by_what_was_done_before(qconvd: Qconvd, glass: Path) -> None:
+    rates.note_conversion(["fp16"], 100_000_000, 100)
+    rates.note_conversion(["gguf Q8_0"], 100_000_000, 300)
+    assert qconvd("plan", glass, "--to", "fp16,q8_0").out.endswith(
+        "About 3.4s to convert, going by what was done here before.\n"
+    )
+    data = qconvd("plan", glass, "--to", "q8_0", "--json").json
+    assert data["seconds"] == {"convert": pytest.approx(2.56, abs=0.01)}
+    assert qconvd("plan", glass, "--to", "q4_0", "--json").json["seconds"] == {"convert": None}
 
 
 def test_plan_says_what_the_scheduler_would(qconvd: Qconvd, glass: Path, config: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import qconvd_ggml
+from qconvd.api import cache_home
 from qconvd_ggml import cache
 
 ENCODE = """
@@ -54,13 +55,13 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def test_the_environment_names_the_folder(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fresh.setenv("HOME", str(tmp_path))
-    assert cache.base() == tmp_path / ".cache/qconvd"
+    assert cache_home() == tmp_path / ".cache/qconvd"
     fresh.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache.base() == tmp_path / "xdg/qconvd"
+    assert cache_home() == tmp_path / "xdg/qconvd"
     fresh.setenv("CACHE_DIRECTORY", f"{tmp_path}/systemd:{tmp_path}/second")
-    assert cache.base() == tmp_path / "systemd"
+    assert cache_home() == tmp_path / "systemd"
     fresh.setenv("QCONVD_CACHE_DIR", str(tmp_path / "own"))
-    assert cache.base() == tmp_path / "own"
+    assert cache_home() == tmp_path / "own"
     assert not any(tmp_path.iterdir())
     assert cache.folder() == tmp_path / "own/kernels" / cache.fingerprint()
     assert cache.folder().is_dir()
