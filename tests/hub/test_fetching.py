@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -252,3 +256,52 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path("/data/hf/hub")
     monkeypatch.setenv("HF_HUB_CACHE", "/data/cache")
     assert cache_folder() == Path("/data/cache") and cache_folder(Path("/mine")) == Path("/mine")
+
+
+FULL = """
+import subprocess, sys
+from pathlib import Path
+from qconvd import fetching
+from qconvd.errors import OutOfSpace
+from qconvd.tasks import TaskSpec
+
+spec = TaskSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
+cache = spec.fetch.cache
+fetching.PAUSES = (0.01, 0.01)
+preflight = fetching._Fetch._preflight
+fetching._Fetch._preflight = lambda self, missing: None  # there was room when it was asked; others took it since
+try:
+    fetching.fetch_task(spec, lambda event: None, lambda: False)
+except OutOfSpace as error:
+    print(error.what, "|", error.fix, file=sys.stderr)
+assert not [p for p in cache.rglob("model.safetensors") if p.exists()], "nothing half is there"
+fetching._Fetch._preflight = preflight
+subprocess.run(["mount", "-o", "remount,size=64m", str(cache)], check=True)
+result = fetching.fetch_task(spec, lambda event: None, lambda: False)
+print(sum(p.stat().st_size for p in cache.rglob("*") if p.is_file() and not p.is_symlink() and p.parent.name == "blobs"))
+assert not list(cache.rglob("*.incomplete"))
+"""
+
+
+def test_a_disk_that_fills_up_meanwhile(bench: Bench, tmp_path: Path) -> None:
+    """A disk of 4 MiB, for a file of 8."""
+    own = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*own, "true"], capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted only where users may have namespaces of their own")
+    data = random.Random(1).randbytes(8 << 20)
+    header = json.dumps({"w": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}).encode()
+    weights = tmp_path / "big" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    bench.server.push(A, weights.parent)
+    spec = bench.spec()
+    bench.cache.mkdir()
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    mounted = f'mount -t tmpfs -o size=4m tmpfs "{bench.cache}" && exec "$@"'
+    done = subprocess.run(
+        [*own, "sh", "-c", mounted, "sh", sys.executable, "-c", FULL, str(tmp_path / "spec.json")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "the disk is full while fetching model.safetensors | make room, or choose another `hub.cache`" in done.stderr
+    assert int(done.stdout.splitlines()[-1]) == sum(f.size for f in spec.fetch.files if f.size)  # type: ignore[union-attr]
