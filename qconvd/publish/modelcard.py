@@ -7,6 +7,7 @@ two markers, and the keys of the YAML whose values are those that it wrote; ever
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,8 @@ from qconvd.quantities import show_size
 
 NAME = "README.md"
 TEMPLATE = "card.md.j2"
+OWN = "recipe"
+"""Prefix of the name under which a recipe's own template is loaded."""
 BEGIN, END = "<!-- qconvd:begin ", "<!-- qconvd:end -->"
 CONTEXT = 4096
 """Tokens of context that the memory needed is reckoned for."""
@@ -127,33 +130,43 @@ def render(card: Card, template: Path | None = None) -> tuple[str, dict[str, Any
 
     Raises `QconvdError` for a template that cannot be read or is wrong, with file and line.
     """
+    own = jinja2.FileSystemLoader(template.parent) if template else jinja2.DictLoader({})
     environment = jinja2.Environment(
+        # `card.md.j2` is qconvd's even for a template that is called so itself, and may extend it.
         loader=jinja2.ChoiceLoader([
-            *([jinja2.FileSystemLoader(template.parent)] if template else []),
-            jinja2.PackageLoader("qconvd.publish"),
+            jinja2.PrefixLoader({OWN: own}, delimiter=":"), jinja2.PackageLoader("qconvd.publish"), own,
         ]),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
         autoescape=False,
     )  # fmt: skip
     environment.filters.update(cell=_cell, fenced=_fenced, size=show_size)
-    name = template.name if template else TEMPLATE
+    name = f"{OWN}:{template.name}" if template else TEMPLATE
     try:
         text = environment.get_template(name).render(card=card, missing=MISSING, context=CONTEXT, version=__version__)
     except jinja2.TemplateNotFound as error:
-        where = str(template) if template and error.name == template.name else f"{template or name}: {error.name}"
+        where = str(template) if template and error.name == name else f"{template or name}: {error.name}"
         raise QconvdError("there is no such template of a card", where=where, fix="mend `card:` in the recipe") from error
     except jinja2.TemplateSyntaxError as error:
         place = f"{error.filename or name}:{error.lineno}"
         raise QconvdError(f"the template of the card is wrong: {error.message}", where=place) from error
-    except jinja2.TemplateError as error:
-        what = f"the template of the card is wrong: {error.message}"
-        raise QconvdError(
-            what, where=str(template or name), fix="docs/how-to/publish.md lists what a template may use"
-        ) from error
     except OSError as error:
         raise QconvdError(f"cannot be read: {error.strerror}", where=str(template)) from error
+    except Exception as error:  # whatever the code in somebody's template raises
+        if template is None:
+            raise
+        reason = error.message if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+        raise QconvdError(
+            f"the template of the card is wrong: {reason}",
+            where=_place(template, error), fix="docs/how-to/publish.md lists what a template may use",
+        ) from error  # fmt: skip
     head, body = front_matter.split(text)
-    return body.strip("\n"), {**card.metadata, **front_matter.read(head, str(template or name))}
+    return body.strip("\n"), {**card.metadata, **front_matter.read(head, str(template or TEMPLATE))}
+
+
+def _place(template: Path, error: Exception) -> str:
+    """The template with the last of its lines that was being rendered; Jinja names it in the traceback."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(template)]
+    return f"{template}:{lines[-1]}" if lines else str(template)
 
 
 def compose(body: str, metadata: Mapping[str, Any], existing: str = "", where: str = NAME) -> str:

@@ -193,8 +193,10 @@ def test_a_template_may_extend_ours_and_add_keys(described: Card, tmp_path: Path
     ("text", "said"),
     [
         ("a\n{% if %}", "{}:2: the template of the card is wrong: Expected an expression, got 'end of statement block'"),
-        ("{{ card.nothing }}", "{}: the template of the card is wrong: 'qconvd.publish.modelcard.Card object' has no attribute"
-         " 'nothing'\n  docs/how-to/publish.md lists what a template may use"),
+        ("{{ card.nothing }}", "{}:1: the template of the card is wrong: 'qconvd.publish.modelcard.Card object' has no"
+         " attribute 'nothing'\n  docs/how-to/publish.md lists what a template may use"),
+        ("a\n{{ 1 // 0 }}", "{}:2: the template of the card is wrong: ZeroDivisionError: integer division or modulo by zero\n"
+         "  docs/how-to/publish.md lists what a template may use"),
         ('{% extends "other" %}', "{}: other: there is no such template of a card\n  mend `card:` in the recipe"),
     ],
 )  # fmt: skip
@@ -204,6 +206,16 @@ def test_a_wrong_template_is_told_with_its_place(described: Card, tmp_path: Path
     with pytest.raises(QconvdError) as caught:
         render(described, mine)
     assert str(caught.value) == said.format(mine)
+
+
+def test_a_template_that_has_the_name_of_ours_extends_ours(described: Card, tmp_path: Path) -> None:
+    template = tmp_path / "card.md.j2"
+    (tmp_path / "greeting.j2").write_text("Made by ACME.")
+    template.write_text('{% extends "card.md.j2" %}{% block introduction %}{% include "greeting.j2" %}\n{% endblock %}')
+    body, _ = render(described, template)
+    introduction, _, rest = body.partition("## Files")
+    assert introduction.strip() == "Made by ACME."
+    assert rest == render(described)[0].partition("## Files")[2]
 
 
 def test_a_template_that_is_not_there(described: Card, tmp_path: Path) -> None:
