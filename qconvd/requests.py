@@ -157,8 +157,8 @@ class Requests:
 
 _STATES = {
     "open": "will be published without asking", "publishing": "is being published", "done": "is published",
-    "rehearsed": "the recipe says `dry_run: true`", "failed": "failed; `qconvd retry` tries it again",
-    "cancelled": "was cancelled; `qconvd retry` takes it up again", "awaiting": "waits",
+    "rehearsed": "the recipe says `dry_run: true`", "failed": "failed; `qconvd retry JOB` tries it again",
+    "cancelled": "was cancelled; `qconvd retry JOB` takes it up again", "awaiting": "waits",
 }  # fmt: skip
 
 

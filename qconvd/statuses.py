@@ -105,10 +105,10 @@ def _verdict(source: Source, targets: list[Target], refusal: str) -> tuple[str, 
         return state, f"{count}.", worst
     if failed:
         fixes = dict.fromkeys(t.error.get("fix", "") for t in failed)
-        remedy = "\n".join(filter(None, fixes)) or "look at the log with `qconvd logs`, then `qconvd retry`"
+        remedy = "\n".join(filter(None, fixes)) or "look at the log with `qconvd logs JOB`, then `qconvd retry JOB`"
         return "failed", f"{count}.", remedy
     if made < len(targets):
-        return "cancelled", f"{count}. The rest was cancelled.", "`qconvd retry` begins again"
+        return "cancelled", f"{count}. The rest was cancelled.", "`qconvd retry JOB` begins again"
     where = f" The source: {source.reason}." if source.state == "gone" else ""
     return "done", f"All that the recipes ask for is made and verified.{where}", ""
 

@@ -70,10 +70,10 @@ def test_with_confirm_nothing_is_published_before_somebody_says_so(home: Home) -
     home.configure("[fp16]", publish=f"{TO_OUT}\nconfirm: true", watch="after: move")
     home.start()
     home.wait(lambda: states(home) == {"fp16": "ready"} if home.state.joinpath("ledger.sqlite").exists() else False, "ready")
-    home.says("m", "verified; waits for `qconvd publish`")
+    home.says("m", "verified; waits for `qconvd publish JOB`")
     assert not (home.root / "out").exists()
     assert (home.inbox / "m").exists(), "the source stays until all is published"
-    assert "waits for `qconvd publish`" in command(home, "job", "1")
+    assert "waits for `qconvd publish JOB`" in command(home, "job", "1")
     assert command(home, "publish", "1") == f"1 artifact will be published: {home.root}/out/m-fp16\n"
     home.done(1)
     shown = json.loads(command(home, "job", "1", "--json"))["publications"]
