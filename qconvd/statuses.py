@@ -94,7 +94,7 @@ def _verdict(source: Source, targets: list[Target], refusal: str) -> tuple[str, 
             f"{why[0].upper()}{why[1:]}.",
             REMEDY,
         )
-    made = sum(t.state == "done" for t in targets)
+    made = sum(map(_in_place, targets))
     count = f"Artifacts made: {made} of {len(targets)}"
     failed = [t for t in targets if t.state == "failed"]
     pending = [t for t in targets if t.pending]
@@ -113,6 +113,11 @@ def _verdict(source: Source, targets: list[Target], refusal: str) -> tuple[str, 
     return "done", f"All that the recipes ask for is made and verified.{where}", ""
 
 
+def _in_place(target: Target) -> bool:
+    """Whether the artifact is made and verified, whatever becomes of publishing it."""
+    return target.state in ("ready", "publishing", "done") or (target.state == "failed" and bool(target.artifact))
+
+
 def _artifact(target: Target, source: Source) -> ArtifactStatus:
     done = target.state == "done"
     state = STATES.get(target.state, target.state)
@@ -120,5 +125,6 @@ def _artifact(target: Target, source: Source) -> ArtifactStatus:
     # Of what is on its way or done the state says enough, unless there is something to wait for or another place to look at.
     plain = target.reason == target.state or (done and not target.reason.startswith("published to"))
     reason = "" if plain else target.told(source)
+    place = f"{target.folder}/" if _in_place(target) else ""
     notes = () if target.state in ("failed", "cancelled") else tuple(map(str, target.plan.get("notes", ())))
-    return ArtifactStatus(target.label, state, reason, size, f"{target.folder}/" if done else "", notes)
+    return ArtifactStatus(target.label, state, reason, size, place, notes)
