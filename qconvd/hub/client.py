@@ -201,9 +201,7 @@ def told(error: BaseException, doing: str, repo: str, hub: Hub) -> QconvdError |
         return _answered(reply, names, doing, where, repo, hub)
     if names & {"HTTPError", "RequestError", "ConnectionError", "TimeoutError", "LocalEntryNotFoundError"} or _transport(chain):
         what = f"{hub.endpoint} cannot be reached while {doing}: {_words(chain, hub)}"
-        return HubBusy(
-            what, where=where, fix="check the network and `hub.endpoint`", reached=False
-        )
+        return HubBusy(what, where=where, fix="check the network and `hub.endpoint`", reached=False)
     return None
 
 

@@ -41,7 +41,7 @@ def held(target: str, folder: Path, place: str, cancelled: Callable[[], bool]) -
     """
     manifest = read_manifest(folder / place)
     if manifest.verification is None:
-        raise QconvdError("was not verified, so it is not published", where=str(folder / place), fix="`qconvd reconvert JOB` it")
+        raise QconvdError("was not verified, so it is not published", where=str(folder / place), fix="`qconvd reconvert JOB`")
     files = tuple(f for f in manifest.files if f.path not in NOT_PUBLISHED)
     for file in files:
         check(folder / file.path, file, cancelled)

@@ -139,7 +139,7 @@ def test_what_was_not_verified_is_not_published(copy: Path) -> None:
     write_manifest(copy / OWN, replace(read_manifest(copy / OWN), verification=None))
     with pytest.raises(QconvdError) as caught:
         held("t1", copy, OWN, never)
-    assert str(caught.value) == f"{copy / OWN}: was not verified, so it is not published\n  `qconvd reconvert JOB` it"
+    assert str(caught.value) == f"{copy / OWN}: was not verified, so it is not published\n  `qconvd reconvert JOB`"
 
 
 @pytest.mark.parametrize("how", ["other bytes", "shorter", "gone"])
