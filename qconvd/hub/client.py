@@ -200,8 +200,11 @@ def told(error: BaseException, doing: str, repo: str, hub: Hub) -> QconvdError |
     if reply is not None:
         return _answered(reply, names, doing, where, repo, hub)
     if names & {"HTTPError", "RequestError", "ConnectionError", "TimeoutError", "LocalEntryNotFoundError"} or _transport(chain):
-        what = f"{hub.endpoint} cannot be reached while {doing}: {_words(chain, hub)}"
-        return HubBusy(what, where=where, fix="check the network and `hub.endpoint`", reached=False)
+        words = _words(chain, hub)
+        fix = "check the network and `hub.endpoint`"
+        if "/xet-" in words:
+            fix += "; a server that knows no Xet needs HF_HUB_DISABLE_XET=1 in qconvd's environment"
+        return HubBusy(f"{hub.endpoint} cannot be reached while {doing}: {words}", where=where, fix=fix, reached=False)
     return None
 
 
