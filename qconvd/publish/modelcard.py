@@ -34,6 +34,28 @@ CONTEXT = 4096
 BUFFERS = 256 << 20
 """What a runtime takes beside weights and cache: buffers of a forward pass, its own code."""
 MISSING = "not measured"
+ENOUGH_BITS = 4.5
+"""Bits per weight of Q4_0. What is smaller is for whoever has no room for more: nobody should meet a model by it first."""
+FORMAT_TAGS = frozenset(
+    [
+        "coreml",
+        "flax",
+        "ggml",
+        "gguf",
+        "jax",
+        "mlx",
+        "onnx",
+        "openvino",
+        "pytorch",
+        "rust",
+        "safetensors",
+        "tensorrt",
+        "tf",
+        "tflite",
+        "transformers.js",
+    ]
+)
+"""Tags by which the Hub finds repositories that hold a format; another repository's do not hold for this one."""
 SPLIT = "-00001-of-"
 
 
@@ -47,7 +69,8 @@ class Row:
     files: tuple[str, ...]
     """Its weights, relative to the repository."""
     nbytes: int
-    bits: str
+    bits_per_weight: float
+    """Of the whole file; 0 if the weights were not counted."""
     memory: str
     error: str
     perplexity: str
@@ -69,6 +92,10 @@ class Row:
     @property
     def size(self) -> str:
         return show_size(self.nbytes)
+
+    @property
+    def bits(self) -> str:
+        return f"{self.bits_per_weight:.2f}" if self.bits_per_weight else MISSING
 
     @property
     def statistics(self) -> str:
@@ -97,6 +124,11 @@ class Card:
         """The artifacts that a runtime opens by itself, without a note on what has to be done first. `whole`: in one file."""
         fitting = [row for row in self.rows if row.readers.get(reader) == ""]
         return [row for row in fitting if not (whole and row.in_parts)]
+
+    def suggested(self, reader: str, *, whole: bool = False) -> Row | None:
+        """The artifact to begin with: the smallest of at least `ENOUGH_BITS`, or the largest; None if it loads none."""
+        fitting = sorted(self.loads(reader, whole=whole), key=lambda row: row.nbytes)
+        return next((row for row in fitting if row.bits_per_weight >= ENOUGH_BITS), fitting[-1] if fitting else None)
 
     def notes(self, reader: str) -> list[str]:
         """What has to be said of a runtime that does not simply load the artifacts."""
@@ -212,7 +244,7 @@ def _metadata(model: Upstream, rows: Sequence[Row], by: str) -> dict[str, Any]:
     carried = {key: _carried(model, key) for key in CARRIED}
     containers = {row.container for row in rows}
     library = "gguf" if containers == {"gguf"} else str(model.card.get("library_name") or "transformers")
-    tags = [str(t) for t in _list(model.card.get("tags")) if ":" not in str(t)]
+    tags = [t for t in map(str, _list(model.card.get("tags"))) if ":" not in t and t.casefold() not in FORMAT_TAGS]
     found: dict[str, Any] = {
         "base_model": model.repo or None,
         "base_model_relation": "quantized" if model.repo else None,
@@ -249,7 +281,7 @@ def _row(model: Upstream, manifest: Manifest) -> Row:
         type=str(manifest.extra.get("variant") or manifest.format),
         files=tuple(sorted(f.path for f in weights)),
         nbytes=nbytes,
-        bits=f"{8 * nbytes / count:.2f}" if isinstance(count, int) and count else MISSING,
+        bits_per_weight=8 * nbytes / count if isinstance(count, int) and count else 0.0,
         memory=MISSING if cache is None else show_size(nbytes + cache + BUFFERS),
         error=_percent(manifest.errors.get("relative_rms")),
         perplexity=_number(_quality(manifest).get("perplexity")),

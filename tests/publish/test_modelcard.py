@@ -31,7 +31,7 @@ license_link: LICENSE
 language: [en, no]
 pipeline_tag: text-generation
 library_name: transformers
-tags: [fairy-tales, "base_model:finetune:x/y"]
+tags: [fairy-tales, onnx, Safetensors, "base_model:finetune:x/y"]
 ---
 # Glass | A story
 A long description that is not copied.
@@ -102,6 +102,26 @@ def test_the_body_says_what_there_is_and_how_to_run_it(described: Card, ggufs: l
     assert "A long description" not in body, "linked, not copied"
     assert "- Recipe: everyday\n" in body and "- Made with: qconvd " in body and "sha256:1234" in body
     assert "Q8_0 (12 rows against the source)" in body
+
+
+def test_nobody_is_sent_to_the_smallest_file_first(described: Card) -> None:
+    large, small = described.rows
+    tiny = replace(small, type="IQ1_S", bits_per_weight=1.6, nbytes=1)
+    body, _ = render(replace(described, rows=(large, small, tiny)))
+    assert "-hf me/glass_en-GGUF:Q4_0\n" in body and "Any other type of the table may be named instead." in body
+    body, _ = render(replace(described, rows=(tiny,)))
+    assert "-hf me/glass_en-GGUF:IQ1_S\n" in body and "Any other" not in body
+
+
+def test_a_file_on_a_branch_is_downloaded_first(described: Card) -> None:
+    body, _ = render(replace(described, revision="four"))
+    fetch = "hf download me/glass_en-GGUF glass_en-Q4_0.gguf --revision four --local-dir ."
+    assert f"```sh\n{fetch}\nllama-cli -m glass_en-Q4_0.gguf\n```" in body
+    assert "hf download" not in render(replace(described, revision="four", repo=""))[0]
+
+
+def test_without_a_prompt_template_there_is_no_hole(described: Card) -> None:
+    assert "\n\n\n" not in render(replace(described, model=replace(described.model, prompt="")))[0]
 
 
 def test_a_prompt_template_stands_in_a_fence_that_it_cannot_close(described: Card) -> None:
