@@ -22,7 +22,7 @@ from typing import Any
 from qconvd import checkpoints, rates
 from qconvd.engine.durable import sync_folder, write_whole
 from qconvd.engine.run import Cancelled
-from qconvd.errors import Busy, HubBusy, OutOfSpace, TakenAway
+from qconvd.errors import Busy, HubBusy, HubRefused, OutOfSpace, TakenAway
 from qconvd.hub.address import SCHEME
 from qconvd.hub.cache import CachedRepo, cache_folder
 from qconvd.hub.client import Hub, RemoteFile
@@ -51,7 +51,10 @@ def fetch_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) ->
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         fetch = _Fetch(wanted, cache_folder(wanted.cache), folder)
-        fetch.bring(_told(spec, fetch, on_event), cancelled)
+        try:
+            fetch.bring(_told(spec, fetch, on_event), cancelled)
+        except HubRefused as error:
+            raise HubRefused(error.what, where=error.where, fix=f"{error.fix}; then `qconvd retry JOB`") from error
         model = fetch.link()
         identity = checkpoints.identity(checkpoints.inspect(model))
     data = {"folder": str(model), "identity": identity, "nbytes": wanted.nbytes, "fetched": fetch.ours}

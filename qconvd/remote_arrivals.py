@@ -101,7 +101,7 @@ class RemoteArrivals:
     def sightings(self) -> list[Sighting]:
         """What is watched on the Hub and cannot be had."""
         return [
-            Sighting(_kind(error), locator, locator.rpartition("/")[2], error.what, error.fix, self._recipes(locator))
+            Sighting(_kind(error), locator, locator.rpartition("/")[2], error.what, _remedy(error), self._recipes(locator))
             for locator, error in self.problems.items()
         ]
 
@@ -150,9 +150,8 @@ class RemoteArrivals:
             self._commits[locator] = report.commit  # this commit is not looked at again; the next one is
         if told is None or str(told) != str(error):
             level = logging.INFO if isinstance(error, HubBusy) else logging.WARNING
-            log.log(
-                level, "%s: %s%s", locator, error.what, f"; {error.fix}" if error.fix else "", extra={"action": "hub.refused"}
-            )
+            fix = f"; {fix}" if (fix := _remedy(error)) else ""
+            log.log(level, "%s: %s%s", locator, error.what, fix, extra={"action": "hub.refused"})
 
     def _take(self, found: Found) -> None:
         """A commit that was not seen before. The same content as before is the same version, whatever else it brings."""
@@ -250,6 +249,18 @@ class RemoteArrivals:
 def _kind(error: QconvdError) -> Kind:
     """A refusal waits for somebody (conditions to accept, a token); a model of another kind is not converted at all."""
     return "unreadable" if isinstance(error, HubBusy) else "incomplete" if isinstance(error, HubRefused) else "unwanted"
+
+
+def _remedy(error: QconvdError) -> str:
+    """What to do about it, and when the Hub is asked again then."""
+    match error:
+        case HubBusy():
+            again = "it is asked again by itself"
+        case HubRefused():
+            again = "then `qconvd reload`"
+        case _:
+            again = ""
+    return "; ".join(filter(None, (error.fix, again)))
 
 
 def _covers(entry: WatchHub, found: Found) -> bool:

@@ -113,7 +113,7 @@ class Requests:
         """Publish what awaits somebody's word. Raises `QconvdError` if nothing of these does."""
         if found := self._ledger.confirm(targets):
             where = ", ".join(dict.fromkeys(p.place for p in found))
-            return f"{_count([p.target for p in found], 'will be published', '')}: {where}"
+            return f"{_count(list({p.target: None for p in found}), 'will be published', '')}: {where}"
         known = [p for id in targets for p in self._ledger.publications(target=id) if p.state != "unwanted"]
         if not known:
             raise QconvdError("its recipe does not publish", fix="add `publish:` to the recipe, then `qconvd reload`")
@@ -157,8 +157,8 @@ class Requests:
 
 _STATES = {
     "open": "will be published without asking", "publishing": "is being published", "done": "is published",
-    "rehearsed": "the recipe says `dry_run: true`", "failed": "failed; `qconvd retry` tries it again",
-    "cancelled": "was cancelled; `qconvd retry` takes it up again", "awaiting": "waits",
+    "rehearsed": "the recipe says `dry_run: true`", "failed": "failed; `qconvd retry JOB` tries it again",
+    "cancelled": "was cancelled; `qconvd retry JOB` takes it up again", "awaiting": "waits",
 }  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def _verdict(source: Source, targets: list[Target], refusal: str) -> tuple[str, 
             f"{why[0].upper()}{why[1:]}.",
             REMEDY,
         )
-    made = sum(t.state == "done" for t in targets)
+    made = sum(map(_in_place, targets))
     count = f"Artifacts made: {made} of {len(targets)}"
     failed = [t for t in targets if t.state == "failed"]
     pending = [t for t in targets if t.pending]
@@ -105,12 +105,17 @@ def _verdict(source: Source, targets: list[Target], refusal: str) -> tuple[str, 
         return state, f"{count}.", worst
     if failed:
         fixes = dict.fromkeys(t.error.get("fix", "") for t in failed)
-        remedy = "\n".join(filter(None, fixes)) or "look at the log with `qconvd logs`, then `qconvd retry`"
+        remedy = "\n".join(filter(None, fixes)) or "look at the log with `qconvd logs JOB`, then `qconvd retry JOB`"
         return "failed", f"{count}.", remedy
     if made < len(targets):
-        return "cancelled", f"{count}. The rest was cancelled.", "`qconvd retry` begins again"
+        return "cancelled", f"{count}. The rest was cancelled.", "`qconvd retry JOB` begins again"
     where = f" The source: {source.reason}." if source.state == "gone" else ""
     return "done", f"All that the recipes ask for is made and verified.{where}", ""
+
+
+def _in_place(target: Target) -> bool:
+    """Whether the artifact is made and verified, whatever becomes of publishing it."""
+    return target.state in ("ready", "publishing", "done") or (target.state == "failed" and bool(target.artifact))
 
 
 def _artifact(target: Target, source: Source) -> ArtifactStatus:
@@ -120,5 +125,6 @@ def _artifact(target: Target, source: Source) -> ArtifactStatus:
     # Of what is on its way or done the state says enough, unless there is something to wait for or another place to look at.
     plain = target.reason == target.state or (done and not target.reason.startswith("published to"))
     reason = "" if plain else target.told(source)
+    place = f"{target.folder}/" if _in_place(target) else ""
     notes = () if target.state in ("failed", "cancelled") else tuple(map(str, target.plan.get("notes", ())))
-    return ArtifactStatus(target.label, state, reason, size, f"{target.folder}/" if done else "", notes)
+    return ArtifactStatus(target.label, state, reason, size, place, notes)

@@ -206,7 +206,7 @@ def load_plan(target: TargetSpec) -> Plan:
         return from_json(target.plan_path.read_bytes()).named(target.stem)
     except (OSError, ValueError) as error:
         what = f"the plan cannot be read: {error}"
-        raise QconvdError(what, where=str(target.plan_path), fix="`qconvd reconvert` plans anew") from error
+        raise QconvdError(what, where=str(target.plan_path), fix="`qconvd reconvert JOB` plans anew") from error
 
 
 def _refuse(spec: TaskSpec, error: QconvdError, code: int) -> int:
@@ -394,7 +394,7 @@ def _verify(spec: TaskSpec, target: TargetSpec) -> None:
     place = files / target.manifest_name
     if not place.exists():
         raise QconvdError(
-            "there is no finished artifact to verify", where=str(target.work), fix="`qconvd retry` converts again"
+            "there is no finished artifact to verify", where=str(target.work), fix="`qconvd retry JOB` converts again"
         )
     manifest = dataclasses.replace(read_manifest(place), verification=None)
     model = _model(spec)
@@ -479,7 +479,7 @@ def _unwritable(work: Path, error: OSError) -> QconvdError:
     return QconvdError(
         f"the output cannot be written: {os.strerror(error.errno or 0)}",
         where=str(output),
-        fix="give the user that runs qconvd write permission there, then `qconvd retry`",
+        fix="give the user that runs qconvd write permission there, then `qconvd retry JOB`",
     )
 
 

@@ -59,7 +59,7 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
     for name, recipe in found.recipes.items():
         if recipe.publish:
             where = dict.fromkeys(p.shown for t in recipe.targets for p in places(recipe, t, "MODEL", found.names))
-            when = ", when `qconvd publish` says so" if recipe.confirm else ""
+            when = ", when `qconvd publish JOB` says so" if recipe.confirm else ""
             only = " (a dry run: nothing is)" if recipe.dry_run else ""
             print(f"The recipe {name} publishes to {', '.join(where)}{when}{only}.")
         if limits := _match(recipe.match):

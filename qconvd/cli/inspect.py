@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qconvd.cli.options import AsJson, Model
+from qconvd.cli.options import AsJson, ConfigFile, Model
 
 CONFIG_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
 
@@ -17,22 +17,26 @@ def inspect(
     model: Model,
     json: AsJson = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor, too.")] = False,
+    config: ConfigFile = None,
 ) -> None:
     """Show what a model is, from its headers alone.
 
     Architecture, parameters, types of the weights, files. No weight is read.
     """
-    from qconvd import checkpoints
     from qconvd.cli import output
+    from qconvd.cli.models import named
     from qconvd.quantities import show_count, show_size
 
-    found = checkpoints.inspect(model)
+    with named(model, config) as (found, remote):
+        pass
+    path = remote.address.locator if remote else found.path
     weights: Counter[str] = Counter()
     for tensor in found.tensors.values():
         weights[tensor.dtype] += prod(tensor.shape)
     if json:
         output.as_json({
-            "name": found.name, "path": found.path, "kind": found.kind, "architecture": found.architecture,
+            "name": found.name, "path": path, **({"commit": remote.remote.commit} if remote else {}), "kind": found.kind,
+            "architecture": found.architecture,
             "parameters": found.parameters, "weight_bytes": found.weight_bytes, "weights_by_type": weights,
             "files": [{"path": f.path, "bytes": f.size, "role": f.role} for f in found.files],
             "tensors": [
@@ -43,7 +47,8 @@ def inspect(
         return
     output.pairs([
         ("model", found.name),
-        ("path", found.path),
+        ("path", path),
+        *([("commit", remote.remote.commit)] if remote else []),
         ("kind", found.kind),
         ("architecture", found.architecture or "none is named"),
         ("parameters", f"{show_count(found.parameters)} in {len(found.tensors)} tensors"),

@@ -114,7 +114,7 @@ def job(
     )
 
 
-_PUBLISHED = {"open": "waiting", "awaiting": "waits for `qconvd publish`", "rehearsed": "dry run"}
+_PUBLISHED = {"open": "waiting", "awaiting": "waits for `qconvd publish JOB`", "rehearsed": "dry run"}
 
 
 def notes_of(target: Target) -> list[str]:

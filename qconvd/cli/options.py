@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,8 +19,34 @@ ConfigFile = Annotated[
     ),
 ]  # fmt: skip
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def _named(model: Path) -> Path:
+    """A page's address as it is copied from the Hub means that repository. Raises `NotAModel` for one without `hub:`."""
+    from qconvd.errors import QconvdError
+    from qconvd.hub.address import is_address, of_page, parse
+
+    if (page := of_page(str(model))) is not None:
+        return Path(page.locator)
+    if is_address(str(model)) or os.path.lexists(model):
+        return model
+    try:
+        address = parse(str(model))
+    except QconvdError:
+        return model  # the command says what is wrong with a path
+    from qconvd.checkpoints import NotAModel
+
+    fix = f"if it is meant to be on the Hub, write {address.locator}"
+    raise NotAModel("there is nothing at this path", where=str(model.absolute()), fix=fix)
+
+
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A model's folder, a lone weights file, or `hub:owner/name` (also @revision).")
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model's folder, a lone weights file, or `hub:owner/name` (also @revision).",
+        callback=_named,
+    ),
 ]
 
 

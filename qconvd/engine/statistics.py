@@ -54,7 +54,7 @@ class Statistics:
             if request.kind in file.kinds and request.linear in found.entries:
                 return found
         raise QconvdError(
-            f"{request.linear}: no file of the plan holds its {request.kind}", fix="`qconvd reconvert` plans anew"
+            f"{request.linear}: no file of the plan holds its {request.kind}", fix="`qconvd reconvert JOB` plans anew"
         )
 
     def _array(self, file: Imatrix, request: StatRequest) -> Any:

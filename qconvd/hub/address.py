@@ -11,6 +11,7 @@ SCHEME = "hub:"
 MAIN = "main"
 # https://huggingface.co/docs/huggingface_hub/package_reference/utilities#huggingface_hub.utils.validate_repo_id
 _REPO = re.compile(r"(?!.*(?:--|\.\.))[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
+_PAGE = re.compile(r"https?:/+huggingface\.co/([^/]+/[^/]+)(?:/tree/([^/]+))?/?")
 _REVISION = re.compile(r"(?!.*\.\.)[\w][\w./+-]{0,254}", re.ASCII)
 
 
@@ -39,6 +40,12 @@ class Address:
 def is_address(text: str) -> bool:
     """Whether a text names something on the Hub, and no path."""
     return text.startswith(SCHEME)
+
+
+def of_page(text: str) -> Address | None:
+    """The repository whose page on huggingface.co a text is the address of; None if it is none. Slashes may be collapsed."""
+    found = _PAGE.fullmatch(text)
+    return parse(f"{found[1]}@{found[2]}" if found[2] else found[1]) if found else None
 
 
 def parse(text: str) -> Address:

@@ -207,10 +207,11 @@ def told(error: BaseException, doing: str, repo: str, hub: Hub) -> QconvdError |
     if reply is not None:
         return _answered(reply, names, doing, where, repo, hub)
     if names & {"HTTPError", "RequestError", "ConnectionError", "TimeoutError", "LocalEntryNotFoundError"} or _transport(chain):
-        what = f"{hub.endpoint} cannot be reached while {doing}: {_words(chain, hub)}"
-        return HubBusy(
-            what, where=where, fix="check the network and `hub.endpoint`; it is tried again by itself", reached=False
-        )
+        words = _words(chain, hub)
+        fix = "check the network and `hub.endpoint`"
+        if "/xet-" in words:
+            fix += "; a server that knows no Xet needs HF_HUB_DISABLE_XET=1 in qconvd's environment"
+        return HubBusy(f"{hub.endpoint} cannot be reached while {doing}: {words}", where=where, fix=fix, reached=False)
     return None
 
 
@@ -233,11 +234,10 @@ def seconds_of(headers: Mapping[str, str], now: float | None = None) -> float:
 def _answered(reply: Any, names: set[str], doing: str, where: str, repo: str, hub: Hub) -> QconvdError:
     status, code = int(reply.status_code), reply.headers.get("X-Error-Code", "")
     message = redacted(reply.headers.get("X-Error-Message", "") or f"HTTP {status}", hub.token)[:300]
-    who = str(hub.token) if hub.token else "nobody: there is no token"
-    again = "then `qconvd reload`, or `qconvd retry`"
+    who = f"with {hub.token}" if hub.token else "without a token"
     if code == "GatedRepo" or "GatedRepoError" in names:
         account = f"with the account of {hub.token}" if hub.token else "and give qconvd a token of that account (HF_TOKEN)"
-        fix = f"accept its conditions at {hub.page(repo)} {account}; {again}"
+        fix = f"accept its conditions at {hub.page(repo)} {account}"
         return HubRefused("is gated: its conditions were not accepted", where=where, fix=fix)
     if code == "RevisionNotFound" or "RevisionNotFoundError" in names:
         return HubRefused("has no such revision", where=where, fix=f"its branches: {hub.page(repo)}/tree/main")
@@ -245,16 +245,16 @@ def _answered(reply: Any, names: set[str], doing: str, where: str, repo: str, hu
         return HubRefused(f"a file is not there any more ({doing})", where=where, fix=f"look at {hub.page(repo)}/tree/main")
     if status == 401 and (hub.token and "credentials" in message.lower()):
         fix = f"make a new token at {hub.endpoint}/settings/tokens"
-        return HubRefused(f"the Hub does not know {hub.token}", where=where, fix=f"{fix}; {again}")
+        return HubRefused(f"the Hub does not know {hub.token}", where=where, fix=fix)
     if code == "RepoNotFound" or status in (401, 404):
-        fix = f"look at {hub.page(repo)}; a private one needs a token that may read it (asked as {who}); {again}"
+        fix = f"look at {hub.page(repo)}; a private one needs a token that may read it (it was asked {who})"
         return HubRefused("is not there, or is private", where=where, fix=fix)
     if status in (408, 409, 425, 429) or status >= 500:
         seconds = seconds_of(reply.headers)
         wish = f"; it asks to wait {seconds:g} s" if seconds else ""
         words = "asks for fewer requests" if status == 429 else f"is busy ({message})"
-        return HubBusy(f"the Hub {words} while {doing}{wish}", where=where, fix="it is tried again by itself", seconds=seconds)
-    fix = f"asked as {who}; see what the token may do at {hub.endpoint}/settings/tokens, {again}"
+        return HubBusy(f"the Hub {words} while {doing}{wish}", where=where, seconds=seconds)
+    fix = f"it was asked {who}; see what the token may do at {hub.endpoint}/settings/tokens"
     return HubRefused(f"the Hub refuses, while {doing}: {message}", where=where, fix=fix)
 
 

@@ -13,13 +13,14 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qconvd.errors import QconvdError
+from qconvd.errors import HubRefused
 
 CREDENTIAL = "hf-token"
 WEBHOOK_CREDENTIAL = "webhook-secret"
 WEBHOOK_VARIABLE = "QCONVD_WEBHOOK_SECRET"
 LIMIT = 4096
 """Bytes of a token's file; a longer one is some other file."""
+THE_TOKEN, THE_SECRET = "the Hub's token", "the webhooks' secret"
 _TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{3,}")
 
 
@@ -40,26 +41,26 @@ class Token:
 
 
 def hub_token(file: Path | None = None) -> Token | None:
-    """The token to use, None if there is none. Raises `QconvdError` if a file that is named cannot be read or is empty."""
+    """The token to use, None if there is none. Raises `HubRefused` if a file that is named cannot be read or is empty."""
     if file is not None:
-        return Token(_read(file), str(file))
+        return Token(_read(file, THE_TOKEN), str(file))
     if value := os.environ.get("HF_TOKEN", "").strip():
         return Token(value, "$HF_TOKEN")
     if (credential := _credential(CREDENTIAL)) is not None:
-        return Token(_read(credential), f"the credential {CREDENTIAL}")
+        return Token(_read(credential, THE_TOKEN), f"the credential {CREDENTIAL}")
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     login = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
-    return Token(_read(login), str(login)) if _readable(login) else None
+    return Token(_read(login, THE_TOKEN), str(login)) if _readable(login) else None
 
 
 def webhook_secret(file: Path | None = None) -> Token | None:
     """What the Hub's webhooks must bring in `X-Webhook-Secret`: from a file, `$QCONVD_WEBHOOK_SECRET` or a credential."""
     if file is not None:
-        return Token(_read(file), str(file))
+        return Token(_read(file, THE_SECRET), str(file))
     if value := os.environ.get(WEBHOOK_VARIABLE, "").strip():
         return Token(value, f"${WEBHOOK_VARIABLE}")
     if (credential := _credential(WEBHOOK_CREDENTIAL)) is not None:
-        return Token(_read(credential), f"the credential {WEBHOOK_CREDENTIAL}")
+        return Token(_read(credential, THE_SECRET), f"the credential {WEBHOOK_CREDENTIAL}")
     return None
 
 
@@ -89,15 +90,15 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, what: str) -> str:
     try:
         with path.open("rb") as file:
             text = file.read(LIMIT + 1).decode().strip()
     except OSError as error:
         fix = "make the file readable for the user that runs qconvd, and for nobody else (chmod 600)"
-        raise QconvdError(f"the token cannot be read: {os.strerror(error.errno or 0)}", where=str(path), fix=fix) from error
+        raise HubRefused(f"{what} cannot be read from {path}: {os.strerror(error.errno or 0)}", fix=fix) from error
     except UnicodeDecodeError:
         text = ""
     if not text or len(text) > LIMIT or "\n" in text:
-        raise QconvdError("holds no token", where=str(path), fix="the file must hold the token in one line, and nothing else")
+        raise HubRefused(f"{path} does not hold {what}", fix="the file must hold it in one line, and nothing else")
     return text

@@ -22,7 +22,7 @@ PublicationState: TypeAlias = Literal["open", "awaiting", "publishing", "done", 
 WANTED: tuple[PublicationState, ...] = ("open", "awaiting", "publishing", "rehearsed", "failed", "cancelled")
 """What keeps a target from being done."""
 UNMADE = ("waiting", "planned", "converting", "verifying")
-AWAITS = "verified; waits for `qconvd publish`"
+AWAITS = "verified; waits for `qconvd publish JOB`"
 WAITS = "verified; waits to be published"
 
 

@@ -41,7 +41,7 @@ def held(target: str, folder: Path, place: str, cancelled: Callable[[], bool]) -
     """
     manifest = read_manifest(folder / place)
     if manifest.verification is None:
-        raise QconvdError("was not verified, so it is not published", where=str(folder / place), fix="`qconvd reconvert` it")
+        raise QconvdError("was not verified, so it is not published", where=str(folder / place), fix="`qconvd reconvert JOB`")
     files = tuple(f for f in manifest.files if f.path not in NOT_PUBLISHED)
     for file in files:
         check(folder / file.path, file, cancelled)
@@ -55,7 +55,7 @@ def check(path: Path, file: ManifestFile, cancelled: Callable[[], bool]) -> None
         found = digest(path, cancelled) if size == file.bytes else ""
     except OSError as error:
         raise QconvdError(
-            f"cannot be read: {error.strerror}", where=str(path), fix="`qconvd reconvert` makes it again"
+            f"cannot be read: {error.strerror}", where=str(path), fix="`qconvd reconvert JOB` makes it again"
         ) from error
     if size != file.bytes:
         what = f"has {size} bytes, its manifest says {file.bytes}"
@@ -63,7 +63,7 @@ def check(path: Path, file: ManifestFile, cancelled: Callable[[], bool]) -> None
         what = f"has other bytes than were verified: SHA-256 {found}, its manifest says {file.sha256}"
     else:
         return
-    raise QconvdError(f"{what}; nothing is published", where=str(path), fix="`qconvd reconvert` makes it again")
+    raise QconvdError(f"{what}; nothing is published", where=str(path), fix="`qconvd reconvert JOB` makes it again")
 
 
 def digest(path: Path, cancelled: Callable[[], bool]) -> str:

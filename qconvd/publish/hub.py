@@ -235,7 +235,7 @@ def _commit(
             raise
         what = f"the Hub does not take the card's metadata: {' '.join(str(error).split())}"
         raise HubRefused(
-            what, where=f"{repo}/{CARD}", fix="mend the card there, or the model's own, then `qconvd retry`"
+            what, where=f"{repo}/{CARD}", fix="mend the card there, or the model's own, then `qconvd retry JOB`"
         ) from error
     return str(made.oid)
 
@@ -290,12 +290,12 @@ def _permitted(hub: Hub, what: str, where: str) -> Iterator[None]:
         if status not in (401, 403):
             raise
         if hub.token is None:
-            fix = "give qconvd a token (HF_TOKEN, or a file: docs/how-to/publish.md), then `qconvd retry`"
+            fix = "give qconvd a token (HF_TOKEN, or a file: docs/how-to/publish.md), then `qconvd retry JOB`"
             raise HubRefused(f"to {what} the Hub wants a token, and there is none", fix=fix) from error
         if status == 401:
-            fix = f"make a new one at {hub.endpoint}/settings/tokens, then `qconvd retry`"
+            fix = f"make a new one at {hub.endpoint}/settings/tokens, then `qconvd retry JOB`"
             raise HubRefused(f"to {what} the Hub wants another token than {hub.token}", fix=fix) from error
-        fix = f"give it write permission for {where} at {hub.endpoint}/settings/tokens, then `qconvd retry`"
+        fix = f"give it write permission for {where} at {hub.endpoint}/settings/tokens, then `qconvd retry JOB`"
         raise HubRefused(f"{hub.token} may not {what}: it has no permission to write there", fix=fix) from error
 
 

@@ -7,6 +7,7 @@ two markers, and the keys of the YAML whose values are those that it wrote; ever
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,12 +26,36 @@ from qconvd.quantities import show_size
 
 NAME = "README.md"
 TEMPLATE = "card.md.j2"
+OWN = "recipe"
+"""Prefix of the name under which a recipe's own template is loaded."""
 BEGIN, END = "<!-- qconvd:begin ", "<!-- qconvd:end -->"
 CONTEXT = 4096
 """Tokens of context that the memory needed is reckoned for."""
 BUFFERS = 256 << 20
 """What a runtime takes beside weights and cache: buffers of a forward pass, its own code."""
 MISSING = "not measured"
+ENOUGH_BITS = 4.5
+"""Bits per weight of Q4_0. What is smaller is for whoever has no room for more: nobody should meet a model by it first."""
+FORMAT_TAGS = frozenset(
+    [
+        "coreml",
+        "flax",
+        "ggml",
+        "gguf",
+        "jax",
+        "mlx",
+        "onnx",
+        "openvino",
+        "pytorch",
+        "rust",
+        "safetensors",
+        "tensorrt",
+        "tf",
+        "tflite",
+        "transformers.js",
+    ]
+)
+"""Tags by which the Hub finds repositories that hold a format; another repository's do not hold for this one."""
 SPLIT = "-00001-of-"
 
 
@@ -44,7 +69,8 @@ class Row:
     files: tuple[str, ...]
     """Its weights, relative to the repository."""
     nbytes: int
-    bits: str
+    bits_per_weight: float
+    """Of the whole file; 0 if the weights were not counted."""
     memory: str
     error: str
     perplexity: str
@@ -66,6 +92,10 @@ class Row:
     @property
     def size(self) -> str:
         return show_size(self.nbytes)
+
+    @property
+    def bits(self) -> str:
+        return f"{self.bits_per_weight:.2f}" if self.bits_per_weight else MISSING
 
     @property
     def statistics(self) -> str:
@@ -94,6 +124,11 @@ class Card:
         """The artifacts that a runtime opens by itself, without a note on what has to be done first. `whole`: in one file."""
         fitting = [row for row in self.rows if row.readers.get(reader) == ""]
         return [row for row in fitting if not (whole and row.in_parts)]
+
+    def suggested(self, reader: str, *, whole: bool = False) -> Row | None:
+        """The artifact to begin with: the smallest of at least `ENOUGH_BITS`, or the largest; None if it loads none."""
+        fitting = sorted(self.loads(reader, whole=whole), key=lambda row: row.nbytes)
+        return next((row for row in fitting if row.bits_per_weight >= ENOUGH_BITS), fitting[-1] if fitting else None)
 
     def notes(self, reader: str) -> list[str]:
         """What has to be said of a runtime that does not simply load the artifacts."""
@@ -127,33 +162,43 @@ def render(card: Card, template: Path | None = None) -> tuple[str, dict[str, Any
 
     Raises `QconvdError` for a template that cannot be read or is wrong, with file and line.
     """
+    own = jinja2.FileSystemLoader(template.parent) if template else jinja2.DictLoader({})
     environment = jinja2.Environment(
+        # `card.md.j2` is qconvd's even for a template that is called so itself, and may extend it.
         loader=jinja2.ChoiceLoader([
-            *([jinja2.FileSystemLoader(template.parent)] if template else []),
-            jinja2.PackageLoader("qconvd.publish"),
+            jinja2.PrefixLoader({OWN: own}, delimiter=":"), jinja2.PackageLoader("qconvd.publish"), own,
         ]),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
         autoescape=False,
     )  # fmt: skip
     environment.filters.update(cell=_cell, fenced=_fenced, size=show_size)
-    name = template.name if template else TEMPLATE
+    name = f"{OWN}:{template.name}" if template else TEMPLATE
     try:
         text = environment.get_template(name).render(card=card, missing=MISSING, context=CONTEXT, version=__version__)
     except jinja2.TemplateNotFound as error:
-        where = str(template) if template and error.name == template.name else f"{template or name}: {error.name}"
+        where = str(template) if template and error.name == name else f"{template or name}: {error.name}"
         raise QconvdError("there is no such template of a card", where=where, fix="mend `card:` in the recipe") from error
     except jinja2.TemplateSyntaxError as error:
         place = f"{error.filename or name}:{error.lineno}"
         raise QconvdError(f"the template of the card is wrong: {error.message}", where=place) from error
-    except jinja2.TemplateError as error:
-        what = f"the template of the card is wrong: {error.message}"
-        raise QconvdError(
-            what, where=str(template or name), fix="docs/how-to/publish.md lists what a template may use"
-        ) from error
     except OSError as error:
         raise QconvdError(f"cannot be read: {error.strerror}", where=str(template)) from error
+    except Exception as error:  # whatever the code in somebody's template raises
+        if template is None:
+            raise
+        reason = error.message if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+        raise QconvdError(
+            f"the template of the card is wrong: {reason}",
+            where=_place(template, error), fix="docs/how-to/publish.md lists what a template may use",
+        ) from error  # fmt: skip
     head, body = front_matter.split(text)
-    return body.strip("\n"), {**card.metadata, **front_matter.read(head, str(template or name))}
+    return body.strip("\n"), {**card.metadata, **front_matter.read(head, str(template or TEMPLATE))}
+
+
+def _place(template: Path, error: Exception) -> str:
+    """The template with the last of its lines that was being rendered; Jinja names it in the traceback."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(template)]
+    return f"{template}:{lines[-1]}" if lines else str(template)
 
 
 def compose(body: str, metadata: Mapping[str, Any], existing: str = "", where: str = NAME) -> str:
@@ -199,7 +244,7 @@ def _metadata(model: Upstream, rows: Sequence[Row], by: str) -> dict[str, Any]:
     carried = {key: _carried(model, key) for key in CARRIED}
     containers = {row.container for row in rows}
     library = "gguf" if containers == {"gguf"} else str(model.card.get("library_name") or "transformers")
-    tags = [str(t) for t in _list(model.card.get("tags")) if ":" not in str(t)]
+    tags = [t for t in map(str, _list(model.card.get("tags"))) if ":" not in t and t.casefold() not in FORMAT_TAGS]
     found: dict[str, Any] = {
         "base_model": model.repo or None,
         "base_model_relation": "quantized" if model.repo else None,
@@ -236,7 +281,7 @@ def _row(model: Upstream, manifest: Manifest) -> Row:
         type=str(manifest.extra.get("variant") or manifest.format),
         files=tuple(sorted(f.path for f in weights)),
         nbytes=nbytes,
-        bits=f"{8 * nbytes / count:.2f}" if isinstance(count, int) and count else MISSING,
+        bits_per_weight=8 * nbytes / count if isinstance(count, int) and count else 0.0,
         memory=MISSING if cache is None else show_size(nbytes + cache + BUFFERS),
         error=_percent(manifest.errors.get("relative_rms")),
         perplexity=_number(_quality(manifest).get("perplexity")),

@@ -182,7 +182,7 @@ def test_check_says_where_artifacts_are_published(qconvd: Qconvd, config: Path, 
     config.write_text(CONFIG.replace("targets: [q8_0]}", more))
     places = ["me/MODEL-GGUF", f"{tmp_path}/out/MODEL-GGUF"]
     assert qconvd("check", "--json").json["publish"] == {"everyday": [], "small": places}
-    said = f"The recipe small publishes to {', '.join(places)}, when `qconvd publish` says so (a dry run: nothing is)."
+    said = f"The recipe small publishes to {', '.join(places)}, when `qconvd publish JOB` says so (a dry run: nothing is)."
     assert said in qconvd("check").out
 
 

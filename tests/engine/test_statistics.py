@@ -117,7 +117,7 @@ def test_a_file_that_is_gone_or_lacks_a_tensor(model: ModelInfo, matrix: Path, t
     planned = weighted(model, matrix)
     stranger = replace(planned.units[0], statistics=(StatRequest("y", "mean_square"),))
     lacking = replace(planned, units=(stranger, *planned.units[1:]))
-    with pytest.raises(QconvdError, match=r"y: no file of the plan holds its mean_square\n  `qconvd reconvert` plans anew"):
+    with pytest.raises(QconvdError, match=r"y: no file of the plan holds its mean_square\n  `qconvd reconvert JOB` plans anew"):
         raise go(model, target("a", lacking, tmp_path))["a"]
     other = replace(planned.units[0], statistics=(StatRequest(LINEARS[0], "hessian"),))
     with pytest.raises(QconvdError, match="no file of the plan holds its hessian"):

@@ -8,7 +8,7 @@ import pytest
 
 from hub_server import HubServer
 from qconvd.errors import HubBusy, HubRefused, OutOfSpace, QconvdError, from_dict
-from qconvd.hub.client import Hub, seconds_of
+from qconvd.hub.client import Hub, seconds_of, told
 from qconvd.hub.tokens import Token
 
 ALICE, BOB = Token("hf_alice", "$HF_TOKEN"), Token("hf_bob", "$HF_TOKEN")
@@ -87,12 +87,18 @@ def test_what_is_final(hub_server: HubServer) -> None:
     hub(hub_server, BOB).may_read("alice/gated")
 
 
+def test_a_server_without_xet_is_told_by_the_switch(hub_server: HubServer) -> None:
+    error = ConnectionError(f"HTTP status client error (404 Not Found): {hub_server.url}/api/models/a/a/xet-write-token/main")
+    found = told(error, "publishing", "a/a", hub(hub_server))
+    assert isinstance(found, HubBusy) and "HF_HUB_DISABLE_XET=1" in found.fix
+
+
 def busy(server: HubServer, **fault: object) -> HubBusy:
     server.fault("GET /api/models/alice/a", **fault)  # type: ignore[arg-type]
     with pytest.raises(HubBusy) as caught:
         hub(server, timeout=0.5).commit_of("alice/a")
     server.calm()
-    assert caught.value.where == "hub:alice/a" and "tried again by itself" in caught.value.fix
+    assert caught.value.where == "hub:alice/a" and "qconvd re" not in caught.value.fix
     return caught.value
 
 

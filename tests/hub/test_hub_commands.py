@@ -50,6 +50,33 @@ def test_a_plan_reads_headers_only_and_is_that_of_the_local_model(qconvd: Qconvd
     assert f"hub:alice/glass_en at {commit[:12]}: 1.7 MiB (" in told and "would be fetched" in told
 
 
+def test_inspect_reads_headers_only(qconvd: Qconvd, hub_server: HubServer, glass: Path) -> None:
+    commit = hub_server.push("alice/glass_en", glass)
+    hub_server.forget()
+    said = qconvd("inspect", "hub:alice/glass_en", "--json").json
+    local = qconvd("inspect", glass, "--json").json
+    assert said == {**local, "path": "hub:alice/glass_en", "commit": commit}
+    assert sum(e["sent"] for e in hub_server.log("model.safetensors")) <= 64 << 10
+    assert f"commit             {commit}" in qconvd("inspect", "hub:alice/glass_en").out
+
+
+def test_a_page_of_the_hub_is_its_repository_and_a_name_alone_is_a_path(
+    qconvd: Qconvd, hub_server: HubServer, glass: Path, tmp_path: Path
+) -> None:
+    commit = hub_server.push("alice/glass_en", glass)
+    for page in ("https://huggingface.co/alice/glass_en", f"https://huggingface.co/alice/glass_en/tree/{commit}"):
+        assert qconvd("inspect", page, "--json").json["commit"] == commit
+    said = qconvd("inspect", "alice/glass_en")
+    assert (said.code, said.err) == (
+        3,
+        f"qconvd: {tmp_path}/home/alice/glass_en: there is nothing at this path\n"
+        "  if it is meant to be on the Hub, write hub:alice/glass_en\n",
+    )
+    (tmp_path / "home" / "alice").mkdir()
+    (tmp_path / "home" / "alice" / "glass_en").symlink_to(glass)
+    assert qconvd("inspect", "alice/glass_en", "--json").json["path"] != "hub:alice/glass_en"
+
+
 def test_converted_at_once_and_not_a_second_time(qconvd: Qconvd, hub_server: HubServer, glass: Path, tmp_path: Path) -> None:
     commit = hub_server.push("alice/glass_en", glass)
     said = qconvd("convert", "hub:alice/glass_en", "--to", "q8_0", "--out", "out", "--json")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvd.errors import QconvdError
+from qconvd.errors import HubRefused
 from qconvd.hub.tokens import hub_token, looks_like_token, redacted, webhook_secret
 
 
@@ -47,17 +47,19 @@ def hub_token_of(value: str):  # type: ignore[no-untyped-def]
 
 
 def test_a_file_that_is_named_must_hold_one(tmp_path: Path) -> None:
-    with pytest.raises(QconvdError, match="the token cannot be read: No such file") as caught:
+    with pytest.raises(HubRefused, match=f"the Hub's token cannot be read from {tmp_path}/none: No such file") as caught:
         hub_token(tmp_path / "none")
-    assert "chmod 600" in caught.value.fix and caught.value.where == str(tmp_path / "none")
+    assert "chmod 600" in caught.value.fix
     for content in (b"", b"two\nlines", b"\xff\xfe", b"x" * 5000):
         (tmp_path / "bad").write_bytes(content)
-        with pytest.raises(QconvdError, match="holds no token"):
+        with pytest.raises(HubRefused, match=f"{tmp_path}/bad does not hold the Hub's token"):
             hub_token(tmp_path / "bad")
 
 
 def test_the_secret_of_webhooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert webhook_secret() is None
+    with pytest.raises(HubRefused, match=f"the webhooks' secret cannot be read from {tmp_path}/none"):
+        webhook_secret(tmp_path / "none")
     (tmp_path / "webhook-secret").write_text("s3cret")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     assert (secret := webhook_secret()) and secret.value == "s3cret"

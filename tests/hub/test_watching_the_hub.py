@@ -90,6 +90,7 @@ def test_a_repository_is_fetched_converted_and_names_its_commit(home: HubHome, h
     assert kinds.count("fetch") == 1 and kinds.index("plan") < kinds.index("fetch") < kinds.index("convert")
     assert snapshot and snapshot.state == "here"
     assert str(home.root) not in json.dumps(dict(manifest.source))
+    assert hub_server.url not in home.log(), "the client's own lines hold signed addresses"
     before = home.files()
     hub_server.forget()
     assert home.once() == 0, home.log()
@@ -153,7 +154,8 @@ def test_gated_private_and_missing_are_told_with_the_page_and_asked_once(
     home.start()
     home.seen("hub:alice/gated incomplete is gated: its conditions were not accepted")
     told = home.seen("hub:alice/none")
-    assert f"accept its conditions at {hub_server.url}/alice/gated" in told
+    assert f"accept its conditions at {hub_server.url}/alice/gated" in told and "then `qconvd reload`" in told
+    assert "(it was asked without a token)" in told
     assert "hub:alice/private incomplete is not there, or is private" in told
     hub_server.forget()
     home.wait(lambda: True, "a moment")
@@ -220,7 +222,7 @@ def test_a_busy_hub_is_asked_again_when_it_says_so(home: HubHome, hub_server: Hu
     home.watch("{hub: alice/m, recipes: r, interval: 1s}")
     home.start()
     told = home.seen("it asks to wait 31 s")
-    assert "hub:alice/m unreadable the Hub asks for fewer requests" in told
+    assert "hub:alice/m unreadable the Hub asks for fewer requests" in told and "it is asked again by itself" in told
     asked = len(hub_server.log("GET /api/models/alice/m"))
     hub_server.calm()
     assert asked == 1

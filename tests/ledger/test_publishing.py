@@ -96,7 +96,7 @@ def test_two_places_have_their_turns_and_both_are_needed(bench: Bench, ledger: L
 def test_confirm_waits_for_a_word(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
     (id,) = made(bench, wish("a"), places=[hub(confirm=True)])
     assert ledger.make_tasks() == []
-    assert (ledger.target(id).state, ledger.target(id).reason) == ("ready", "verified; waits for `qconvd publish`")
+    assert (ledger.target(id).state, ledger.target(id).reason) == ("ready", "verified; waits for `qconvd publish JOB`")
     assert [p.target for p in ledger.confirm([id])] == [id]
     assert ledger.confirm([id]) == [], "once is enough"
     publish(bench)

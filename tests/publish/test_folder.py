@@ -139,7 +139,7 @@ def test_what_was_not_verified_is_not_published(copy: Path) -> None:
     write_manifest(copy / OWN, replace(read_manifest(copy / OWN), verification=None))
     with pytest.raises(QconvdError) as caught:
         held("t1", copy, OWN, never)
-    assert str(caught.value) == f"{copy / OWN}: was not verified, so it is not published\n  `qconvd reconvert` it"
+    assert str(caught.value) == f"{copy / OWN}: was not verified, so it is not published\n  `qconvd reconvert JOB`"
 
 
 @pytest.mark.parametrize("how", ["other bytes", "shorter", "gone"])
@@ -157,7 +157,7 @@ def test_what_changed_since_it_was_verified_is_not_published(copy: Path, how: st
     with pytest.raises(QconvdError) as caught:
         held("t1", copy, OWN, never)
     assert str(caught.value).startswith(f"{path}: {words[how]}")
-    assert caught.value.fix == "`qconvd reconvert` makes it again"
+    assert caught.value.fix == "`qconvd reconvert JOB` makes it again"
 
 
 def test_a_disk_without_room_is_told_before_anything_is_copied(artifact: Artifact, tmp_path: Path) -> None:

@@ -285,12 +285,12 @@ def test_what_the_server_holds_is_checked_and_not_what_it_promised(publish: Publ
         (
             "bob/x", ALICE,
             "the token from $HF_TOKEN may not make the repository bob/x: it has no permission to write there\n"
-            "  give it write permission for repositories of bob at {url}/settings/tokens, then `qconvd retry`",
+            "  give it write permission for repositories of bob at {url}/settings/tokens, then `qconvd retry JOB`",
         ),
         (
             "alice/x", None,
             "to make the repository alice/x the Hub wants a token, and there is none\n"
-            "  give qconvd a token (HF_TOKEN, or a file: docs/how-to/publish.md), then `qconvd retry`",
+            "  give qconvd a token (HF_TOKEN, or a file: docs/how-to/publish.md), then `qconvd retry JOB`",
         ),
     ],
 )  # fmt: skip
@@ -311,7 +311,7 @@ def test_a_repository_that_may_be_read_only_is_named(publish: Publisher, artifac
         bob(fewer)
     assert str(caught.value) == (
         f"the token from /etc/token may not write to {REPO}: it has no permission to write there\n"
-        f"  give it write permission for the repository {REPO} at {publish.server.url}/settings/tokens, then `qconvd retry`"
+        f"  give it write permission for the repository {REPO} at {publish.server.url}/settings/tokens, then `qconvd retry JOB`"
     )
 
 

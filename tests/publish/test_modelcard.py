@@ -31,7 +31,7 @@ license_link: LICENSE
 language: [en, no]
 pipeline_tag: text-generation
 library_name: transformers
-tags: [fairy-tales, "base_model:finetune:x/y"]
+tags: [fairy-tales, onnx, Safetensors, "base_model:finetune:x/y"]
 ---
 # Glass | A story
 A long description that is not copied.
@@ -102,6 +102,26 @@ def test_the_body_says_what_there_is_and_how_to_run_it(described: Card, ggufs: l
     assert "A long description" not in body, "linked, not copied"
     assert "- Recipe: everyday\n" in body and "- Made with: qconvd " in body and "sha256:1234" in body
     assert "Q8_0 (12 rows against the source)" in body
+
+
+def test_nobody_is_sent_to_the_smallest_file_first(described: Card) -> None:
+    large, small = described.rows
+    tiny = replace(small, type="IQ1_S", bits_per_weight=1.6, nbytes=1)
+    body, _ = render(replace(described, rows=(large, small, tiny)))
+    assert "-hf me/glass_en-GGUF:Q4_0\n" in body and "Any other type of the table may be named instead." in body
+    body, _ = render(replace(described, rows=(tiny,)))
+    assert "-hf me/glass_en-GGUF:IQ1_S\n" in body and "Any other" not in body
+
+
+def test_a_file_on_a_branch_is_downloaded_first(described: Card) -> None:
+    body, _ = render(replace(described, revision="four"))
+    fetch = "hf download me/glass_en-GGUF glass_en-Q4_0.gguf --revision four --local-dir ."
+    assert f"```sh\n{fetch}\nllama-cli -m glass_en-Q4_0.gguf\n```" in body
+    assert "hf download" not in render(replace(described, revision="four", repo=""))[0]
+
+
+def test_without_a_prompt_template_there_is_no_hole(described: Card) -> None:
+    assert "\n\n\n" not in render(replace(described, model=replace(described.model, prompt="")))[0]
 
 
 def test_a_prompt_template_stands_in_a_fence_that_it_cannot_close(described: Card) -> None:
@@ -193,8 +213,10 @@ def test_a_template_may_extend_ours_and_add_keys(described: Card, tmp_path: Path
     ("text", "said"),
     [
         ("a\n{% if %}", "{}:2: the template of the card is wrong: Expected an expression, got 'end of statement block'"),
-        ("{{ card.nothing }}", "{}: the template of the card is wrong: 'qconvd.publish.modelcard.Card object' has no attribute"
-         " 'nothing'\n  docs/how-to/publish.md lists what a template may use"),
+        ("{{ card.nothing }}", "{}:1: the template of the card is wrong: 'qconvd.publish.modelcard.Card object' has no"
+         " attribute 'nothing'\n  docs/how-to/publish.md lists what a template may use"),
+        ("a\n{{ 1 // 0 }}", "{}:2: the template of the card is wrong: ZeroDivisionError: integer division or modulo by zero\n"
+         "  docs/how-to/publish.md lists what a template may use"),
         ('{% extends "other" %}', "{}: other: there is no such template of a card\n  mend `card:` in the recipe"),
     ],
 )  # fmt: skip
@@ -204,6 +226,16 @@ def test_a_wrong_template_is_told_with_its_place(described: Card, tmp_path: Path
     with pytest.raises(QconvdError) as caught:
         render(described, mine)
     assert str(caught.value) == said.format(mine)
+
+
+def test_a_template_that_has_the_name_of_ours_extends_ours(described: Card, tmp_path: Path) -> None:
+    template = tmp_path / "card.md.j2"
+    (tmp_path / "greeting.j2").write_text("Made by ACME.")
+    template.write_text('{% extends "card.md.j2" %}{% block introduction %}{% include "greeting.j2" %}\n{% endblock %}')
+    body, _ = render(described, template)
+    introduction, _, rest = body.partition("## Files")
+    assert introduction.strip() == "Made by ACME."
+    assert rest == render(described)[0].partition("## Files")[2]
 
 
 def test_a_template_that_is_not_there(described: Card, tmp_path: Path) -> None:

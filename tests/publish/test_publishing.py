@@ -67,22 +67,25 @@ def test_what_is_verified_is_published_with_a_card(home: Home, glass: Path) -> N
 
 
 def test_with_confirm_nothing_is_published_before_somebody_says_so(home: Home) -> None:
-    home.configure("[fp16]", publish=f"{TO_OUT}\nconfirm: true", watch="after: move")
+    home.configure("[fp16]", publish="publish: [{folder: ./out}, {folder: ./also}]\nconfirm: true", watch="after: move")
     home.start()
     home.wait(lambda: states(home) == {"fp16": "ready"} if home.state.joinpath("ledger.sqlite").exists() else False, "ready")
-    home.says("m", "verified; waits for `qconvd publish`")
+    home.says("m", "verified; waits for `qconvd publish JOB`")
+    assert "Artifacts made: 1 of 1." in home.status("m") and "m-fp16/" in home.status("m")
     assert not (home.root / "out").exists()
     assert (home.inbox / "m").exists(), "the source stays until all is published"
-    assert "waits for `qconvd publish`" in command(home, "job", "1")
-    assert command(home, "publish", "1") == f"1 artifact will be published: {home.root}/out/m-fp16\n"
+    assert "waits for `qconvd publish JOB`" in command(home, "job", "1")
+    assert command(home, "publish", "1") == f"1 artifact will be published: {home.root}/out/m-fp16, {home.root}/also/m-fp16\n"
     home.done(1)
     shown = json.loads(command(home, "job", "1", "--json"))["publications"]
-    assert [(p["destination"], p["state"]) for p in shown] == [(f"folder:{home.root}/out/m-fp16", "done")]
+    places = [f"{home.root}/out/m-fp16", f"{home.root}/also/m-fp16"]
+    assert [(p["destination"], p["state"]) for p in shown] == [(f"folder:{place}", "done") for place in places]
     assert "PUBLISHED TO" in command(home, "job", "1") and f"{home.root}/out/m-fp16" in command(home, "job", "1")
     assert published(home) == {"m-fp16": ["README.md", "config.json", "model.safetensors", "qconvd.json"]}
     home.wait(lambda: not (home.inbox / "m").exists(), "the source to leave")
     again = home.ask("publish", ids=["1"])
-    assert (again.state, again.answer) == ("refused", f"nothing waits for a word: {home.root}/out/m-fp16: is published")
+    said = "; ".join(f"{place}: is published" for place in places)
+    assert (again.state, again.answer) == ("refused", f"nothing waits for a word: {said}")
     home.stop()
 
 
