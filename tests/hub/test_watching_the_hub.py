@@ -226,7 +226,7 @@ def test_freed_when_all_is_made_and_fetched_again_when_wanted(
     hub_server.push("alice/m", model())
     home.watch("{hub: alice/m, recipes: r, after: delete}")
     home.start()
-    home.said("what was fetched of it is deleted")
+    home.said("what was fetched of it is deleted (")
     assert not [p for p in home.cache.rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != "CACHEDIR.TAG"]
     before = home.files()
     assert home.ask("reconvert", ids=["1"]).state == "done"
