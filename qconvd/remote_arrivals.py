@@ -218,7 +218,7 @@ class RemoteArrivals:
 
 def _kind(error: QconvdError) -> Kind:
     """A refusal waits for somebody (conditions to accept, a token); a model of another kind is not converted at all."""
-    return "unreadable" if isinstance(error, HubBusy) else "incomplete" if isinstance(error, HubRefused) else "unwanted"
+    return "unreadable" if isinstance(error, HubBusy) else "refused" if isinstance(error, HubRefused) else "unwanted"
 
 
 def _remedy(error: QconvdError) -> str:
