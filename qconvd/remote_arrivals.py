@@ -21,6 +21,7 @@ from qconvd.hub.address import Address
 from qconvd.hub.cache import CachedRepo, cache_folder
 from qconvd.hub.heads import Found
 from qconvd.ledger import Ledger, Snapshot, Source
+from qconvd.quantities import show_size
 from qconvd.sightings import Kind, Sighting
 from qconvd.watch.hub import HubWatch, Report, fits
 from qconvd.wishes import Wishes
@@ -229,8 +230,8 @@ class RemoteArrivals:
         shutil.rmtree(snapshot.folder, ignore_errors=True)
         with suppress(OSError):
             (Path(snapshot.heads).parent / "fetched.json").unlink()
-        log.info("%s at %s is done, and what was fetched of it is deleted (%d bytes)", snapshot.repo, snapshot.commit_id[:12],
-                 freed, extra={"action": "source.delete"})  # fmt: skip
+        log.info("%s at %s is done, and what was fetched of it is deleted (%s)", snapshot.repo, snapshot.commit_id[:12],
+                 show_size(freed), extra={"action": "source.delete"})  # fmt: skip
 
     def _sweep(self, found: Found) -> None:
         """Remove the headers of old commits of this repository that no source speaks of any more."""
@@ -248,7 +249,7 @@ class RemoteArrivals:
 
 def _kind(error: QconvdError) -> Kind:
     """A refusal waits for somebody (conditions to accept, a token); a model of another kind is not converted at all."""
-    return "unreadable" if isinstance(error, HubBusy) else "incomplete" if isinstance(error, HubRefused) else "unwanted"
+    return "unreadable" if isinstance(error, HubBusy) else "refused" if isinstance(error, HubRefused) else "unwanted"
 
 
 def _remedy(error: QconvdError) -> str:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 NAME = "sightings.json"
-Kind = Literal["arriving", "incomplete", "unwanted", "unreadable"]
+Kind = Literal["arriving", "incomplete", "refused", "unwanted", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One path and why nothing is made of it: it still changes, misses something, no recipe takes it, it cannot be read."""
+    """One path and why nothing is made of it: it still changes, misses something, the Hub refuses it, no recipe takes it, it
+    cannot be read.
+    """
 
     kind: Kind
     path: str
@@ -29,8 +31,8 @@ class Sighting:
 
     @property
     def awaited(self) -> bool:
-        """Whether it becomes a job by itself, when it is all there."""
-        return self.kind in ("arriving", "incomplete")
+        """Whether it becomes a job by itself, when it is all there and may be had."""
+        return self.kind in ("arriving", "incomplete", "refused")
 
 
 class SightingsBoard:

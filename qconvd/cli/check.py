@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qconvd.cli.options import AsJson, ConfigFile
 
 if TYPE_CHECKING:
-    from qconvd.config import Watch, WatchHub
+    from qconvd.config import Config, Watch, WatchHub
 
 
 def check(config: ConfigFile = None, json: AsJson = False) -> None:
@@ -38,7 +38,7 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
     print(f"{found.path} is right.\n")
     for watch in found.watch:
         if isinstance(watch, WatchHub):
-            print(f"{_models(watch)}, asked for every {show_duration(watch.interval)}, becomes:")
+            print(output.filled(f"{_models(watch)}, asked for every {show_duration(watch.interval)}, becomes:"))
         else:
             print(f"A model dropped into {watch.folder}{'' if is_folder(watch.folder) else ' (not there yet)'} becomes:")
         rows: list[tuple[str, ...]] = []
@@ -61,11 +61,29 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
             where = dict.fromkeys(p.shown for t in recipe.targets for p in places(recipe, t, "MODEL", found.names))
             when = ", when `qconvd publish JOB` says so" if recipe.confirm else ""
             only = " (a dry run: nothing is)" if recipe.dry_run else ""
-            print(f"The recipe {name} publishes to {', '.join(where)}{when}{only}.")
+            print(output.filled(f"The recipe {name} publishes to {', '.join(where)}{when}{only}."))
         if limits := _match(recipe.match):
             print(f"The recipe {name} is only for models with {limits}.")
     free = found.limits.disk_reserve
-    output.pairs([("output", found.output), ("state", found.state), ("left free", show_size(free)), ("names", found.names)])
+    output.pairs([
+        ("output", found.output), ("state", found.state), ("left free", show_size(free)), ("names", found.names), *_hub(found),
+    ])  # fmt: skip
+
+
+def _hub(config: Config) -> list[tuple[str, object]]:
+    """Which Hub is asked and with which token, if anything here has to do with it. A token itself is never shown."""
+    from qconvd.errors import QconvdError
+    from qconvd.hub.client import Hub
+
+    published = any(place.hub for recipe in config.recipes.values() for place in recipe.publish)
+    if not (published or config.repositories):
+        return []
+    try:
+        hub = Hub.of(config.hub)
+    except QconvdError as error:
+        return [("the Hub", f"WRONG: {error}")]
+    without = "without a token: only public models, and nothing is published there"
+    return [("the Hub", f"{hub.endpoint}, {f'with {hub.token}' if hub.token else without}")]
 
 
 def _models(watch: WatchHub) -> str:

@@ -59,7 +59,7 @@ def plan(
         print(f"{output.safe(name or found.name)}: {found.architecture or found.kind}, {parameters}\n")
         if remote:
             fetched = f"{show_size(remote.nbytes)} ({remote.nbytes:,} bytes) in {len(remote.files)} files"
-            print(f"{remote.address.locator} at {remote.remote.commit[:12]}: {fetched} would be fetched.\n")
+            print(output.filled(f"{remote.address.locator} at {remote.remote.commit[:12]}: {fetched} would be fetched.") + "\n")
         for recipe_name, reason in unmatched.items():
             print(f"The recipe {recipe_name} does not take this model: {reason}.")
         _print(previews)

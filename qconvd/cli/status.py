@@ -51,7 +51,7 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
             print(f"  {labels.get(target, target)}: {percent} % of {show_size(now.total)}, {show_size(now.rate)}/s{left}")
     waits = "waits" if pid else "waited when the daemon ended"
     words = {
-        "arriving": waits, "incomplete": waits, "unwanted": "is not converted",
+        "arriving": waits, "incomplete": waits, "refused": f"{waits} for you", "unwanted": "is not converted",
         "unreadable": "cannot be read" if pid else "could not be read when the daemon ended",
     }  # fmt: skip
     for sighting in seen:

@@ -196,37 +196,51 @@ class Publishing(Asking):
             (row["destination"], row["revision"])
             for row in self.rows("SELECT destination, revision FROM publication WHERE task IS NOT NULL")
         }
-        groups: dict[tuple[Any, ...], tuple[list[Target], list[Publication]]] = {}
-        taken: set[str] = set(busy)
+        groups: dict[tuple[Any, ...], list[tuple[Target, Publication]]] = {}
         for row in self.rows(
             "SELECT publication.* FROM publication JOIN target ON target.id = publication.target WHERE"
             " publication.state = 'open' AND publication.task IS NULL AND target.state = 'ready'"
             " ORDER BY publication.not_before, publication.id"
         ):
             publication = _publication(row)
-            place = (publication.destination, publication.revision)
             target = self.target(publication.target)
-            together = publication.options.get("commit") == "together"
-            if place in open_places or (together and self._others_to_come(target, publication)):
+            key = (
+                publication.destination, publication.revision, target.source, as_json(publication.options),
+                "" if _together(publication) else target.id,
+            )  # fmt: skip
+            groups.setdefault(key, []).append((target, publication))
+        resting, taken, found = self._resting(), set(busy), []
+        for (destination, revision, *_), all_of_it in groups.items():
+            # A target is in one task at a time, so its next place has its turn after this one. What rests for long before its
+            # next attempt elsewhere is not waited for.
+            group = [(target, p) for target, p in all_of_it if target.id not in resting]
+            together = any(_together(p) for _, p in group)
+            if not group or (destination, revision) in open_places or any(target.id in taken for target, _ in group):
                 continue
-            key = (*place, target.source, as_json(publication.options), "" if together else target.id)
-            # A target is in one task at a time, so its next place has its turn after this one.
-            if target.id in taken and key not in groups:
+            if together and any(self._others_to_come(target, p) for target, p in group):
                 continue
-            targets, publications = groups.setdefault(key, ([], []))
-            if target.id not in taken:
-                targets.append(target)
-                publications.append(publication)
-                taken.add(target.id)
-            open_places |= set() if together else {place}
-        return [group for group in groups.values() if group[0]]
+            taken |= {target.id for target, _ in group}
+            open_places.add((destination, revision))
+            found.append(([target for target, _ in group], [p for _, p in group]))
+        return found
+
+    def _resting(self) -> set[str]:
+        """Targets whose next attempt at something is not due yet."""
+        return {
+            row["target"]
+            for row in self.rows(
+                "SELECT task_target.target FROM task_target JOIN task ON task.id = task_target.task"
+                " WHERE task.state = 'queued' AND task.not_before > ?",
+                (self._clock(),),
+            )
+        }
 
     def _others_to_come(self, target: Target, publication: Publication) -> bool:
-        """Whether another artifact of the model goes to the same place and is still being made."""
+        """Whether another artifact of the model goes to the same place and is still being made, or on its way elsewhere."""
         found = self.rows(
             "SELECT 1 FROM publication JOIN target ON target.id = publication.target WHERE publication.destination = ?"
             " AND publication.revision = ? AND publication.state IN ('open', 'awaiting') AND target.source = ?"
-            f" AND target.state IN {UNMADE} LIMIT 1",
+            f" AND (target.state IN {UNMADE} OR (target.state = 'publishing' AND publication.state = 'open')) LIMIT 1",
             (publication.destination, publication.revision, target.source),
         )
         return bool(found)
@@ -336,6 +350,11 @@ class Publishing(Asking):
 
 def _publication(row: sqlite3.Row) -> Publication:
     return Publication(**{**dict(row), "options": json.loads(row["options"]), "error": json.loads(row["error"])})
+
+
+def _together(publication: Publication) -> bool:
+    """Whether all artifacts of the model that go to this place are one commit."""
+    return publication.options.get("commit") == "together"
 
 
 def _asks(publication: Publication) -> bool:

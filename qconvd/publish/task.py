@@ -67,7 +67,9 @@ def _refused(error: QconvdError, hub: Hub | None) -> TargetResult:
     again = isinstance(error, HubBusy | OutOfSpace | Away)
     wait = {"wait": error.seconds} if isinstance(error, HubBusy) else {}
     asked = {"token": hub.token.fingerprint if hub.token else ""} if hub is not None and isinstance(error, HubRefused) else {}
-    return TargetResult(ok=False, error={**error.as_dict(), **asked}, retry=again, data=wait)
+    # Whoever reads the reason knows the output folder: a place in it that is written short would be looked for there.
+    named = {} if hub is not None or not error.where else {"what": f"{error.where}: {error.what}"}
+    return TargetResult(ok=False, error={**error.as_dict(), **asked, **named}, retry=again, data=wait)
 
 
 def _to(

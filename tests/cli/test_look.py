@@ -183,7 +183,23 @@ def test_check_says_where_artifacts_are_published(qconvd: Qconvd, config: Path, 
     places = ["me/MODEL-GGUF", f"{tmp_path}/out/MODEL-GGUF"]
     assert qconvd("check", "--json").json["publish"] == {"everyday": [], "small": places}
     said = f"The recipe small publishes to {', '.join(places)}, when `qconvd publish JOB` says so (a dry run: nothing is)."
-    assert said in qconvd("check").out
+    assert said in " ".join(qconvd("check").out.split())
+
+
+def test_check_says_which_hub_and_whose_token_but_not_the_token(
+    qconvd: Qconvd, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "nobody"))
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert "the Hub" not in qconvd("check").out
+    config.write_text(CONFIG.replace("targets: [q8_0]}", "targets: [q8_0], publish: [{hub: {owner: me}}]}"))
+    assert "https://huggingface.co, without a token: only public models, and nothing is published" in qconvd("check").out
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    said = qconvd("check").out
+    assert "https://huggingface.co, with the token from $HF_TOKEN" in said and "hf_secret" not in said
+    config.write_text(f"{config.read_text()}hub: {{token_file: ./none}}\n")
+    assert f"WRONG: the Hub's token cannot be read from {tmp_path}/none" in qconvd("check").out
 
 
 def test_check_takes_the_config_from_the_environment(qconvd: Qconvd, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

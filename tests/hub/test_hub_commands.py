@@ -47,7 +47,8 @@ def test_a_plan_reads_headers_only_and_is_that_of_the_local_model(qconvd: Qconvd
     assert plan["bytes_to_fetch"] > weights and {"path": "model.safetensors", "bytes": weights} in plan["fetch"]
     assert sum(e["sent"] for e in hub_server.log("model.safetensors")) <= 64 << 10
     told = qconvd("plan", "hub:alice/glass_en", "--to", "q8_0").out
-    assert f"hub:alice/glass_en at {commit[:12]}: 1.7 MiB (" in told and "would be fetched" in told
+    assert f"hub:alice/glass_en at {commit[:12]}: 1.7 MiB (" in told and "would be fetched" in " ".join(told.split())
+    assert all(len(line) <= 80 for line in told.splitlines())
 
 
 def test_inspect_reads_headers_only(qconvd: Qconvd, hub_server: HubServer, glass: Path) -> None:

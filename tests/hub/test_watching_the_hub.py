@@ -152,11 +152,11 @@ def test_gated_private_and_missing_are_told_with_the_page_and_asked_once(
     hub_server.settings("alice/private", private=True)
     home.watch(*(f"{{hub: alice/{name}, recipes: r, interval: 1s}}" for name in ("gated", "private", "none")))
     home.start()
-    home.seen("hub:alice/gated incomplete is gated: its conditions were not accepted")
+    home.seen("hub:alice/gated refused is gated: its conditions were not accepted")
     told = home.seen("hub:alice/none")
     assert f"accept its conditions at {hub_server.url}/alice/gated" in told and "then `qconvd reload`" in told
     assert "(it was asked without a token)" in told
-    assert "hub:alice/private incomplete is not there, or is private" in told
+    assert "hub:alice/private refused is not there, or is private" in told
     hub_server.forget()
     home.wait(lambda: True, "a moment")
     assert len(hub_server.log("alice/none")) <= 1
@@ -252,7 +252,7 @@ def test_freed_when_all_is_made_and_fetched_again_when_wanted(
     hub_server.push("alice/m", model())
     home.watch("{hub: alice/m, recipes: r, after: delete}")
     home.start()
-    home.said("what was fetched of it is deleted")
+    home.said("what was fetched of it is deleted (")
     assert not [p for p in home.cache.rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != "CACHEDIR.TAG"]
     before = home.files()
     assert home.ask("reconvert", ids=["1"]).state == "done"

@@ -93,6 +93,28 @@ def test_two_places_have_their_turns_and_both_are_needed(bench: Bench, ledger: L
     assert ledger.target(id).state == "done"
 
 
+@pytest.mark.parametrize("places", [[hub(), hub("me/copy", commit="each")], [hub("me/copy", commit="each"), hub()]])
+def test_what_is_on_its_way_elsewhere_is_waited_for(bench: Bench, ledger: Ledger, wish: Wishes, places: list[Place]) -> None:
+    ids = tuple(made(bench, *(wish(name) for name in "abc"), places=places))
+    done = []
+    while not all(p.state == "done" for p in ledger.publications()):
+        task = bench.start("publish")
+        done.append((ledger.publications(task=task.id)[0].place, task.targets))
+        publish(bench, task)
+    assert [targets for place, targets in done if place == "me/X-GGUF"] == [ids], "one commit holds them all"
+
+
+def test_places_in_another_order_do_not_wait_for_one_another(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
+    a, b = bench.want(wish("a"), wish("b"))
+    ledger.publish_to(a, "everyday", [hub("me/one"), hub("me/two")])
+    ledger.publish_to(b, "everyday", [hub("me/two"), hub("me/one")])
+    for kind in ("plan", "convert", "verify", "verify"):
+        bench.succeed(bench.start(kind))
+    assert publish(bench).targets == (a, b)
+    assert publish(bench).targets == (a, b)
+    assert bench.states() == {a: "done", b: "done"}
+
+
 def test_confirm_waits_for_a_word(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
     (id,) = made(bench, wish("a"), places=[hub(confirm=True)])
     assert ledger.make_tasks() == []

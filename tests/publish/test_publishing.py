@@ -120,8 +120,9 @@ def test_a_failure_is_told_and_retry_publishes_without_converting_again(home: Ho
     foreign.write_text("mine")
     assert home.once() == 1
     (target,) = home.targets("failed")
-    assert target.reason == "is there already and belongs to something else; it is left as it is"
+    assert target.reason == f"{foreign}: is there already and belongs to something else; it is left as it is"
     assert "move it away, or publish to another folder" in home.status("m")
+    assert f"{foreign}: is there already" in home.status("m"), "it is not below the output"
     assert foreign.read_text() == "mine"
     foreign.unlink()
     with home.ledger() as ledger:
@@ -139,7 +140,7 @@ def test_one_place_that_refuses_does_not_hold_up_another(home: Home) -> None:
     assert list(published(home)) == ["m-fp16"]
     (target,) = home.targets("failed")
     assert target.error["where"] == f"{home.root}/blocked/x/m-fp16/README.md"
-    assert target.reason.startswith("cannot be read: ")
+    assert target.reason.startswith(f"{target.error['where']}: cannot be read: ")
 
 
 def test_an_artifact_that_was_changed_by_hand_is_not_published(home: Home) -> None:
