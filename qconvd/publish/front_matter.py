@@ -32,7 +32,8 @@ def read(text: str, where: str) -> dict[str, Any]:
     """The keys of a card's YAML. Raises `QconvdError` with line and column if it is none."""
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
+        # Beside its own errors PyYAML lets out those of Python: for the date 2023-99-99, for 0b_, for a thousand brackets.
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 2}:{mark.column + 1}" if mark else where
         problem = getattr(error, "problem", None) or "it cannot be read"
