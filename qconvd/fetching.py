@@ -8,7 +8,6 @@ the model, and nothing of what else the cache may hold of that repository.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import queue
@@ -25,7 +24,7 @@ from qconvd.engine.durable import sync_folder, write_whole
 from qconvd.engine.run import Cancelled
 from qconvd.errors import Busy, HubBusy, OutOfSpace, TakenAway
 from qconvd.hub.address import SCHEME
-from qconvd.hub.cache import CachedRepo, cache_folder
+from qconvd.hub.cache import CachedRepo, cache_folder, holds
 from qconvd.hub.client import Hub, RemoteFile
 from qconvd.quantities import show_size
 from qconvd.tasks import FetchSpec, TargetResult, TaskResult, TaskSpec
@@ -36,7 +35,6 @@ AT_A_TIME = 4
 PAUSES = (1.0, 3.0)
 """Seconds before a file is asked for again, within one attempt of the task."""
 LAST_SECONDS = 5.0
-CHUNK = 1 << 20
 TELL_SECONDS = 0.5
 RESERVE = 256 << 20
 """Bytes of the cache's disk that a fetch leaves alone."""
@@ -138,7 +136,7 @@ class _Fetch:
         """One file, right to the last bit. A wrong one is fetched once more: the cache may have held damage, or the way had."""
         for again in (False, True):
             path = self._download(file)
-            if _is(path, file):
+            if holds(path, file):
                 return
             self.repo.discard(self.wanted.commit, file.path, file.content)
             if not again:
@@ -217,17 +215,6 @@ def _told(spec: TaskSpec, fetch: _Fetch, on_event: Emit) -> Callable[..., None]:
             })  # fmt: skip
 
     return tell
-
-
-def _is(path: Path, file: RemoteFile) -> bool:
-    """Whether a file is the one that was listed: its size, and the sha256 of a large or git's id of a small one."""
-    with path.open("rb") as opened:
-        if os.fstat(opened.fileno()).st_size != file.size:
-            return False
-        found = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-        while piece := opened.read(CHUNK):
-            found.update(piece)
-    return found.hexdigest() == file.content
 
 
 @contextmanager

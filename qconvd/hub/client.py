@@ -196,15 +196,16 @@ class Hub:
 
         _ = self.api  # sets the timeouts
         told = {**build_hf_headers(token=self.token.value if self.token else False), **(headers or {})}
-        url, how = f"{self.endpoint}{place}", {"timeout": self.timeout, "follow_redirects": True}
-        with get_session().stream("GET", url, params=query or None, headers=told, **how) as reply:
+        with get_session().stream(
+            "GET", f"{self.endpoint}{place}", params=query or None, headers=told, timeout=self.timeout, follow_redirects=True
+        ) as reply:
             if reply.is_error:
                 reply.read()
             hf_raise_for_status(reply)
             yield reply
 
     def _here(self, url: str) -> str:
-        """The place that a link names, on this Hub: a mirror may pass on links to the original, which has no right to our token."""
+        """The place that a link names, on this Hub: a mirror may pass on links to another, which has no right to our token."""
         from urllib.parse import urlsplit
 
         if url.startswith(f"{self.endpoint}/"):
