@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from qconvd.config import HubModels
-from qconvd.errors import HubBusy, HubRefused, QconvdError
+from qconvd.errors import HubBusy, HubRefused, OutOfSpace, QconvdError
 from qconvd.hub.address import Address
 from qconvd.hub.client import Access, Hub, RemoteModel
 from qconvd.hub.heads import Found, look
@@ -68,6 +68,16 @@ class Question:
     """Whether it was answered since the configuration was read."""
     refused: str = ""
     """The token's fingerprint with which it was refused for good; `-` for none."""
+    hinted: bool = False
+    """Whether somebody hinted at it since it was last asked, or while it is."""
+    not_before: float = 0.0
+    """When the server lets it be asked again, whoever hints."""
+    late: set[str] = field(default_factory=set)
+    """Repositories of an author that the Hub could not answer for: they come last, so that they hold up no others."""
+
+    def hint(self) -> None:
+        self.hinted, self.refused = True, ""
+        self.due = max(min(self.due, self.last + HINT_GAP), self.not_before)
 
 
 class Known(Protocol):
@@ -135,7 +145,7 @@ class HubWatch:
         with self._lock:
             found = [q for q in self._questions if q.models.repo == repo or q.models.author == repo.partition("/")[0]]
             for question in found:
-                question.due, question.refused = min(question.due, question.last + HINT_GAP), ""
+                question.hint()
             self._lock.notify_all()
             return bool(found)
 
@@ -204,16 +214,18 @@ class HubWatch:
     def _ask(self, question: Question) -> None:
         """Ask one question, report, and say when it is asked again."""
         models, now = question.models, self._clock()
-        question.last = now
+        with self._lock:
+            question.last, question.hinted = now, False
         wait = question.interval * random.uniform(1 - JITTER, 1 + JITTER)
         try:
             hub = self._client()
             if models.repo is not None:
                 self._one(hub, Address(models.repo, models.revision or "main"))
             else:
-                self._author(hub, models)
+                self._author(hub, question)
         except HubBusy as error:
             question.failures += 1
+            question.not_before = now + error.seconds
             wait = max(error.seconds, min(FIRST_BACKOFF * 2.0 ** (question.failures - 1), LONGEST_BACKOFF))
             self._report(models, error)
         except QconvdError as error:
@@ -224,12 +236,14 @@ class HubWatch:
             log.exception("asking for %s failed", models.shown, extra={"action": "hub.defect"})
             question.failures += 1
             wait = LONGEST_BACKOFF
-            self._report(models, QconvdError(f"a defect of qconvd: {type(error).__name__} (the log has the traceback)"))
+            self._report(models, _defect(error))
         else:
             question.failures = 0
         with self._lock:
             question.asked = True
             question.due = now + wait
+            if question.hinted:  # while it was asked: the answer may be older than what is hinted at
+                question.hint()
             if not question.interval:
                 self._questions = [q for q in self._questions if q is not question]
         self._reports.wake()
@@ -248,9 +262,10 @@ class HubWatch:
             return
         self._reports.put(Report(address, look(hub, address, self._place(address)), commit))
 
-    def _author(self, hub: Hub, models: HubModels) -> None:
+    def _author(self, hub: Hub, question: Question) -> None:
         """All models of an author that fit. One that cannot be had is reported and keeps nothing from the others."""
-        for remote in hub.models_of(models.author or ""):
+        models = question.models
+        for remote in sorted(hub.models_of(models.author or ""), key=lambda remote: remote.repo in question.late):
             address = Address(remote.repo)
             if is_ours(remote) or not fits(models, remote):
                 continue
@@ -259,10 +274,15 @@ class HubWatch:
                 continue
             try:
                 self._reports.put(Report(address, look(hub, address, self._place(address)), remote.commit))
-            except HubBusy:
+            except (HubBusy, OutOfSpace):
+                question.late.add(remote.repo)
                 raise
             except QconvdError as error:
                 self._reports.put(Report(address, commit=remote.commit, error=error))
+            except Exception as error:
+                log.exception("looking at %s failed", remote.repo, extra={"action": "hub.defect"})
+                self._reports.put(Report(address, commit=remote.commit, error=_defect(error)))
+            question.late.discard(remote.repo)
 
     def _place(self, address: Address) -> Path:
         return self._folder / address.repo.replace("/", "--")
@@ -272,6 +292,10 @@ class HubWatch:
             self._reports.put(Report(Address(models.repo, models.revision or "main"), error=error))
         else:
             self._reports.put(Report(Address(f"{models.author}/*"), error=error))
+
+
+def _defect(error: Exception) -> QconvdError:
+    return QconvdError(f"a defect of qconvd: {type(error).__name__} (the log has the traceback)")
 
 
 def fits(models: HubModels, remote: RemoteModel) -> bool:
