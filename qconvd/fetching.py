@@ -26,6 +26,7 @@ from qconvd.errors import Busy, HubBusy, OutOfSpace, TakenAway
 from qconvd.hub.address import SCHEME
 from qconvd.hub.cache import CachedRepo, cache_folder, holds
 from qconvd.hub.client import Hub, RemoteFile
+from qconvd.hub.journal import JOURNAL, MODEL, begun
 from qconvd.quantities import show_size
 from qconvd.tasks import FetchSpec, TargetResult, TaskResult, TaskSpec
 
@@ -38,8 +39,6 @@ LAST_SECONDS = 5.0
 TELL_SECONDS = 0.5
 RESERVE = 256 << 20
 """Bytes of the cache's disk that a fetch leaves alone."""
-JOURNAL = "fetched.json"
-MODEL = "model"
 
 
 def fetch_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> TaskResult:
@@ -67,7 +66,7 @@ class _Fetch:
         self.repo = CachedRepo(cache, wanted.repo)
         self.folder = folder
         self.files = [RemoteFile(f.path, f.size, f.sha256, f.oid) for f in wanted.files]
-        self.ours: list[str] = self._journal()
+        self.ours: list[str] = begun(folder)
         """Files that were not in the cache before us. What is deleted afterwards is among these."""
         # Found by name: a connection of its own for each process, and the token never leaves it.
         os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(max(1, int(wanted.timeout))))
@@ -175,13 +174,6 @@ class _Fetch:
         if need > max(0, free - (RESERVE if need > RESERVE else 0)):
             what = f"{show_size(need)} are to be fetched, and {show_size(free)} are free"
             raise OutOfSpace(what, where=str(self.cache), fix="make room, or set `hub.cache` to a folder on a larger disk")
-
-    def _journal(self) -> list[str]:
-        try:
-            found = json.loads((self.folder / JOURNAL).read_bytes())
-        except (OSError, ValueError):
-            return []
-        return [str(path) for path in found] if isinstance(found, list) else []
 
 
 def _end(threads: list[threading.Thread], todo: queue.SimpleQueue[RemoteFile]) -> None:

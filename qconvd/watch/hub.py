@@ -47,6 +47,8 @@ class Report:
     found: Found | None = None
     commit: str = ""
     error: QconvdError | None = None
+    remote: RemoteModel | None = None
+    """What a listing says of one that is as it was: whether it fits the filters of an entry."""
 
     @property
     def final(self) -> bool:
@@ -154,9 +156,10 @@ class HubWatch:
         return self._reports.take()
 
     def quiet(self) -> bool:
-        """Whether everything was asked for once, and nothing failed that will be asked for again."""
+        """Whether everything was asked for once, nothing failed that will be asked for again, and every report was taken."""
         with self._lock:
-            return all(q.asked or q.failures for q in self._questions)
+            # In this order: a report is there before its question counts as asked.
+            return all(q.asked or q.failures for q in self._questions) and self._reports.queue.empty()
 
     def close(self) -> None:
         """Ask no more. A question that is under way is not waited for."""
@@ -270,7 +273,7 @@ class HubWatch:
             if is_ours(remote) or not fits(models, remote):
                 continue
             if remote.commit == self._known(address):
-                self._reports.put(Report(address, commit=remote.commit))
+                self._reports.put(Report(address, commit=remote.commit, remote=remote))
                 continue
             try:
                 self._reports.put(Report(address, look(hub, address, self._place(address)), remote.commit))

@@ -142,6 +142,80 @@ def test_an_author_with_filters_is_one_request(home: HubHome, hub_server: HubSer
     assert len(hub_server.log()) == 1, "what is known costs the one request"
 
 
+def by_recipe(home: Home) -> dict[str, set[str]]:
+    """The recipes that want something of each model, by its locator."""
+    with home.ledger() as ledger:
+        live = {s.locator: [t for t in ledger.targets(source=s.id) if t.state != "superseded"] for s in ledger.sources()}
+    return {locator: {r for t in targets for r in t.recipes} for locator, targets in live.items()}
+
+
+def test_a_restart_gives_no_model_the_recipes_of_another_entry(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    weights = model()
+    hub_server.push("alice/m", weights)
+    hub_server.push("alice/m", model(2), branch="dev")
+    for name, task in (("x-Base", "fill-mask"), ("x-Instruct", "text-generation")):
+        hub_server.push(f"bob/{name}", weights)
+        hub_server.settings(f"bob/{name}", pipeline_tag=task)
+    home.watch(
+        "{hub: alice/m, recipes: r}", "{hub: alice/m@dev, recipes: s}", "{hub: {author: bob, pipeline: fill-mask}, recipes: r}",
+        "{hub: {author: bob, pipeline: text-generation}, recipes: s}",
+    )  # fmt: skip
+    text = home.config.read_text().replace("recipes:\n", "recipes:\n  s: {targets: [f32]}\n", 1)
+    home.config.write_text(text)
+    wanted = {"hub:alice/m": {"r"}, "hub:alice/m@dev": {"s"}, "hub:bob/x-Base": {"r"}, "hub:bob/x-Instruct": {"s"}}
+    home.once()
+    assert by_recipe(home) == wanted
+    home.once()
+    assert by_recipe(home) == wanted
+    # A filter that lets more in counts for what is known already, too.
+    home.config.write_text(text.replace("pipeline: fill-mask", "name: x-*"))
+    home.once()
+    assert by_recipe(home) == {**wanted, "hub:bob/x-Instruct": {"r", "s"}}
+
+
+def test_what_somebody_asked_for_outlives_a_commit_and_the_end_of_a_recipe(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    hub_server.push("alice/m", model())
+    home.watch("{hub: alice/m, recipes: r, interval: 1s}")
+    more = home.config.read_text().replace("recipes:\n", "recipes:\n  s: {targets: [f32]}\n  u: {targets: [bf16]}\n", 1)
+    home.config.write_text(more)
+    hub_server.fault("GET /alice/m/resolve/.*model.safetensors", "hold", skip=1)
+    home.start()
+    home.wait(lambda: hub_server.held() == 1, "the fetch")
+    for recipe in ("s", "u"):
+        assert home.ask("add", path="hub:alice/m", recipe=recipe).state == "done"
+    assert by_recipe(home) == {"hub:alice/m": {"r", "s", "u"}}
+    hub_server.push("alice/m", texts={"README.md": "new"})
+    home.said("what changed is no part of the model")
+    assert by_recipe(home) == {"hub:alice/m": {"r", "s", "u"}}
+    home.config.write_text(more.replace("  u: {targets: [bf16]}\n", ""))
+    assert home.ask("reload").state == "done"
+    assert home.ask("add", path="hub:alice/m", recipe="s").state == "done"
+    hub_server.calm()
+    end(home)
+
+
+def test_what_was_fetched_of_a_version_that_was_replaced_is_deleted_too(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    first = hub_server.push("alice/m", model())
+    home.watch("{hub: alice/m, recipes: r, interval: 1s, after: delete}")
+    hub_server.fault("GET /alice/m/resolve/.*model.safetensors", "hold", skip=1)
+    home.start()
+    home.wait(lambda: hub_server.held() == 1, "the fetch")
+    second = hub_server.push("alice/m", model(2))
+    home.wait(lambda: home.sources()[0].version == 2, "the second version")
+    hub_server.calm()
+    home.done(1)
+    home.said(f"{second[:12]} is done, and what was fetched of it is deleted")
+    home.said(f"{first[:12]} is done, and what was fetched of it is deleted")
+    assert not [p for p in home.cache.rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != "CACHEDIR.TAG"]
+    end(home)
+
+
 def test_gated_private_and_missing_are_told_with_the_page_and_asked_once(
     home: HubHome, hub_server: HubServer, model: Callable[..., Path]
 ) -> None:
