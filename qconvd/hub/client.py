@@ -10,6 +10,7 @@ from __future__ import annotations
 import email.utils
 import errno
 import json
+import logging
 import os
 import re
 import time
@@ -109,6 +110,9 @@ class Hub:
             made.timeout = type(made.timeout)(self.timeout, connect=min(CONNECT_SECONDS, self.timeout))
             return made
 
+        # It would tell of each request with its address, and where files are sent on to, the address is a key to them.
+        for name in ("httpx", "httpx2"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         huggingface_hub.set_client_factory(client)
         return huggingface_hub.HfApi(endpoint=self.endpoint, token=self.token.value if self.token else False)
 

@@ -51,6 +51,16 @@ def test_a_server_without_ranges_is_not_heard_to_the_end(hub_server: HubServer, 
     assert all(entry["sent"] < size / 2 for entry in hub_server.log("resolve"))
 
 
+def test_signed_addresses_are_not_logged(hub_server: HubServer, caplog: pytest.LogCaptureFixture) -> None:
+    commit = hub_server.push("alice/m", texts={"config.json": "{}"})
+    signed = f"{hub_server.url}/alice/m/resolve/{commit}/config.json?Signature=s3cret"
+    hub_server.fault("resolve", status=302, headers={"Location": signed})
+    caplog.set_level("DEBUG", "qconvd")
+    caplog.set_level("INFO")
+    assert hub(hub_server).read("alice/m", commit, "config.json", 0, 2) == b"{}"
+    assert hub_server.log("Signature=s3cret") and "s3cret" not in caplog.text
+
+
 def test_a_page_that_is_no_hubs(hub_server: HubServer) -> None:
     hub_server.push("alice/a", texts={"config.json": "{}"})
     for asked in (hub(hub_server).commit_of, hub(hub_server).models_of):
