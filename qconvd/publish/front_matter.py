@@ -17,6 +17,14 @@ from qconvd.errors import QconvdError
 FENCE = "---"
 
 
+def decoded(content: bytes, where: str) -> str:
+    """The text of a card. Raises `QconvdError` for one in another encoding: what people wrote there would be lost."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise QconvdError("the card is not UTF-8", where=where, fix="save it as UTF-8, then `qconvd retry`") from error
+
+
 def split(text: str) -> tuple[str, str]:
     """A card's YAML, without its fences, and all that comes after it. A card without YAML has an empty one."""
     lines = text.splitlines(keepends=True)

@@ -24,6 +24,7 @@ from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, parse_mani
 from qconvd.engine.run import Cancelled
 from qconvd.errors import HubBusy, HubRefused, QconvdError
 from qconvd.hub.client import Hub
+from qconvd.publish import front_matter
 from qconvd.publish.artifact import BLOCK, Artifact
 from qconvd.publish.modelcard import NAME as CARD
 from qconvd.quantities import show_size
@@ -165,7 +166,8 @@ def difference(
             read[path, entry.oid] = manifest.to_json()
     texts = _texts(hub.api, repo, there, read)
     known = {path: m for path, text in texts.items() if path != CARD and (m := _manifest(text, path)) is not None}
-    card = described(list({**known, **ours}.values()), texts.get(CARD, b"").decode("utf-8", "replace"), f"{repo}/{CARD}")
+    existing = front_matter.decoded(texts.get(CARD, b""), f"{repo}/{CARD}")
+    card = described(list({**known, **ours}.values()), existing, f"{repo}/{CARD}")
     sending.append(_bytes(CARD, card.encode()))
     sending += [_bytes(path, manifest.to_json()) for path, manifest in ours.items()]
     kept = {f.path for m in {**known, **ours}.values() for f in m.files}

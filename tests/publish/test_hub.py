@@ -339,6 +339,16 @@ def test_a_broken_card_is_told_and_left(publish: Publisher, artifact: Artifact) 
     assert "model.safetensors" not in publish.server.files(REPO)
 
 
+def test_a_card_in_another_encoding_is_told_and_left(publish: Publisher, artifact: Artifact, tmp_path: Path) -> None:
+    publish(artifact)
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "README.md").write_bytes("# Größe".encode("latin-1"))
+    publish.server.push(REPO, tmp_path / "card")
+    with pytest.raises(QconvdError, match=f"{REPO}/README.md: the card is not UTF-8"):
+        publish(artifact)
+    assert publish.server.read(REPO, "README.md") == "# Größe".encode("latin-1")
+
+
 def test_metadata_that_the_hub_does_not_take_is_told(publish: Publisher, artifact: Artifact) -> None:
     said = '{"errors": [{"message": "\\"license\\" must be one of [apache-2.0, mit]"}], "warnings": []}'
     publish.server.fault("POST .*/validate-yaml", status=400, body=said)
