@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +173,21 @@ def difference(
     kept = {f.path for m in {**known, **ours}.values() for f in m.files}
     before = {f.path for path, m in known.items() if path in ours for f in m.files}
     removing = sorted(path for path in before - kept if path in (there.files or {}))
-    return [s for s in sending if not there.holds(s.path, s.size, s.sha256, s.local)], removing
+    differing = [s for s in sending if not there.holds(s.path, s.size, s.sha256, s.local)]
+    _check_foreign(repo, there, differing, known)
+    return differing, removing
+
+
+def _check_foreign(repo: str, there: There, sending: Sequence[Sending], known: Mapping[str, Manifest]) -> None:
+    """Raise `HubRefused` if a file that would be replaced is in no manifest there: it is somebody else's."""
+    named = {CARD, *known, *(f.path for m in known.values() for f in m.files)}
+    for file in sending:
+        if file.path in (there.files or {}) and file.path not in named:
+            raise HubRefused(
+                "is there already and belongs to something else; it is left as it is",
+                where=f"{repo}/{file.path}",
+                fix="delete or rename it there, or publish to another repository, then `qconvd retry`",
+            )
 
 
 def git_oid(local: Path | bytes, size: int) -> str:

@@ -171,6 +171,21 @@ def test_what_people_wrote_into_the_card_stays(publish: Publisher, artifact: Art
     publish.holds(artifact, *both)
 
 
+@pytest.mark.parametrize("path", ["config.json", "qconvd.json"])
+def test_what_belongs_to_somebody_else_stays(publish: Publisher, artifact: Artifact, path: str) -> None:
+    publish.server.push(REPO, texts={path: "mine"})
+    with pytest.raises(HubRefused) as caught:
+        publish(artifact)
+    assert str(caught.value) == (
+        f"{REPO}/{path}: is there already and belongs to something else; it is left as it is\n"
+        "  delete or rename it there, or publish to another repository, then `qconvd retry`"
+    )
+    assert publish.server.read(REPO, path) == b"mine" and len(made_by(publish.server)) == 1
+    publish.server.push(REPO, delete=(path,))
+    publish(artifact)
+    publish.holds(artifact)
+
+
 def test_a_dry_run_changes_nothing(publish: Publisher, artifact: Artifact) -> None:
     said = publish(artifact, dry_run=True)
     assert said["told"] == f"dry run: {REPO}: would make it (public) and send 6 files, 1.7 MiB"
