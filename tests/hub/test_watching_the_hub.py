@@ -262,6 +262,24 @@ def test_what_is_refused_by_a_recipe_or_a_reader_is_not_fetched(
     assert not home.targets() and not home.cache.exists()
 
 
+def test_what_is_refused_of_an_author_is_told_until_it_changes(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    weights = model()
+    hub_server.push("alice/q", weights, texts={"quantize_config.json": "{}"})
+    home.watch("{hub: {author: alice}, recipes: r, interval: 1s}")
+    home.start()
+    home.seen("hub:alice/q unwanted is already quantized")
+    hub_server.forget()
+    home.wait(lambda: len(hub_server.log("^GET /api/models[?]")) >= 3, "some more questions")
+    assert "hub:alice/q unwanted is already quantized" in home.seen("hub:alice/q")
+    assert "can be had again" not in home.log() and not hub_server.log("alice/q")
+    hub_server.push("alice/q", delete=("quantize_config.json",))
+    home.said("hub:alice/q can be had again")
+    home.done(1)
+    end(home)
+
+
 def test_a_busy_hub_is_asked_again_when_it_says_so(home: HubHome, hub_server: HubServer, model: Callable[..., Path]) -> None:
     hub_server.push("alice/m", model())
     hub_server.fault("GET /api/models/alice/m", status=429, headers={"Retry-After": "31"}, times=-1)
