@@ -247,6 +247,22 @@ def test_gated_private_and_missing_are_told_with_the_page_and_asked_once(
     assert not [p for p in home.output.rglob("*") if p.is_file() and b"hf_bob" in p.read_bytes()]
 
 
+def test_what_was_refused_while_it_was_fetched_is_fetched_after_a_reload(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    hub_server.push("alice/m", model())
+    hub_server.fault("HEAD .*model.safetensors", status=403, headers={"X-Error-Code": "GatedRepo"}, times=-1)
+    home.watch("{hub: alice/m, recipes: r}")
+    home.start()
+    home.wait(lambda: home.targets("failed"), "the refusal")
+    (target,) = home.targets("failed")
+    assert "then `qconvd reload`, or `qconvd retry`" in target.error["fix"]
+    hub_server.calm()
+    assert home.ask("reload").state == "done"
+    home.done(1)
+    end(home)
+
+
 def test_what_is_refused_by_a_recipe_or_a_reader_is_not_fetched(
     home: HubHome, hub_server: HubServer, model: Callable[..., Path]
 ) -> None:
