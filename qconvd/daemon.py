@@ -13,7 +13,7 @@ import logging
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from qconvd.announcements import Announcements
@@ -21,7 +21,7 @@ from qconvd.arrivals import Arrivals
 from qconvd.bell import Bell
 from qconvd.config import Config
 from qconvd.departures import Departures
-from qconvd.errors import ConfigError, QconvdError
+from qconvd.errors import ConfigError, HubRefused, QconvdError
 from qconvd.hub.tokens import hub_token
 from qconvd.in_force import note_config
 from qconvd.ledger import PENDING, Ledger
@@ -178,6 +178,11 @@ class Daemon:
             return
         refused = self._ledger.refused_to(token.fingerprint if token else "")
         self._ledger.retry(refused, "there is another token now")
+        # What it refused to give is asked for again whenever the configuration is read: its conditions may be accepted by now.
+        for target in self._ledger.targets("failed"):
+            if target.error.get("error") == HubRefused.__name__ and not target.artifact:
+                with suppress(QconvdError):
+                    self._ledger.retry([target.id], "the Hub is asked again")
 
     def _listen(self, config: Config) -> None:
         """Open the HTTP port that the configuration names. If that does not work, all else goes on."""

@@ -24,8 +24,9 @@ from qconvd.engine.durable import sync_folder, write_whole
 from qconvd.engine.run import Cancelled
 from qconvd.errors import Busy, HubBusy, HubRefused, OutOfSpace, TakenAway
 from qconvd.hub.address import SCHEME
-from qconvd.hub.cache import CachedRepo, cache_folder
+from qconvd.hub.cache import CachedRepo, cache_folder, holds
 from qconvd.hub.client import Hub, RemoteFile
+from qconvd.hub.journal import JOURNAL, MODEL, begun
 from qconvd.quantities import show_size
 from qconvd.tasks import FetchSpec, TargetResult, TaskResult, TaskSpec
 
@@ -35,12 +36,9 @@ AT_A_TIME = 4
 PAUSES = (1.0, 3.0)
 """Seconds before a file is asked for again, within one attempt of the task."""
 LAST_SECONDS = 5.0
-CHUNK = 1 << 20
 TELL_SECONDS = 0.5
 RESERVE = 256 << 20
 """Bytes of the cache's disk that a fetch leaves alone."""
-JOURNAL = "fetched.json"
-MODEL = "model"
 
 
 def fetch_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> TaskResult:
@@ -71,7 +69,7 @@ class _Fetch:
         self.repo = CachedRepo(cache, wanted.repo)
         self.folder = folder
         self.files = [RemoteFile(f.path, f.size, f.sha256, f.oid) for f in wanted.files]
-        self.ours: list[str] = self._journal()
+        self.ours: list[str] = begun(folder)
         """Files that were not in the cache before us. What is deleted afterwards is among these."""
         # Found by name: a connection of its own for each process, and the token never leaves it.
         os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(max(1, int(wanted.timeout))))
@@ -142,7 +140,7 @@ class _Fetch:
         """One file, right to the last bit. A wrong one is fetched once more: the cache may have held damage, or the way had."""
         for again in (False, True):
             path = self._download(file)
-            if _is(path, file):
+            if holds(path, file):
                 return
             self.repo.discard(self.wanted.commit, file.path, file.content)
             if not again:
@@ -182,13 +180,6 @@ class _Fetch:
             what = f"{show_size(need)} are to be fetched, and {show_size(free)} are free"
             raise OutOfSpace(what, where=str(self.cache), fix="make room, or set `hub.cache` to a folder on a larger disk")
 
-    def _journal(self) -> list[str]:
-        try:
-            found = json.loads((self.folder / JOURNAL).read_bytes())
-        except (OSError, ValueError):
-            return []
-        return [str(path) for path in found] if isinstance(found, list) else []
-
 
 def _end(threads: list[threading.Thread], todo: queue.SimpleQueue[RemoteFile]) -> None:
     """Begin no file any more; what is nearly here may still come."""
@@ -221,17 +212,6 @@ def _told(spec: TaskSpec, fetch: _Fetch, on_event: Emit) -> Callable[..., None]:
             })  # fmt: skip
 
     return tell
-
-
-def _is(path: Path, file: RemoteFile) -> bool:
-    """Whether a file is the one that was listed: its size, and the sha256 of a large or git's id of a small one."""
-    with path.open("rb") as opened:
-        if os.fstat(opened.fileno()).st_size != file.size:
-            return False
-        found = file.hasher()
-        while piece := opened.read(CHUNK):
-            found.update(piece)
-    return found.hexdigest() == file.content
 
 
 @contextmanager

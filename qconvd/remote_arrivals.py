@@ -17,9 +17,11 @@ from pathlib import Path
 from qconvd import checkpoints
 from qconvd.config import Config, WatchHub
 from qconvd.errors import HubBusy, HubRefused, QconvdError
-from qconvd.hub.address import Address
+from qconvd.hub.address import MAIN, SCHEME, Address
 from qconvd.hub.cache import CachedRepo, cache_folder
+from qconvd.hub.client import RemoteModel
 from qconvd.hub.heads import Found
+from qconvd.hub.journal import JOURNAL, MODEL, begun
 from qconvd.ledger import Ledger, Snapshot, Source
 from qconvd.quantities import show_size
 from qconvd.sightings import Kind, Sighting
@@ -51,27 +53,33 @@ class RemoteArrivals:
         self._wishes = wishes
         self._state = state
         self._entries: tuple[WatchHub, ...] = ()
-        self._recipes_known: frozenset[str] = frozenset()
         self._cache: Path | None = None
         self._added: dict[tuple[str, str], Added] = {}
         self._commits: dict[str, str] = {}
         """By locator: the commit that the ledger knows, or that was refused; the watching thread reads it."""
         self._earlier: dict[str, set[str]] = {}
         """By locator: all commits that were ever taken."""
+        self._recipes_there: frozenset[str] = frozenset()
+        self._unheld: set[str] = set()
+        """Locators of models of a watched author that were not held against the present filters yet: those need a listing."""
+        self._refused: dict[str, str] = {}
+        """By locator: the commit that was refused. That it is as it was says nothing better of it."""
         self._freed: tuple[object, ...] = ()
         self._watch = HubWatch(wake, self, state / FOLDER)
 
     def configure(self, config: Config) -> None:
         """Watch what this configuration says, and hold what is known against its recipes."""
         self._entries, self._cache, self._freed = config.repositories, config.hub.cache, ()
-        self._recipes_known = frozenset(config.recipes)
+        self._recipes_there = frozenset(config.recipes)
         self.problems.clear()
+        self._refused.clear()
+        self._unheld.clear()
         self._commits = {s.locator: s.fingerprint for s in self._sources() if s.state in ("present", "refused")}
         for row in self._ledger.rows("SELECT locator, fingerprint FROM source WHERE locator LIKE 'hub:%'"):
             self._earlier.setdefault(row["locator"], set()).add(row["fingerprint"])
         for source in self._sources():
             if source.state == "present":
-                self._want_again(source, config)
+                self._want_again(source)
         self._watch.configure(config.hub, {entry.hub: entry.interval for entry in config.repositories})
 
     def tick(self) -> None:
@@ -126,13 +134,20 @@ class RemoteArrivals:
 
     def _hear(self, report: Report) -> None:
         locator = report.address.locator
+        if report.error is None and report.found is None and report.commit == self._refused.get(locator):
+            self.problems.pop(f"hub:{report.address.owner}/*", None)
+            return
+        self._refused.pop(locator, None)
         if report.error is not None:
             self._refuse(report)
-        elif report.found is not None:
-            self._take(report.found)
-        if report.error is not None:
             return
         self.problems.pop(f"hub:{report.address.owner}/*", None)
+        if report.found is not None:
+            self._take(report.found)
+        elif report.remote is not None and locator in self._unheld:
+            source = self._ledger.source_at(locator)
+            if source is not None and source.state == "present":
+                self._want_again(source, report.remote)
         # What was wrong with a commit is wrong with it still, unless it was only that it could not be had.
         told = self.problems.get(locator)
         if told is not None and (report.found is not None or isinstance(told, HubBusy | HubRefused)):
@@ -148,6 +163,7 @@ class RemoteArrivals:
             self._added[key].error = error
             self.problems.pop(locator, None)
         if report.commit:
+            self._refused[locator] = report.commit
             self._commits[locator] = report.commit  # this commit is not looked at again; the next one is
         if told is None or str(told) != str(error):
             level = logging.INFO if isinstance(error, HubBusy) else logging.WARNING
@@ -157,15 +173,14 @@ class RemoteArrivals:
     def _take(self, found: Found) -> None:
         """A commit that was not seen before. The same content as before is the same version, whatever else it brings."""
         locator = found.address.locator
-        entries = [e for e in self._entries if _covers(e, found)]
+        entries = [e for e in self._entries if _covers(e, found.address, found.remote)]
         added = {key: one for key, one in self._added.items() if key[0] == locator}
         recipes = dict.fromkeys(r for e in entries for r in e.recipes)
         with self._ledger.transaction():
             before = self._ledger.source_at(locator)
             source = self._ledger.source_seen(locator, found.digest, found.model.name, found.remote.commit)
-            # What was added by hand of this version stays wanted, whatever is watched.
-            recipes |= dict.fromkeys(j.recipe for j in self._ledger.jobs_of(source.id) if j.recipe in self._recipes_known)
-            recipes |= dict.fromkeys(one.recipe for one in added.values())
+            recipes |= dict.fromkeys([*self._asked_before(source), *(one.recipe for one in added.values())])
+            recipes = {name: None for name in recipes if name in self._recipes_there}
             after = "delete" if any(e.after == "delete" for e in entries) else "keep"
             known = self._ledger.snapshot_of(source.id)
             if known is not None and known.state != "here" and not Path(known.heads).is_dir():
@@ -187,16 +202,27 @@ class RemoteArrivals:
                      extra={"action": "model.unchanged"})  # fmt: skip
         self._sweep(found)
 
-    def _want_again(self, source: Source, config: Config) -> None:
-        """The recipes may be others than they were: hold the headers against them, without asking the Hub."""
+    def _asked_before(self, source: Source) -> list[str]:
+        """Recipes that wanted a model before, by an entry or because somebody asked."""
+        return [j.recipe for j in self._ledger.jobs_of(source.id) if j.recipe in self._recipes_there]
+
+    def _want_again(self, source: Source, remote: RemoteModel | None = None) -> None:
+        """The recipes may be others than they were: hold the headers against them, without asking the Hub.
+
+        Whether a model fits the filters of an author's entry is known from a listing only, so without `remote` these wait.
+        """
         snapshot = self._ledger.snapshot_of(source.id)
         if snapshot is None:
             return
-        recipes = dict.fromkeys(j.recipe for j in self._ledger.jobs_of(source.id) if j.recipe in config.recipes)
-        address = Address(snapshot.repo)
+        repo, _, revision = source.locator.removeprefix(SCHEME).partition("@")
+        address = Address(repo, revision or MAIN)
+        recipes = dict.fromkeys(self._asked_before(source))
         for entry in self._entries:
-            if entry.hub.repo == snapshot.repo or (entry.hub.author == address.owner and recipes):
+            if _covers(entry, address, remote):
                 recipes |= dict.fromkeys(entry.recipes)
+        self._unheld.discard(source.locator)
+        if remote is None and any(entry.hub.author == address.owner for entry in self._entries):
+            self._unheld.add(source.locator)
         try:
             model = checkpoints.inspect(Path(snapshot.heads))
         except QconvdError:
@@ -205,31 +231,34 @@ class RemoteArrivals:
         self._wishes.want(source, replace(model, name=source.name), list(recipes))
 
     def _free(self) -> None:
-        """Delete what was fetched for models that are done, where the configuration says so."""
+        """Delete what was fetched for models that are done, or that a newer version has replaced, where the configuration
+        says so."""
         if self._freed == (mark := self._ledger.mark()):
             return
         self._freed = mark
-        for snapshot in self._ledger.snapshots("here"):
-            if snapshot.after == "delete" and self._over(snapshot):
+        read = {t.source for t in self._ledger.tasks("queued", "running")}
+        for snapshot in self._ledger.snapshots("here", "listed"):
+            replaced = self._ledger.source(snapshot.source).state == "replaced"
+            if snapshot.after != "delete" or snapshot.source in read or (snapshot.state == "listed" and not replaced):
+                continue
+            targets = [t for t in self._ledger.targets(source=snapshot.source) if t.state != "superseded"]
+            if (targets or replaced) and all(t.state == "done" for t in targets):
                 self._let_go(snapshot)
-
-    def _over(self, snapshot: Snapshot) -> bool:
-        """Whether nobody needs what was fetched any more: all is made of it, or another version has taken its place."""
-        if any(t.source == snapshot.source for t in self._ledger.tasks("running")):
-            return False
-        targets = [t for t in self._ledger.targets(source=snapshot.source) if t.state != "superseded"]
-        replaced = self._ledger.source(snapshot.source).state == "replaced"
-        return all(t.state == "done" for t in targets) and bool(targets or replaced)
 
     def _let_go(self, snapshot: Snapshot) -> None:
         contents = {str(f["path"]): str(f["sha256"] or f["oid"]) for f in snapshot.files}
-        ours = {path: contents[path] for path in snapshot.fetched if path in contents}
+        folder, cached = Path(snapshot.heads).parent, CachedRepo(cache_folder(self._cache), snapshot.repo)
+        # What was begun and replaced before it was here, only the journal knows.
+        ours = {path: contents[path] for path in (*snapshot.fetched, *begun(folder)) if path in contents}
         # First the ledger: what is half deleted is not here.
         self._ledger.snapshot_freed(snapshot.source)
-        freed = CachedRepo(cache_folder(self._cache), snapshot.repo).free(snapshot.commit_id, ours)
-        shutil.rmtree(snapshot.folder, ignore_errors=True)
+        cached.sweep(ours.values())
+        freed = cached.free(snapshot.commit_id, ours)
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
         with suppress(OSError):
-            (Path(snapshot.heads).parent / "fetched.json").unlink()
+            (folder / JOURNAL).unlink()
+        if not ours:
+            return
         log.info("%s at %s is done, and what was fetched of it is deleted (%s)", snapshot.repo, snapshot.commit_id[:12],
                  show_size(freed), extra={"action": "source.delete"})  # fmt: skip
 
@@ -264,8 +293,8 @@ def _remedy(error: QconvdError) -> str:
     return "; ".join(filter(None, (error.fix, again)))
 
 
-def _covers(entry: WatchHub, found: Found) -> bool:
-    models, address = entry.hub, found.address
+def _covers(entry: WatchHub, address: Address, remote: RemoteModel | None) -> bool:
+    models = entry.hub
     if models.repo is not None:
-        return Address(models.repo, models.revision or "main") == address
-    return models.author == address.owner and address.revision == "main" and fits(models, found.remote)
+        return Address(models.repo, models.revision or MAIN) == address
+    return models.author == address.owner and address.revision == MAIN and remote is not None and fits(models, remote)

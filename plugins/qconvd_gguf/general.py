@@ -57,7 +57,8 @@ def _card(model: ModelInfo) -> tuple[Mapping[str, Any], list[str]]:
         if not lines or lines[0] != "---" or "---" not in lines[1:]:
             return {}, []
         card = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]).replace("\t", "  "))
-    except (yaml.YAMLError, UnicodeDecodeError, QconvdError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError, QconvdError) as error:
+        # PyYAML lets out errors of Python's own, too: for the date 2023-99-99, or for a thousand brackets.
         return {}, [f"README.md's front matter cannot be read, so licence and origin are not in the file: {_one_line(error)}"]
     return (card, []) if isinstance(card, dict) else ({}, [])
 
@@ -99,12 +100,15 @@ def _base_models(card: Mapping[str, Any]) -> Metadata:
 def _text(card: Mapping[str, Any], *names: str) -> str:
     found = next((card[n] for n in names if card.get(n)), None)
     if isinstance(found, list):
-        return ",".join(map(str, found))
+        return ",".join(map(str, _items(found)))
     return str(found) if isinstance(found, str | int | float) else ""
 
 
 def _items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value] if isinstance(value, str) and value else []
+    """The values of a list that are one word each: ten lines of YAML can hold a list that takes gigabytes as text."""
+    if isinstance(value, list):
+        return [item for item in value if isinstance(item, str | int | float)]
+    return [value] if isinstance(value, str) and value else []
 
 
 def _one_line(error: Exception) -> str:

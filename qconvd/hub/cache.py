@@ -8,12 +8,16 @@ a blob is downloaded to `blobs/<hash>.<something>.incomplete`. A killed download
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from qconvd.hub.client import RemoteFile
+
 INCOMPLETE = ".incomplete"
+CHUNK = 1 << 20
 
 
 def cache_folder(named: Path | None = None) -> Path:
@@ -24,6 +28,17 @@ def cache_folder(named: Path | None = None) -> Path:
         return Path(own).expanduser()
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return Path(os.environ.get("HF_HOME") or caches / "huggingface").expanduser() / "hub"
+
+
+def holds(path: Path, file: RemoteFile) -> bool:
+    """Whether a file is the one that was listed: its size, and the sha256 of a large or git's id of a small one."""
+    with path.open("rb") as opened:
+        if os.fstat(opened.fileno()).st_size != file.size:
+            return False
+        found = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+        while piece := opened.read(CHUNK):
+            found.update(piece)
+    return found.hexdigest() == file.content
 
 
 class CachedRepo:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import email.utils
 import errno
 import hashlib
+import json
+import logging
 import os
 import re
 import time
@@ -31,6 +33,9 @@ ENDPOINT = "https://huggingface.co"
 TIMEOUT = 60.0
 """Seconds without a byte from the server after which a call is given up."""
 CONNECT_SECONDS = 15.0
+LONGEST_WISH = 24 * 3600.0
+"""Seconds: whoever asks to wait longer is asked once a day."""
+PIECE = 64 << 10
 PAGE = 1000
 """Models that one listing of an author may hold."""
 EXPAND = ("sha", "lastModified", "private", "gated", "disabled", "tags", "pipeline_tag", "safetensors")
@@ -110,6 +115,9 @@ class Hub:
             made.timeout = type(made.timeout)(self.timeout, connect=min(CONNECT_SECONDS, self.timeout))
             return made
 
+        # It would tell of each request with its address, and where files are sent on to, the address is a key to them.
+        for name in ("httpx", "httpx2"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         huggingface_hub.set_client_factory(client)
         return huggingface_hub.HfApi(endpoint=self.endpoint, token=self.token.value if self.token else False)
 
@@ -143,26 +151,35 @@ class Hub:
         found: list[RemoteModel] = []
         with self.asking("listing the models", author):
             reply = self._get("/api/models", {"author": author, "limit": PAGE, "expand": list(EXPAND)})
+            asked = set()
             while True:
                 found += [_entry(entry) for entry in reply.json()]
                 more = reply.links.get("next", {}).get("url")
-                if not more:
+                if not more or more in asked:
                     return found
-                reply = self._get(more, {})
+                asked.add(more)
+                reply = self._get(self._here(more), {})
 
     def read(self, repo: str, commit: str, path: str, start: int, count: int) -> bytes:
         """`count` bytes of a file from `start`, fewer only at its end. Nothing else of the file is fetched."""
         from urllib.parse import quote
 
+        if count <= 0:
+            return b""
         with self.asking(f"reading {path}", repo):
             place = f"/{repo}/resolve/{quote(commit, safe='')}/{quote(path)}"
+            data = bytearray()
             # Compressed on the way, some servers forget about ranges.
             headers = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
-            reply = self._get(place, {}, headers)
-            data = bytes(reply.content)
-            if reply.status_code != 206:  # a server, or a proxy on the way, that knows no ranges
-                data = data[start : start + count]
-            return data[:count]
+            with self._begun(place, {}, headers) as reply:
+                # A server, or a proxy on the way, that knows no ranges sends all of a file: no more of it is taken.
+                before = 0 if reply.status_code == 206 else start
+                for piece in reply.iter_bytes(PIECE):
+                    data += piece[before:]
+                    before = max(0, before - len(piece))
+                    if len(data) >= count:
+                        break
+            return bytes(data[:count])
 
     @contextmanager
     def asking(self, doing: str, repo: str) -> Iterator[None]:
@@ -177,16 +194,35 @@ class Hub:
                 raise
             raise found from error
 
-    def _get(self, place: str, query: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Any:
-        """One GET without the client's own retries: whoever asks decides when to ask again."""
+    def _get(self, place: str, query: Mapping[str, Any]) -> Any:
+        """One GET, with the whole body."""
+        with self._begun(place, query) as reply:
+            reply.read()
+        return reply
+
+    @contextmanager
+    def _begun(self, place: str, query: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Iterator[Any]:
+        """One GET whose body is still to come, without the client's own retries: whoever asks decides when to ask again."""
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
         _ = self.api  # sets the timeouts
         told = {**build_hf_headers(token=self.token.value if self.token else False), **(headers or {})}
-        url = place if place.startswith(self.endpoint) else f"{self.endpoint}{place}"
-        reply = get_session().get(url, params=query or None, headers=told, timeout=self.timeout, follow_redirects=True)
-        hf_raise_for_status(reply)
-        return reply
+        with get_session().stream(
+            "GET", f"{self.endpoint}{place}", params=query or None, headers=told, timeout=self.timeout, follow_redirects=True
+        ) as reply:
+            if reply.is_error:
+                reply.read()
+            hf_raise_for_status(reply)
+            yield reply
+
+    def _here(self, url: str) -> str:
+        """The place that a link names, on this Hub: a mirror may pass on links to another, which has no right to our token."""
+        from urllib.parse import urlsplit
+
+        if url.startswith(f"{self.endpoint}/"):
+            return url.removeprefix(self.endpoint)
+        parts = urlsplit(url)
+        return f"{parts.path}?{parts.query}"
 
 
 def told(error: BaseException, doing: str, repo: str, hub: Hub) -> QconvdError | None:
@@ -206,6 +242,10 @@ def told(error: BaseException, doing: str, repo: str, hub: Hub) -> QconvdError |
     reply = next((r for one in chain if (r := getattr(one, "response", None)) is not None), None)
     if reply is not None:
         return _answered(reply, names, doing, where, repo, hub)
+    if any(isinstance(one, json.JSONDecodeError) for one in chain):
+        what = f"{hub.endpoint} answers, while {doing}, with something that no Hub says"
+        fix = "look whether a proxy or a login page stands in between, and at `hub.endpoint`; it is tried again by itself"
+        return HubBusy(what, where=where, fix=fix)
     if names & {"HTTPError", "RequestError", "ConnectionError", "TimeoutError", "LocalEntryNotFoundError"} or _transport(chain):
         words = _words(chain, hub)
         fix = "check the network and `hub.endpoint`"
@@ -219,15 +259,16 @@ def seconds_of(headers: Mapping[str, str], now: float | None = None) -> float:
     """How long a server asks to wait: `Retry-After` in seconds or as a date (RFC 9110, 10.2.3), or the Hub's `RateLimit`."""
     after = headers.get("retry-after") or headers.get("Retry-After") or ""
     if re.fullmatch(r"\d+(\.\d+)?", after.strip()):
-        return float(after)
+        return min(float(after), LONGEST_WISH)
     if after:
         try:
-            return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - (time.time() if now is None else now))
-        except (ValueError, TypeError):
+            wish = email.utils.parsedate_to_datetime(after).timestamp() - (time.time() if now is None else now)
+            return min(max(0.0, wish), LONGEST_WISH)
+        except (ValueError, TypeError, OverflowError):
             return 0.0
     limit = headers.get("ratelimit") or headers.get("RateLimit") or ""
     if re.search(r"r=0\b", limit) and (reset := re.search(r"t=(\d+)", limit)):
-        return float(reset[1])
+        return min(float(reset[1]), LONGEST_WISH)
     return 0.0
 
 

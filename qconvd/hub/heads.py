@@ -7,6 +7,7 @@ fetched. Headers are read by range requests; the lengths are those that the Hub 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,8 +22,10 @@ from qconvd.checkpoints.gguf import METADATA_LIMIT
 from qconvd.checkpoints.gguf import read_header as read_gguf_header
 from qconvd.checkpoints.safetensors import HEADER_LIMIT
 from qconvd.checkpoints.shards import choose_shards
-from qconvd.errors import BadCheckpoint, HubBusy, QconvdError
+from qconvd.engine.durable import sync_folder, write_whole
+from qconvd.errors import BadCheckpoint, HubBusy, OutOfSpace, QconvdError
 from qconvd.hub.address import Address
+from qconvd.hub.cache import holds
 from qconvd.hub.client import Hub, RemoteFile, RemoteModel
 from qconvd.hub.selection import beside, digest, is_ours, refuse_pickles, visible
 
@@ -77,7 +80,7 @@ def of_commit(hub: Hub, address: Address, remote: RemoteModel, folder: Path) -> 
     place = folder / remote.commit / "heads"
     try:
         refuse_pickles(address.locator, [f.path for f in visible(remote.files)])
-        if not place.is_dir():
+        if not _intact(remote, place):
             _make(hub, remote, place)
         model = checkpoints.inspect(place)
     except QconvdError as error:
@@ -89,11 +92,28 @@ def of_commit(hub: Hub, address: Address, remote: RemoteModel, folder: Path) -> 
     return Found(address, remote, dataclasses.replace(model, name=name), files)
 
 
+def _intact(remote: RemoteModel, place: Path) -> bool:
+    """Whether the heads are there, and not what a power failure or somebody's hand has left of them."""
+    there = {f.path: f for f in remote.files}
+    try:
+        small = {f.path for f in beside(remote.files)}
+        if not all(holds(place / path, there[path]) for path in small):
+            return False
+        weights = [p for p in place.iterdir() if p.name in there and p.name not in small]
+        return all(p.stat().st_size == there[p.name].size and (_begins(p) or not there[p.name].size) for p in weights)
+    except OSError:
+        return False
+
+
+def _begins(path: Path) -> bool:
+    """Whether a file begins with a header, and not with the hole that follows it."""
+    with path.open("rb") as file:
+        return any(file.read(8))
+
+
 def _make(hub: Hub, remote: RemoteModel, place: Path) -> None:
     """The folder appears whole or not at all."""
     draft = place.with_name(".heads")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
 
     def whole(file: RemoteFile) -> None:
         data = hub.read(remote.repo, remote.commit, file.path, 0, file.size) if file.size else b""
@@ -103,12 +123,25 @@ def _make(hub: Hub, remote: RemoteModel, place: Path) -> None:
             what = f"{file.path} arrives with another content than the Hub lists"
             raise HubBusy(what, where=file.path, fix="it is tried again by itself")
         (draft / file.path).parent.mkdir(parents=True, exist_ok=True)
-        (draft / file.path).write_bytes(data)
+        write_whole(draft / file.path, data)
 
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        list(pool.map(whole, beside(remote.files)))
-        list(pool.map(lambda file: _head(hub, remote, file, draft), _weights(remote, draft)))
-    draft.rename(place)
+    try:
+        for old in (draft, place):
+            shutil.rmtree(old, ignore_errors=True)
+        draft.mkdir(parents=True)
+        with ThreadPoolExecutor(AT_A_TIME) as pool:
+            list(pool.map(whole, beside(remote.files)))
+            list(pool.map(lambda file: _head(hub, remote, file, draft), _weights(remote, draft)))
+        sync_folder(draft)
+        draft.rename(place)
+        sync_folder(place.parent)
+    except OSError as error:
+        what = f"cannot be kept: {os.strerror(error.errno or 0)}"
+        if error.errno in (errno.EFBIG, errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ):
+            raise BadCheckpoint(f"its name or size {what}", where=str(error.filename or draft)) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutOfSpace("the disk of the state folder is full", where=str(draft), fix="make room there") from error
+        raise QconvdError(what, where=str(draft), fix="look at the state folder and its disk") from error
 
 
 def _weights(remote: RemoteModel, draft: Path) -> Sequence[RemoteFile]:
@@ -150,7 +183,9 @@ def _head(hub: Hub, remote: RemoteModel, file: RemoteFile, folder: Path) -> None
 def _write(path: Path, data: bytes, size: int) -> None:
     with path.open("wb") as file:
         file.write(data)
+        file.flush()
         os.ftruncate(file.fileno(), max(size, len(data)))
+        os.fsync(file.fileno())
 
 
 def _say_where(error: QconvdError, place: Path, locator: str) -> None:

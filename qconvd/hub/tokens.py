@@ -42,6 +42,15 @@ class Token:
 
 def hub_token(file: Path | None = None) -> Token | None:
     """The token to use, None if there is none. Raises `HubRefused` if a file that is named cannot be read or is empty."""
+    found = _hub_token(file)
+    if found is not None and not re.fullmatch(r"[!-~]+", found.value):
+        # Nothing else can stand in a header, and whoever refuses it there prints it.
+        fix = "a token is one word of plain letters and digits: copy it again"
+        raise HubRefused("is no token of the Hub", where=found.source, fix=fix)
+    return found
+
+
+def _hub_token(file: Path | None) -> Token | None:
     if file is not None:
         return Token(_read(file, THE_TOKEN), str(file))
     if value := os.environ.get("HF_TOKEN", "").strip():

@@ -77,7 +77,7 @@ class Publishing(Asking):
     def refused_to(self, token: str) -> list[str]:
         """Targets that the Hub refused somebody else: with another token, of this fingerprint, it may be different."""
         refused = [p for p in self.publications() if p.state == "failed" and p.error.get("token", token) != token]
-        return [p.target for p in refused if self.target(p.target).state == "failed"]
+        return [p.target for p in refused if self.target(p.target).state in ("failed", "ready", "publishing")]
 
     def publish_to(self, target: str, recipe: str, places: Sequence[Place]) -> None:
         """A recipe wants an artifact at exactly these places.
@@ -310,10 +310,18 @@ class Publishing(Asking):
             return again
 
     def _publish_now(self, id: str) -> bool:
-        """End the waiting of what is to be published again later; returns whether anything waited."""
+        """End the waiting of what is to be published again later, and try anew what failed at one place while another waits.
+
+        Returns whether there was anything of these.
+        """
         with self.transaction() as db:
+            failed = [p for p in self.publications(target=id) if p.state == "failed" and p.task is None]
+            for publication in failed:
+                asks = _asks(publication) and not publication.confirmed
+                self._set(db, [publication.id], "awaiting" if asks else "open", "")
+            db.executemany("UPDATE publication SET failures = 0, not_before = 0 WHERE id = ?", [(p.id,) for p in failed])
             query = "UPDATE publication SET not_before = 0 WHERE target = ? AND state = 'open' AND not_before > ?"
-            return db.execute(query, (id, self._clock())).rowcount > 0
+            return db.execute(query, (id, self._clock())).rowcount > 0 or bool(failed)
 
     def _publications_wait(self, task: int) -> None:
         """A task is closed: what it did not publish is open again."""

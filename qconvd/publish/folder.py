@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from qconvd.engine.commit import make_folders
@@ -18,6 +18,7 @@ from qconvd.engine.manifest import Manifest, ManifestFile, manifests_in
 from qconvd.engine.place import readable
 from qconvd.engine.run import Cancelled
 from qconvd.errors import OutOfSpace, QconvdError
+from qconvd.publish import front_matter
 from qconvd.publish.artifact import BLOCK, Artifact, check, digest
 from qconvd.publish.modelcard import NAME as CARD
 
@@ -34,17 +35,17 @@ class Away(QconvdError):
 
 def existing_card(folder: Path) -> str:
     """The card that lies there; empty if none does. Raises `QconvdError` if it cannot be read."""
-    try:
-        return (folder / CARD).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise QconvdError(f"cannot be read: {error}", where=str(folder / CARD)) from error
+    with reached(folder):
+        try:
+            return front_matter.decoded((folder / CARD).read_bytes(), str(folder / CARD))
+        except FileNotFoundError:
+            return ""
 
 
 def published(folder: Path) -> list[Manifest]:
     """The artifacts that are there."""
-    return manifests_in(folder)
+    with reached(folder):
+        return manifests_in(folder)
 
 
 def publish(folder: Path, artifact: Artifact, card: str, cancelled: Callable[[], bool]) -> bool:
@@ -52,8 +53,15 @@ def publish(folder: Path, artifact: Artifact, card: str, cancelled: Callable[[],
 
     Raises `QconvdError` for what belongs to somebody else and for a disk that is full or cannot be written.
     """
-    try:
+    with reached(folder):
         return _publish(folder, artifact, card, cancelled)
+
+
+@contextlib.contextmanager
+def reached(folder: Path) -> Iterator[None]:
+    """Say of every error of the system what it means for whoever publishes to this folder."""
+    try:
+        yield
     except OSError as error:
         where = str(error.filename or folder)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -61,13 +69,14 @@ def publish(folder: Path, artifact: Artifact, card: str, cancelled: Callable[[],
         if error.errno in AWAY:
             what = f"does not answer: {os.strerror(error.errno or 0)}; it is tried again later"
             raise Away(what, where=where, fix="look at the disk or the network share") from error
-        what = f"cannot be written: {os.strerror(error.errno or 0)}"
+        what = f"cannot be read or written: {os.strerror(error.errno or 0)}"
         raise QconvdError(what, where=where, fix="give the user that runs qconvd write permission there") from error
 
 
 def missing(folder: Path, artifact: Artifact, cancelled: Callable[[], bool]) -> list[ManifestFile]:
     """The files of the artifact that are not there yet, or with other bytes."""
-    return [f for f in artifact.files if not _is_there(folder / f.path, f, cancelled)]
+    with reached(folder):
+        return [f for f in artifact.files if not _is_there(folder / f.path, f, cancelled)]
 
 
 def _publish(folder: Path, artifact: Artifact, card: str, cancelled: Callable[[], bool]) -> bool:

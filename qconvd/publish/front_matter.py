@@ -17,6 +17,14 @@ from qconvd.errors import QconvdError
 FENCE = "---"
 
 
+def decoded(content: bytes, where: str) -> str:
+    """The text of a card. Raises `QconvdError` for one in another encoding: what people wrote there would be lost."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise QconvdError("the card is not UTF-8", where=where, fix="save it as UTF-8, then `qconvd retry`") from error
+
+
 def split(text: str) -> tuple[str, str]:
     """A card's YAML, without its fences, and all that comes after it. A card without YAML has an empty one."""
     lines = text.splitlines(keepends=True)
@@ -32,7 +40,8 @@ def read(text: str, where: str) -> dict[str, Any]:
     """The keys of a card's YAML. Raises `QconvdError` with line and column if it is none."""
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
+        # Beside its own errors PyYAML lets out those of Python: for the date 2023-99-99, for 0b_, for a thousand brackets.
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 2}:{mark.column + 1}" if mark else where
         problem = getattr(error, "problem", None) or "it cannot be read"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, parse_mani
 from qconvd.engine.run import Cancelled
 from qconvd.errors import HubBusy, HubRefused, QconvdError
 from qconvd.hub.client import Hub
+from qconvd.publish import front_matter
 from qconvd.publish.artifact import BLOCK, Artifact
 from qconvd.publish.modelcard import NAME as CARD
 from qconvd.quantities import show_size
@@ -165,13 +166,28 @@ def difference(
             read[path, entry.oid] = manifest.to_json()
     texts = _texts(hub.api, repo, there, read)
     known = {path: m for path, text in texts.items() if path != CARD and (m := _manifest(text, path)) is not None}
-    card = described(list({**known, **ours}.values()), texts.get(CARD, b"").decode("utf-8", "replace"), f"{repo}/{CARD}")
+    existing = front_matter.decoded(texts.get(CARD, b""), f"{repo}/{CARD}")
+    card = described(list({**known, **ours}.values()), existing, f"{repo}/{CARD}")
     sending.append(_bytes(CARD, card.encode()))
     sending += [_bytes(path, manifest.to_json()) for path, manifest in ours.items()]
     kept = {f.path for m in {**known, **ours}.values() for f in m.files}
     before = {f.path for path, m in known.items() if path in ours for f in m.files}
     removing = sorted(path for path in before - kept if path in (there.files or {}))
-    return [s for s in sending if not there.holds(s.path, s.size, s.sha256, s.local)], removing
+    differing = [s for s in sending if not there.holds(s.path, s.size, s.sha256, s.local)]
+    _check_foreign(repo, there, differing, known)
+    return differing, removing
+
+
+def _check_foreign(repo: str, there: There, sending: Sequence[Sending], known: Mapping[str, Manifest]) -> None:
+    """Raise `HubRefused` if a file that would be replaced is in no manifest there: it is somebody else's."""
+    named = {CARD, *known, *(f.path for m in known.values() for f in m.files)}
+    for file in sending:
+        if file.path in (there.files or {}) and file.path not in named:
+            raise HubRefused(
+                "is there already and belongs to something else; it is left as it is",
+                where=f"{repo}/{file.path}",
+                fix="delete or rename it there, or publish to another repository, then `qconvd retry`",
+            )
 
 
 def git_oid(local: Path | bytes, size: int) -> str:

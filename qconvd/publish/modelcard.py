@@ -261,10 +261,6 @@ def _carried(model: Upstream, key: str) -> Any:
     value = model.card.get(key)
     if key == "license_link" and isinstance(value, str) and model.url and "://" not in value:
         return f"{model.url}/blob/main/{value}"
-    if key == "language":
-        # `no`, Norwegian, is false to YAML.
-        found = ["no" if item is False else str(item) for item in _list(value)]
-        return found if isinstance(value, list) else next(iter(found), None)
     return value
 
 

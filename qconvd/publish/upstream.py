@@ -19,6 +19,10 @@ HUB = "https://huggingface.co"
 SIZE_LIMIT = 16 << 20
 CARRIED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 """Keys of the model's card that hold for everything made of it."""
+LISTS = ("license", "language", "tags")
+"""Keys that may have several values."""
+VALUES = 1000
+"""Values of a list, and characters of a value: no card means more."""
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})(?:/|$)")
 
 
@@ -73,7 +77,7 @@ def upstream(path: Path, name: str, *, locator: str = "", revision: str = "") ->
     prompt = _prompt(folder) if folder else ""
     if path.suffix == ".gguf" and path.is_file():
         card, prompt = _of_gguf(path)
-    return Upstream(name, repo, commit, card, prompt, config)
+    return Upstream(name, repo, commit, _plain(card), prompt, config)
 
 
 def _origin(path: Path, locator: str, revision: str) -> tuple[str, str]:
@@ -82,6 +86,26 @@ def _origin(path: Path, locator: str, revision: str) -> tuple[str, str]:
         return repo, revision or (said if re.fullmatch("[0-9a-f]{40}", said) else "")
     found = _CACHED.search(str(path))
     return (f"{found[1]}/{found[2]}", found[3]) if found else ("", "")
+
+
+def _plain(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What is used of a card, where it is text. Anything else is a slip of its author, which the Hub would refuse in our
+    card, or made to harm: ten lines of YAML can hold a list that takes gigabytes once it is written out.
+    """
+    found: dict[str, Any] = {}
+    for key in (*CARRIED, "library_name", "tags"):
+        value = card.get(key)
+        if isinstance(value, list) and key in LISTS:
+            found[key] = [text for item in value[:VALUES] if (text := _word(item, key))]
+        elif text := _word(value, key):
+            found[key] = text
+    return {key: value for key, value in found.items() if value}
+
+
+def _word(value: Any, key: str) -> str:
+    if key == "language" and value is False:
+        return "no"  # Norwegian, to YAML
+    return value if isinstance(value, str) and value.isprintable() and len(value) <= VALUES else ""
 
 
 def _card(path: Path) -> dict[str, Any]:

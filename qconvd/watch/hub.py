@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from qconvd.config import HubModels
-from qconvd.errors import HubBusy, HubRefused, QconvdError
+from qconvd.errors import HubBusy, HubRefused, OutOfSpace, QconvdError
 from qconvd.hub.address import Address
 from qconvd.hub.client import Access, Hub, RemoteModel
 from qconvd.hub.heads import Found, look
@@ -47,6 +47,8 @@ class Report:
     found: Found | None = None
     commit: str = ""
     error: QconvdError | None = None
+    remote: RemoteModel | None = None
+    """What a listing says of one that is as it was: whether it fits the filters of an entry."""
 
     @property
     def final(self) -> bool:
@@ -68,6 +70,16 @@ class Question:
     """Whether it was answered since the configuration was read."""
     refused: str = ""
     """The token's fingerprint with which it was refused for good; `-` for none."""
+    hinted: bool = False
+    """Whether somebody hinted at it since it was last asked, or while it is."""
+    not_before: float = 0.0
+    """When the server lets it be asked again, whoever hints."""
+    late: set[str] = field(default_factory=set)
+    """Repositories of an author that the Hub could not answer for: they come last, so that they hold up no others."""
+
+    def hint(self) -> None:
+        self.hinted, self.refused = True, ""
+        self.due = max(min(self.due, self.last + HINT_GAP), self.not_before)
 
 
 class Known(Protocol):
@@ -144,7 +156,7 @@ class HubWatch:
         with self._lock:
             found = [q for q in self._questions if q.models.repo == repo or q.models.author == repo.partition("/")[0]]
             for question in found:
-                question.due, question.refused = min(question.due, question.last + HINT_GAP), ""
+                question.hint()
             self._refusals.pop(repo, None)
             self._lock.notify_all()
             return bool(found)
@@ -154,9 +166,10 @@ class HubWatch:
         return self._reports.take()
 
     def quiet(self) -> bool:
-        """Whether everything was asked for once, and nothing failed that will be asked for again."""
+        """Whether everything was asked for once, nothing failed that will be asked for again, and every report was taken."""
         with self._lock:
-            return all(q.asked or q.failures for q in self._questions)
+            # In this order: a report is there before its question counts as asked.
+            return all(q.asked or q.failures for q in self._questions) and self._reports.queue.empty()
 
     def close(self) -> None:
         """Ask no more. A question that is under way is not waited for."""
@@ -214,16 +227,18 @@ class HubWatch:
     def _ask(self, question: Question) -> None:
         """Ask one question, report, and say when it is asked again."""
         models, now = question.models, self._clock()
-        question.last = now
+        with self._lock:
+            question.last, question.hinted = now, False
         wait = question.interval * random.uniform(1 - JITTER, 1 + JITTER)
         try:
             hub = self._client()
             if models.repo is not None:
                 self._one(hub, Address(models.repo, models.revision or "main"))
             else:
-                self._author(hub, models)
+                self._author(hub, question)
         except HubBusy as error:
             question.failures += 1
+            question.not_before = now + error.seconds
             wait = max(error.seconds, min(FIRST_BACKOFF * 2.0 ** (question.failures - 1), LONGEST_BACKOFF))
             self._report(models, error)
         except QconvdError as error:
@@ -234,12 +249,14 @@ class HubWatch:
             log.exception("asking for %s failed", models.shown, extra={"action": "hub.defect"})
             question.failures += 1
             wait = LONGEST_BACKOFF
-            self._report(models, QconvdError(f"a defect of qconvd: {type(error).__name__} (the log has the traceback)"))
+            self._report(models, _defect(error))
         else:
             question.failures = 0
         with self._lock:
             question.asked = True
             question.due = now + wait
+            if question.hinted:  # while it was asked: the answer may be older than what is hinted at
+                question.hint()
             if not question.interval:
                 self._questions = [q for q in self._questions if q is not question]
         self._reports.wake()
@@ -256,7 +273,7 @@ class HubWatch:
         if self._is_new(address, commit):
             self._look(hub, address, commit)
 
-    def _is_new(self, address: Address, commit: str) -> bool:
+    def _is_new(self, address: Address, commit: str, remote: RemoteModel | None = None) -> bool:
         """Whether to look at a commit; that a model is as it was is reported.
 
         An older commit than the known one is a branch that was moved back, or the answer of a server that lags behind: what it
@@ -264,7 +281,7 @@ class HubWatch:
         """
         if commit == self._known.commit(address):
             self._stepped_back.pop(address.locator, None)
-            self._reports.put(Report(address, commit=commit))
+            self._reports.put(Report(address, commit=commit, remote=remote))
             return False
         if self._known.earlier(address, commit) and self._stepped_back.get(address.locator) != commit:
             self._stepped_back[address.locator] = commit
@@ -276,18 +293,20 @@ class HubWatch:
         """Look at a commit that was not seen before. What it holds may be refused; that is told once."""
         try:
             self._reports.put(Report(address, look(hub, address, self._place(address)), commit))
-        except (HubBusy, HubRefused):
+        except (HubBusy, HubRefused, OutOfSpace):
             raise
         except QconvdError as error:
             self._reports.put(Report(address, commit=commit, error=error))
 
-    def _author(self, hub: Hub, models: HubModels) -> None:
+    def _author(self, hub: Hub, question: Question) -> None:
         """All models of an author that fit. One that cannot be had is reported and keeps nothing from the others."""
-        for remote in hub.models_of(models.author or ""):
+        models = question.models
+        for remote in sorted(hub.models_of(models.author or ""), key=lambda remote: remote.repo in question.late):
             address = Address(remote.repo)
             if is_ours(remote) or not fits(models, remote):
                 continue
-            if not self._is_new(address, remote.commit):
+            if not self._is_new(address, remote.commit, remote):
+                question.late.discard(remote.repo)
                 continue
             if self._refusals.get(remote.repo) == (refusal := (remote.commit, self._fingerprint())):
                 continue
@@ -296,6 +315,13 @@ class HubWatch:
             except HubRefused as error:
                 self._refusals[remote.repo] = refusal
                 self._reports.put(Report(address, error=error))
+            except (HubBusy, OutOfSpace):
+                question.late.add(remote.repo)
+                raise
+            except Exception as error:
+                log.exception("looking at %s failed", remote.repo, extra={"action": "hub.defect"})
+                self._reports.put(Report(address, commit=remote.commit, error=_defect(error)))
+            question.late.discard(remote.repo)
 
     def _place(self, address: Address) -> Path:
         return self._folder / address.repo.replace("/", "--")
@@ -305,6 +331,10 @@ class HubWatch:
             self._reports.put(Report(Address(models.repo, models.revision or "main"), error=error))
         else:
             self._reports.put(Report(Address(f"{models.author}/*"), error=error))
+
+
+def _defect(error: Exception) -> QconvdError:
+    return QconvdError(f"a defect of qconvd: {type(error).__name__} (the log has the traceback)")
 
 
 def fits(models: HubModels, remote: RemoteModel) -> bool:

@@ -6,6 +6,7 @@ daemon they do by ringing its bell.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 BODY_LIMIT = 1 << 20
 """Bytes of a request's body."""
 SECONDS = 10.0
-"""How long a client may take for a request."""
+"""How long a client may take for a request, all of it."""
 AT_A_TIME = 16
 
 Answer: TypeAlias = tuple[int, str]
@@ -99,6 +100,20 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "qconvd"
     sys_version = ""
     timeout = SECONDS
+
+    def handle(self) -> None:
+        # `timeout` is for each wait; who sends a byte every nine seconds would keep the place for ever.
+        end = threading.Timer(self.timeout, self._cut)
+        end.daemon = True
+        end.start()
+        try:
+            super().handle()
+        finally:
+            end.cancel()
+
+    def _cut(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_POST(self) -> None:
         answer = self.server.posts.get(self.path.partition("?")[0])

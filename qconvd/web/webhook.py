@@ -36,7 +36,8 @@ class Webhook:
             return 503, "the secret cannot be read"
         if secret is None:
             return 503, "no secret is set for webhooks: hub.webhook_secret_file or $QCONVD_WEBHOOK_SECRET"
-        if not hmac.compare_digest(headers.get(HEADER, "").encode(), secret.value.encode()):
+        # Headers come as Latin-1 (RFC 9110, 5.5): these are the bytes that were sent, in whatever encoding.
+        if not hmac.compare_digest(headers.get(HEADER, "").encode("latin-1", "replace"), secret.value.encode()):
             log.warning("a webhook without the secret was refused", extra={"action": "webhook.refused"})
             return 401, "the secret is wrong"
         repo = repository(body)

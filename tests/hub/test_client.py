@@ -36,6 +36,49 @@ def test_a_repository_with_its_files(hub_server: HubServer, glass: Path) -> None
     assert {entry["range"] for entry in hub_server.log("resolve")} == {"bytes=0-7", "bytes=2-101"}
 
 
+def test_a_server_without_ranges_is_not_heard_to_the_end(hub_server: HubServer, tmp_path: Path) -> None:
+    size = 64 << 20
+    (tmp_path / "m").mkdir()
+    with (tmp_path / "m" / "model.safetensors").open("wb") as file:
+        file.write(b"01234567")
+        file.truncate(size)
+    commit = hub_server.push("alice/m", tmp_path / "m")
+    hub_server.fault("resolve", kind="whole", times=3)
+    assert hub(hub_server).read("alice/m", commit, "model.safetensors", 2, 4) == b"2345"
+    assert hub(hub_server).read("alice/m", commit, "model.safetensors", 100_000, 3) == b"\0\0\0"
+    assert hub(hub_server).read("alice/m", commit, "model.safetensors", 0, 0) == b""
+    assert len(hub_server.log("resolve")) == 2
+    assert all(entry["sent"] < size / 2 for entry in hub_server.log("resolve"))
+
+
+def test_signed_addresses_are_not_logged(hub_server: HubServer, caplog: pytest.LogCaptureFixture) -> None:
+    commit = hub_server.push("alice/m", texts={"config.json": "{}"})
+    signed = f"{hub_server.url}/alice/m/resolve/{commit}/config.json?Signature=s3cret"
+    hub_server.fault("resolve", status=302, headers={"Location": signed})
+    caplog.set_level("DEBUG", "qconvd")
+    caplog.set_level("INFO")
+    assert hub(hub_server).read("alice/m", commit, "config.json", 0, 2) == b"{}"
+    assert hub_server.log("Signature=s3cret") and "s3cret" not in caplog.text
+
+
+def test_a_page_that_is_no_hubs(hub_server: HubServer) -> None:
+    hub_server.push("alice/a", texts={"config.json": "{}"})
+    for asked in (hub(hub_server).commit_of, hub(hub_server).models_of):
+        hub_server.fault("GET /api/models", status=200, body="<html>Welcome to the hotel</html>")
+        with pytest.raises(HubBusy, match="with something that no Hub says\n  look whether a proxy or a login page"):
+            asked("alice/a")
+
+
+@pytest.mark.parametrize("link", ["{url}/api/models?author=alice&cursor=0", "http://mirrored.invalid/api/models?author=alice"])
+def test_the_next_page_is_asked_of_the_same_hub_and_once(hub_server: HubServer, link: str) -> None:
+    hub_server.push("alice/a", texts={"config.json": "{}"})
+    link = f'<{link.format(url=hub_server.url)}>; rel="next"'
+    hub_server.forget()
+    hub_server.fault("GET /api/models", status=200, body="[]", headers={"Link": link}, times=2)
+    assert hub(hub_server, ALICE).models_of("alice") == []
+    assert len(hub_server.log("^GET /api/models[?]author=alice")) == 2
+
+
 def test_an_author_is_one_request(hub_server: HubServer) -> None:
     for name in ("a", "b", "c"):
         hub_server.push(f"alice/{name}", texts={"config.json": "{}"})
@@ -146,6 +189,9 @@ def test_offline_is_said(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch)
         ({"retry-after": "12"}, 12),
         ({"retry-after": "Thu, 01 Jan 1970 00:01:40 GMT"}, 40),
         ({"retry-after": "soon"}, 0),
+        ({"retry-after": "9" * 400}, 86_400),
+        ({"retry-after": "Thu, 01 Jan 9970 00:01:40 GMT"}, 86_400),
+        ({"ratelimit": f'"api";r=0;t={"9" * 400}'}, 86_400),
         ({"ratelimit": '"api";r=0;t=55'}, 55),
         ({"ratelimit": '"api";r=3;t=55'}, 0),
         ({}, 0),

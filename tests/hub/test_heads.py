@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +14,8 @@ import pytest
 from daemon_kit import tiny_model
 from hub_server import HubServer
 from qconvd import checkpoints
-from qconvd.errors import BadCheckpoint, HubBusy, HubRefused, QconvdError, Unsupported
+from qconvd.errors import BadCheckpoint, HubBusy, HubRefused, OutOfSpace, QconvdError, Unsupported
+from qconvd.hub import heads
 from qconvd.hub.address import Address
 from qconvd.hub.client import Hub
 from qconvd.hub.heads import Found, look
@@ -148,6 +152,56 @@ def test_what_is_hostile(hub: Hub, hub_server: HubServer, model: Path, tmp_path:
     hub_server.push("alice/m", model, texts={"model.safetensors.index.json": json.dumps(index)}, delete=("model.safetensors",))
     hub_server.push("alice/m", delete=("model.safetensors",), texts={"other.safetensors": "x"})
     assert "points outside the folder" in refusal(hub, tmp_path).what
+
+
+def test_headers_and_sizes_that_lie(hub: Hub, hub_server: HubServer, model: Path, tmp_path: Path) -> None:
+    weights = model / "model.safetensors"
+    for header in (2**60, 2**64 - 1, 0):
+        weights.write_bytes(header.to_bytes(8, "little") + b"{}" * 1000)
+        hub_server.push("alice/m", model)
+        assert isinstance(refusal(hub, tmp_path), BadCheckpoint)
+    weights.write_bytes(b"")
+    hub_server.push("alice/m", model)
+    assert isinstance(refusal(hub, tmp_path), BadCheckpoint)
+    shutil.rmtree(model)
+    tiny_model(model, width=64)
+    config = (model / "config.json").read_bytes()
+    oid = hashlib.sha1(b"blob %d\0" % len(config) + config, usedforsecurity=False).hexdigest()
+    for size, said in ((2**62, "its name or size cannot be kept"), (0, "")):
+        commit = hub_server.push("alice/m", model)
+        listed = {"id": "alice/m", "sha": commit, "siblings": [
+            {"rfilename": "config.json", "size": len(config), "blobId": oid},
+            {"rfilename": "model.safetensors", "size": size, "blobId": "0" * 40, "lfs": {
+                "sha256": "0" * 64, "size": size, "pointerSize": 134}},
+        ]}  # fmt: skip
+        hub_server.fault("GET /api/models/alice/m.*blobs", status=200, body=json.dumps(listed))
+        assert said in refusal(hub, tmp_path).what
+
+
+def test_heads_that_a_power_failure_spoilt_are_made_anew(hub: Hub, hub_server: HubServer, model: Path, tmp_path: Path) -> None:
+    commit = hub_server.push("alice/m", model)
+    place = tmp_path / "hub" / commit / "heads"
+    sound = found(hub, tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        for size in (0, (place / name).stat().st_size):
+            (place / name).write_bytes(bytes(size))
+            assert found(hub, tmp_path).model.tensors == sound.model.tensors
+    (place / "config.json").unlink()
+    assert found(hub, tmp_path).model.config == sound.model.config
+
+
+def test_a_full_disk_of_the_state_folder_is_no_defect(
+    hub: Hub, hub_server: HubServer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    commit = hub_server.push("alice/m", model)
+    with monkeypatch.context() as patched, pytest.raises(OutOfSpace, match="the disk of the state folder is full"):
+        patched.setattr(heads, "write_whole", full)
+        found(hub, tmp_path)
+    assert not (tmp_path / "hub" / commit / "heads").exists()
+    assert found(hub, tmp_path).model.parameters
 
 
 def test_what_we_published_is_no_source(hub: Hub, hub_server: HubServer, model: Path, tmp_path: Path) -> None:

@@ -56,6 +56,20 @@ def test_a_file_that_is_named_must_hold_one(tmp_path: Path) -> None:
             hub_token(tmp_path / "bad")
 
 
+@pytest.mark.parametrize("value", ["hf_abc\ns3cret", "hf_abc s3cret", "hf_s3cret-żółć", "hf_s3cret\x7f"])
+def test_what_cannot_stand_in_a_header_is_told_without_printing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", value)
+    (tmp_path / "token").write_text(value.replace("\n", " "))
+    for file, where in ((None, "$HF_TOKEN"), (tmp_path / "token", f"{tmp_path}/token")):
+        with pytest.raises(HubRefused) as caught:
+            hub_token(file)
+        assert str(caught.value) == (
+            f"{where}: is no token of the Hub\n  a token is one word of plain letters and digits: copy it again"
+        )
+
+
 def test_the_secret_of_webhooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert webhook_secret() is None
     with pytest.raises(HubRefused, match=f"the webhooks' secret cannot be read from {tmp_path}/none"):

@@ -143,6 +143,80 @@ def test_an_author_with_filters_is_one_request(home: HubHome, hub_server: HubSer
     assert len(hub_server.log()) == 1, "what is known costs the one request"
 
 
+def by_recipe(home: Home) -> dict[str, set[str]]:
+    """The recipes that want something of each model, by its locator."""
+    with home.ledger() as ledger:
+        live = {s.locator: [t for t in ledger.targets(source=s.id) if t.state != "superseded"] for s in ledger.sources()}
+    return {locator: {r for t in targets for r in t.recipes} for locator, targets in live.items()}
+
+
+def test_a_restart_gives_no_model_the_recipes_of_another_entry(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    weights = model()
+    hub_server.push("alice/m", weights)
+    hub_server.push("alice/m", model(2), branch="dev")
+    for name, task in (("x-Base", "fill-mask"), ("x-Instruct", "text-generation")):
+        hub_server.push(f"bob/{name}", weights)
+        hub_server.settings(f"bob/{name}", pipeline_tag=task)
+    home.watch(
+        "{hub: alice/m, recipes: r}", "{hub: alice/m@dev, recipes: s}", "{hub: {author: bob, pipeline: fill-mask}, recipes: r}",
+        "{hub: {author: bob, pipeline: text-generation}, recipes: s}",
+    )  # fmt: skip
+    text = home.config.read_text().replace("recipes:\n", "recipes:\n  s: {targets: [f32]}\n", 1)
+    home.config.write_text(text)
+    wanted = {"hub:alice/m": {"r"}, "hub:alice/m@dev": {"s"}, "hub:bob/x-Base": {"r"}, "hub:bob/x-Instruct": {"s"}}
+    home.once()
+    assert by_recipe(home) == wanted
+    home.once()
+    assert by_recipe(home) == wanted
+    # A filter that lets more in counts for what is known already, too.
+    home.config.write_text(text.replace("pipeline: fill-mask", "name: x-*"))
+    home.once()
+    assert by_recipe(home) == {**wanted, "hub:bob/x-Instruct": {"r", "s"}}
+
+
+def test_what_somebody_asked_for_outlives_a_commit_and_the_end_of_a_recipe(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    hub_server.push("alice/m", model())
+    home.watch("{hub: alice/m, recipes: r, interval: 1s}")
+    more = home.config.read_text().replace("recipes:\n", "recipes:\n  s: {targets: [f32]}\n  u: {targets: [bf16]}\n", 1)
+    home.config.write_text(more)
+    hub_server.fault("GET /alice/m/resolve/.*model.safetensors", "hold", skip=1)
+    home.start()
+    home.wait(lambda: hub_server.held() == 1, "the fetch")
+    for recipe in ("s", "u"):
+        assert home.ask("add", path="hub:alice/m", recipe=recipe).state == "done"
+    assert by_recipe(home) == {"hub:alice/m": {"r", "s", "u"}}
+    hub_server.push("alice/m", texts={"README.md": "new"})
+    home.said("what changed is no part of the model")
+    assert by_recipe(home) == {"hub:alice/m": {"r", "s", "u"}}
+    home.config.write_text(more.replace("  u: {targets: [bf16]}\n", ""))
+    assert home.ask("reload").state == "done"
+    assert home.ask("add", path="hub:alice/m", recipe="s").state == "done"
+    hub_server.calm()
+    end(home)
+
+
+def test_what_was_fetched_of_a_version_that_was_replaced_is_deleted_too(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    first = hub_server.push("alice/m", model())
+    home.watch("{hub: alice/m, recipes: r, interval: 1s, after: delete}")
+    hub_server.fault("GET /alice/m/resolve/.*model.safetensors", "hold", skip=1)
+    home.start()
+    home.wait(lambda: hub_server.held() == 1, "the fetch")
+    second = hub_server.push("alice/m", model(2))
+    home.wait(lambda: home.sources()[0].version == 2, "the second version")
+    hub_server.calm()
+    home.done(1)
+    home.said(f"{second[:12]} is done, and what was fetched of it is deleted")
+    home.said(f"{first[:12]} is done, and what was fetched of it is deleted")
+    assert not [p for p in home.cache.rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != "CACHEDIR.TAG"]
+    end(home)
+
+
 def test_gated_private_and_missing_are_told_with_the_page_and_asked_once(
     home: HubHome, hub_server: HubServer, model: Callable[..., Path]
 ) -> None:
@@ -173,6 +247,22 @@ def test_gated_private_and_missing_are_told_with_the_page_and_asked_once(
     secrets = [p for p in home.state.rglob("*") if p.is_file() and b"hf_bob" in p.read_bytes()]
     assert not secrets and "hf_bob" not in home.log()
     assert not [p for p in home.output.rglob("*") if p.is_file() and b"hf_bob" in p.read_bytes()]
+
+
+def test_what_was_refused_while_it_was_fetched_is_fetched_after_a_reload(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    hub_server.push("alice/m", model())
+    hub_server.fault("HEAD .*model.safetensors", status=403, headers={"X-Error-Code": "GatedRepo"}, times=-1)
+    home.watch("{hub: alice/m, recipes: r}")
+    home.start()
+    home.wait(lambda: home.targets("failed"), "the refusal")
+    (target,) = home.targets("failed")
+    assert target.error["fix"].endswith("then `qconvd retry JOB`")
+    hub_server.calm()
+    assert home.ask("reload").state == "done"
+    home.done(1)
+    end(home)
 
 
 def test_what_is_refused_by_a_recipe_or_a_reader_is_not_fetched(
@@ -208,11 +298,29 @@ def test_a_gated_model_of_an_author_is_asked_for_once_and_the_others_are_taken(
     home.done(1)
     home.wait(lambda: len(hub_server.log("^GET /api/models[?]")) > 3, "some questions")
     assert len(hub_server.log("alice/gated/auth-check")) == 1
-    assert f"accept its conditions at {hub_server.url}/alice/gated" in home.seen("hub:alice/gated incomplete is gated")
+    assert f"accept its conditions at {hub_server.url}/alice/gated" in home.seen("hub:alice/gated refused is gated")
     hub_server.settings("alice/gated", gated=False)
     assert home.ask("reload").state == "done"
     home.done(2)
     home.wait(lambda: not read_sightings(home.state), "nothing to complain about")
+    end(home)
+
+
+def test_what_is_refused_of_an_author_is_told_until_it_changes(
+    home: HubHome, hub_server: HubServer, model: Callable[..., Path]
+) -> None:
+    weights = model()
+    hub_server.push("alice/q", weights, texts={"quantize_config.json": "{}"})
+    home.watch("{hub: {author: alice}, recipes: r, interval: 1s}")
+    home.start()
+    home.seen("hub:alice/q unwanted is already quantized")
+    hub_server.forget()
+    home.wait(lambda: len(hub_server.log("^GET /api/models[?]")) >= 3, "some more questions")
+    assert "hub:alice/q unwanted is already quantized" in home.seen("hub:alice/q")
+    assert "can be had again" not in home.log() and not hub_server.log("alice/q")
+    hub_server.push("alice/q", delete=("quantize_config.json",))
+    home.said("hub:alice/q can be had again")
+    home.done(1)
     end(home)
 
 

@@ -7,6 +7,7 @@ lost     do it, and cut the connection before the reply
 hang     wait `seconds` and then cut the connection, nothing is done
 slow     wait `seconds`, then go on as if nothing had happened
 flip     do it, and change one bit of each part of the reply's body: another file under the same name
+whole    do it as if no range was asked for: all of a file comes
 stale    answer as of the commit before the last one
 hold     wait until the server is told to be calm: `when` before or after it was done, the reply comes after that
 """

@@ -117,6 +117,9 @@ class Handler(BaseHTTPRequestHandler):
                 request = Request(self)
                 request.stale = True
                 self.send(self.server.api.reply(request))
+            case "whole":
+                del self.headers["range"]
+                self.send(self.server.api.reply(Request(self)))
             case "cut":
                 self.send(self.server.api.reply(Request(self)), most=fault.bytes)
             case "flip":

@@ -300,3 +300,24 @@ def test_what_awaits_a_word_is_not_left_undone(bench: Bench, ledger: Ledger, wis
     assert ledger.unpublished() == []
     made(bench, wish("b"), places=[hub("me/other")])
     assert [t.format for t in ledger.unpublished()] == ["b"]
+
+
+def test_retry_and_another_token_count_for_one_place_while_another_waits(
+    bench: Bench, ledger: Ledger, wish: Wishes, clock: Clock
+) -> None:
+    (id,) = made(bench, wish("a"), places=[hub("me/away"), hub("me/refused")])
+    away = bench.start("publish")
+    ledger.finish(away.id, away.fence, {id: Outcome(False, "away", {"what": "away"}, True, {"wait": 5000})})
+    refused = bench.start("publish")
+    error = {**REFUSED, "token": "abc"}
+    ledger.finish(refused.id, refused.fence, {id: Outcome(False, "no", error)})
+    assert ledger.target(id).state == "ready"
+    assert {p.place: p.state for p in ledger.publications()} == {"me/away": "open", "me/refused": "failed"}
+    assert ledger.refused_to("abc") == [] and ledger.refused_to("another") == [id]
+    assert ledger.retry([id]) == [id]
+    assert {(p.place, p.state, p.not_before) for p in ledger.publications()} == {
+        ("me/away", "open", 0), ("me/refused", "open", 0)
+    }  # fmt: skip
+    publish(bench)
+    publish(bench)
+    assert ledger.target(id).state == "done"

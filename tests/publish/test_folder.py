@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,8 +123,31 @@ def test_a_folder_that_cannot_be_written_is_told(artifact: Artifact, tmp_path: P
     with pytest.raises(QconvdError) as caught:
         folders.publish(tmp_path / "file" / "out", artifact, "", never)
     assert str(caught.value) == (
-        f"{tmp_path}/file/out: cannot be written: Not a directory\n  give the user that runs qconvd write permission there"
+        f"{tmp_path}/file/out: cannot be read or written: Not a directory\n"
+        "  give the user that runs qconvd write permission there"
     )
+
+
+@pytest.mark.parametrize("ask", [folders.existing_card, folders.published])
+def test_a_share_that_does_not_answer_is_away_whatever_is_asked_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Path], object]
+) -> None:
+    def gone(path: Path, *_: object, **__: object) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", gone)
+    monkeypatch.setattr(Path, "stat", gone)
+    with pytest.raises(folders.Away, match="does not answer: Stale file handle; it is tried again later"):
+        ask(tmp_path)
+
+
+def test_a_card_in_another_encoding_is_left(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes("# Größe".encode("latin-1"))
+    with pytest.raises(QconvdError) as caught:
+        folders.existing_card(tmp_path)
+    assert str(caught.value) == f"{tmp_path}/README.md: the card is not UTF-8\n  save it as UTF-8, then `qconvd retry`"
+    (tmp_path / "README.md").write_bytes("\ufeff---\nlicense: mit\n---\n".encode())
+    assert folders.existing_card(tmp_path) == "---\nlicense: mit\n---\n", "a mark of the byte order is no text"
 
 
 def test_a_stop_is_heard_between_blocks(artifact: Artifact, tmp_path: Path) -> None:

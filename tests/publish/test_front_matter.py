@@ -62,6 +62,8 @@ def test_comments_order_and_spelling_of_other_keys_stay() -> None:
             "  mend the card by hand",
         ),
         ("- a\n", "README.md: the card's metadata is no mapping of keys\n  mend the card by hand"),
+        ("x: 2023-99-99\n", "README.md: the card's metadata is not YAML: it cannot be read\n  mend the card by hand"),
+        ("x: " + "[" * 5000, "README.md: the card's metadata is not YAML: it cannot be read\n  mend the card by hand"),
     ],
 )
 def test_yaml_that_cannot_be_read_is_told_with_its_place(text: str, said: str) -> None:

@@ -171,6 +171,21 @@ def test_what_people_wrote_into_the_card_stays(publish: Publisher, artifact: Art
     publish.holds(artifact, *both)
 
 
+@pytest.mark.parametrize("path", ["config.json", "qconvd.json"])
+def test_what_belongs_to_somebody_else_stays(publish: Publisher, artifact: Artifact, path: str) -> None:
+    publish.server.push(REPO, texts={path: "mine"})
+    with pytest.raises(HubRefused) as caught:
+        publish(artifact)
+    assert str(caught.value) == (
+        f"{REPO}/{path}: is there already and belongs to something else; it is left as it is\n"
+        "  delete or rename it there, or publish to another repository, then `qconvd retry`"
+    )
+    assert publish.server.read(REPO, path) == b"mine" and len(made_by(publish.server)) == 1
+    publish.server.push(REPO, delete=(path,))
+    publish(artifact)
+    publish.holds(artifact)
+
+
 def test_a_dry_run_changes_nothing(publish: Publisher, artifact: Artifact) -> None:
     said = publish(artifact, dry_run=True)
     assert said["told"] == f"dry run: {REPO}: would make it (public) and send 6 files, 1.7 MiB"
@@ -337,6 +352,16 @@ def test_a_broken_card_is_told_and_left(publish: Publisher, artifact: Artifact) 
     with pytest.raises(QconvdError, match=r"README\.md:\d+:\d+: the card's metadata is not YAML"):
         publish(artifact)
     assert "model.safetensors" not in publish.server.files(REPO)
+
+
+def test_a_card_in_another_encoding_is_told_and_left(publish: Publisher, artifact: Artifact, tmp_path: Path) -> None:
+    publish(artifact)
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "README.md").write_bytes("# Größe".encode("latin-1"))
+    publish.server.push(REPO, tmp_path / "card")
+    with pytest.raises(QconvdError, match=f"{REPO}/README.md: the card is not UTF-8"):
+        publish(artifact)
+    assert publish.server.read(REPO, "README.md") == "# Größe".encode("latin-1")
 
 
 def test_metadata_that_the_hub_does_not_take_is_told(publish: Publisher, artifact: Artifact) -> None:

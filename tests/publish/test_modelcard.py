@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,32 @@ def test_a_damaged_model_says_nothing(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"---\n{[\n---\n\xff")
     assert upstream(tmp_path, "m") == Upstream("m")
     assert upstream(tmp_path / "gone", "m") == Upstream("m")
+
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in pairwise("abcdefghij"))
+"""A list that has a billion entries once it is written out."""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "license: {a: 1}", "license: 2024-01-01", "license: [1, {a: b}]", 'license: "mit\\n---\\nx"', 'license: "\\ud800"',
+        "license: &a [*a]", "pipeline_tag: [x]", "library_name: {a: b}", "tags: [null, {a: b}]", "language: {a: b}",
+        f"{BOMB}tags: *j", f"{BOMB}license: *j", f"{BOMB}language: *j", f"license: {'x' * 1001}",
+        "tags: [a]\nversion: 2023-99-99", "tags: [a]\nx: 0b_", "tags: [a]\nx: !!int ''", f"tags: [a]\nx: {'[' * 5000}",
+    ],
+)  # fmt: skip
+def test_a_card_that_says_nonsense_spoils_nothing(tmp_path: Path, said: str) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{said}\n---\n")
+    about = upstream(tmp_path, "m")
+    text = compose(*render(card(about, [], title="m", repo="me/m")))
+    assert yaml.safe_load(text.split("---\n")[1]) == {"library_name": "transformers", "tags": ["qconvd"]}
+    assert compose(*render(card(about, [], title="m", repo="me/m")), text) == text
+
+
+def test_licences_and_norwegian_are_carried(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: [mit, apache-2.0]\nlanguage: no\ntags: [x, 1]\n---\n")
+    assert upstream(tmp_path, "m").card == {"license": ["mit", "apache-2.0"], "language": "no", "tags": ["x"]}
 
 
 def test_every_type_of_the_built_in_formats_has_its_advice() -> None:

@@ -140,7 +140,7 @@ def test_one_place_that_refuses_does_not_hold_up_another(home: Home) -> None:
     assert list(published(home)) == ["m-fp16"]
     (target,) = home.targets("failed")
     assert target.error["where"] == f"{home.root}/blocked/x/m-fp16/README.md"
-    assert target.reason.startswith(f"{target.error['where']}: cannot be read: ")
+    assert target.reason == f"{target.error['where']}: cannot be read or written: Not a directory"
 
 
 def test_an_artifact_that_was_changed_by_hand_is_not_published(home: Home) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from qconvd.errors import QconvdError
+from qconvd.web import server
 from qconvd.web.server import BODY_LIMIT, WebServer
 from qconvd.web.webhook import PATH, Webhook, repository
 
@@ -30,7 +32,7 @@ class Port:
         return repo == "alice/m"
 
     def send(
-        self, body: object = BODY, secret: str | None = "s3cret", path: str = PATH, method: str = "POST"
+        self, body: object = BODY, secret: str | bytes | None = "s3cret", path: str = PATH, method: str = "POST"
     ) -> tuple[int, str]:
         host, _, port = self.server.address.rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=10)
@@ -93,6 +95,34 @@ def test_requests_are_bounded(port: Port) -> None:
         with socket.create_connection((host, int(number)), timeout=10) as raw:
             raw.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
             assert raw.recv(100).split()[1] == status
+    assert port.send()[0] == 202
+
+
+def test_a_secret_of_any_letters(port: Port) -> None:
+    port.secret.write_text("żółć-秘密")
+    assert port.send(secret="żółć-秘密".encode())[0] == 202
+    assert port.send(secret="zolc")[0] == 401 and port.send(secret="żółć".encode())[0] == 401
+
+
+def test_who_sends_slowly_does_not_keep_the_place(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server._Handler, "timeout", 1.0)
+    host, _, number = port.server.address.rpartition(":")
+    slow = [socket.create_connection((host, int(number)), timeout=30) for _ in range(server.AT_A_TIME)]
+    left = set(slow)
+    for raw in slow:
+        raw.sendall(f"POST {PATH} HTTP/1.1\r\nX: ".encode())
+    for _ in range(200):
+        for raw in list(left):
+            try:
+                raw.sendall(b"x")
+            except OSError:
+                left.discard(raw)
+        if not left:
+            break
+        time.sleep(0.1)
+    for raw in slow:
+        raw.close()
+    assert not left
     assert port.send()[0] == 202
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from itertools import pairwise
 from math import pi
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,18 @@ def test_names_and_licence_come_from_the_folder_and_the_model_card(folder: Path)
     }  # fmt: skip
 
 
-def test_a_broken_model_card_is_a_warning(folder: Path) -> None:
-    (folder / "README.md").write_text("---\nlicense: [\n---\n")
+@pytest.mark.parametrize("card", ["license: [", "date: 2023-99-99", "x: 0b_", "x: !!int ''", f"x: {'[' * 5000}"])
+def test_a_broken_model_card_is_a_warning(folder: Path, card: str) -> None:
+    (folder / "README.md").write_text(f"---\n{card}\n---\n")
     assert any("README.md's front matter cannot be read" in note for note in planned(folder, "Q8_0").notes)
+
+
+def test_a_card_that_grows_beyond_measure_is_not_written_out(folder: Path) -> None:
+    bomb = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in pairwise("abcdefghij"))
+    (folder / "README.md").write_text(f"---\n{bomb}tags: [*j, y]\nlicense: [*j, mit]\nbase_model: *j\n---\n")
+    keys = {k: v for k, _, v in planned(folder, "Q8_0").container.metadata}
+    assert keys["general.tags"] == ["y"] and keys["general.license"] == "mit"
+    assert "general.base_model.count" not in keys
 
 
 def test_what_readers_compute_themselves_is_dropped(folder: Path) -> None:
