@@ -240,8 +240,10 @@ class HubDestination(_Section):
     """Repositories of the Hub that artifacts are published to."""
 
     owner: str = Field(description="The user or organisation whose repositories they are.")
-    private: bool = Field(
-        False, description="Whether a repository that has to be made is private; one that is there stays as it is."
+    private: bool | None = Field(
+        None,
+        description="Whether a repository that has to be made is private; one that is there stays as it is. "
+        "Left out: as the model's own is on the Hub, a gated one counts as private; public if it came from elsewhere.",
     )
     repo: str | None = Field(
         None, description="A template for the repository's name, e.g. `{model}-{format:upper}`; left out: as `names` says."

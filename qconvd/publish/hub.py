@@ -23,6 +23,7 @@ from qconvd.destinations import HUB, shown
 from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, parse_manifest
 from qconvd.engine.run import Cancelled
 from qconvd.errors import HubBusy, HubRefused, QconvdError
+from qconvd.hub.address import is_address, parse
 from qconvd.hub.client import Hub
 from qconvd.publish import front_matter
 from qconvd.publish.artifact import BLOCK, Artifact
@@ -102,7 +103,7 @@ def publish(
             there = look(hub, repo, commit or revision)
             sending, removing = difference(hub, repo, there, artifacts, described, texts)
             if place.options.get("dry_run"):
-                told = _rehearsed(name, there, sending, bool(place.options.get("private")))
+                told = _rehearsed(name, there, sending, not there.repository and is_private(hub, place, artifacts))
                 print(told, flush=True)
                 return {"commit": "", "told": told, "dry_run": True}
             if there.commit and not sending and not removing:
@@ -115,7 +116,7 @@ def publish(
                 raise Cancelled
             still_ours()
             if not there.commit:
-                _make(hub, repo, revision, there, bool(place.options.get("private")))
+                _make(hub, repo, revision, there, not there.repository and is_private(hub, place, artifacts))
                 continue
             commit = _commit(hub, repo, revision, there, artifacts, sending, removing)
     what = "does not hold what was sent, though the server took it; it is tried again later"
@@ -127,6 +128,25 @@ def reach(hub: Hub, place: PublishSpec) -> None:
     repo = place.destination.removeprefix(HUB)
     with hub.asking("publishing", repo):
         look(hub, repo, place.revision or "main")
+
+
+def is_private(hub: Hub, place: PublishSpec, artifacts: Sequence[Artifact]) -> bool:
+    """Whether a repository that has to be made is to be private: as the recipe says, else as the model's own repository is.
+
+    What not everybody may read there must not be published by oversight. One that cannot be seen any more counts as private.
+    """
+    asked = place.options.get("private")
+    if asked is not None:
+        return bool(asked)
+    origins = {str(a.manifest.source.get("locator") or "") for a in artifacts}
+    for address in map(parse, filter(is_address, origins)):
+        try:
+            model = hub.model(address.repo)
+        except HubRefused:
+            return True
+        if model.private or model.gated:
+            return True
+    return False
 
 
 def look(hub: Hub, repo: str, revision: str) -> There:

@@ -118,6 +118,33 @@ def test_a_repository_is_made_and_filled_by_one_commit(publish: Publisher, artif
     assert publish.asked == ["fence"] * 2, "asked before the repository is made and before the commit"
 
 
+@pytest.mark.parametrize(
+    ("settings", "asked", "private"),
+    [
+        ({}, None, False),
+        ({"private": True}, None, True),
+        ({"gated": "manual"}, None, True),
+        ({"private": True}, False, False),
+        ({}, True, True),
+    ],
+)
+def test_a_repository_is_as_private_as_the_model_that_it_is_made_from(
+    publish: Publisher, artifact: Artifact, glass: Path, settings: dict[str, Any], asked: bool | None, private: bool
+) -> None:
+    publish.server.push("alice/glass", glass)
+    publish.server.settings("alice/glass", **settings)
+    origin = replace(artifact, manifest=replace(artifact.manifest, source={"name": "glass", "locator": "hub:alice/glass"}))
+    publish(origin, **({} if asked is None else {"private": asked}))
+    assert publish.server.about(REPO)["private"] is private
+
+
+def test_what_was_made_of_a_model_that_nobody_can_see_any_more_is_private(publish: Publisher, artifact: Artifact) -> None:
+    origin = replace(artifact, manifest=replace(artifact.manifest, source={"name": "glass", "locator": "hub:bob/gone"}))
+    assert "make it (private)" in publish(origin, dry_run=True)["told"]
+    publish(origin)
+    assert publish.server.about(REPO)["private"] is True
+
+
 def test_publishing_again_sends_nothing(publish: Publisher, artifact: Artifact) -> None:
     first = publish(artifact)
     publish.server.forget()
