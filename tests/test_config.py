@@ -408,7 +408,7 @@ recipes:
     ]
     first, second, _ = places(recipe, recipe.targets[0], "X", found.names)
     assert first.options == {
-        "card": "", "confirm": True, "dry_run": False, "private": False, "commit": "together", "base_model": ""
+        "card": "", "confirm": True, "dry_run": False, "private": None, "commit": "together", "base_model": ""
     }  # fmt: skip
     assert second.options["base_model"] == "ai/X" and second.options["private"] is True
 

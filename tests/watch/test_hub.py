@@ -14,6 +14,7 @@ from daemon_kit import tiny_model
 from hub_server import HubServer
 from qconvd.config import Hub as Access
 from qconvd.config import HubModels
+from qconvd.hub.address import Address
 from qconvd.watch import hub as watching
 from qconvd.watch.hub import HubWatch, Report
 
@@ -55,8 +56,16 @@ def watched(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(watching, "HINT_GAP", 0.1)
     monkeypatch.setattr(watching, "FIRST_BACKOFF", 0.2)
     rang = threading.Event()
+
+    class Commits:
+        def commit(self, address: Address) -> str:
+            return made.known.get(address.locator, "")
+
+        def earlier(self, address: Address, commit: str) -> bool:
+            return False
+
     made = Watching(
-        HubWatch(rang.set, lambda address: made.known.get(address.locator, ""), tmp_path / "hub"),
+        HubWatch(rang.set, Commits(), tmp_path / "hub"),
         Access(endpoint=hub_server.url, timeout=5.0),
         rang,
     )
