@@ -14,7 +14,7 @@ Importance may be zero, or so uneven that float32 keeps nothing of the rest: the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -149,20 +149,34 @@ def symmetric(x: Floats, w: Floats, half: int, descent: bool = False) -> Fit:
     return Fit(scale[..., 0], np.zeros_like(scale[..., 0]), nearest, kept, w.sum(axis=-1))
 
 
-def fitted_scales(
-    x: Floats, w: Floats, inverses: Iterable[Floats], levels: Callable[[Floats], Floats]
-) -> tuple[Floats, Floats]:
-    """The least and the largest magnitude of the scales that fit levels around zero, found with each of the inverse scales.
+def fitted_scales(x: Floats, w: Floats, tops: Sequence[float], levels: Callable[[Floats], Floats]) -> tuple[Floats, Floats]:
+    """The least and the largest magnitude of the scales that fit levels around zero, found with inverse scales.
 
-    `x` and `w` have shape (…, group, width), an inverse scale (…, group); `levels` rounds weights in units of a scale.
+    `x` and `w` have shape (group, sub-group, width). The inverse scales of a sub-group make its largest weight each of `tops`;
+    `levels` rounds weights in units of a scale.
     """
+    most = np.abs(x).max(axis=-1)
+    signed = np.where(x.max(axis=-1) == most, most, -most)
+    least, largest = _fitted_scales(x, w, signed, tops, levels)
+    # Where both signs reach it, either may be the one.
+    both = signed == -x.min(axis=-1)
+    if both.any():
+        turned = _fitted_scales(x[both], w[both], -signed[both], tops, levels)
+        least[both], largest[both] = np.minimum(least[both], turned[0]), np.maximum(largest[both], turned[1])
+    return least, largest
+
+
+def _fitted_scales(
+    x: Floats, w: Floats, signed: Floats, tops: Sequence[float], levels: Callable[[Floats], Floats]
+) -> tuple[Floats, Floats]:
+    unit = np.where(signed == 0, 0, 1 / signed)
     # Weights come first, groups last: sums are then over whole arrays, not over a few numbers each.
     x, w = (np.ascontiguousarray(np.moveaxis(part, -1, 0)) for part in (x, w))
     wx = w * x
     least, largest = np.full(x.shape[1:], np.inf), np.zeros(x.shape[1:])
     products = np.empty_like(x)
-    for inverse in inverses:
-        q = levels(np.multiply(x, inverse))
+    for top in tops:
+        q = levels(np.multiply(x, unit * top))
         xq = np.multiply(wx, q, out=products).sum(axis=0)
         qq = np.multiply(np.square(q, out=q), w, out=products).sum(axis=0)
         scale = np.nan_to_num(np.abs(xq / qq), posinf=0)

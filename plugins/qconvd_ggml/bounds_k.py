@@ -129,23 +129,13 @@ def _q6_k(x: Floats) -> Floats:
 
 def _candidates(blocks: Floats) -> tuple[Floats, Floats]:
     """The least and largest magnitude of the scales that the search may choose, per sub-block."""
-    most = np.abs(blocks).max(axis=-1, keepdims=True)
-    signed = np.where(blocks.max(axis=-1, keepdims=True) == most, most, -most)
-    least, largest = _fitted(blocks, signed[..., 0])
-    # Where both signs reach it, either may be the one that the search begins with.
-    both = signed[..., 0] == -blocks.min(axis=-1)
-    if both.any():
-        turned = _fitted(blocks[both], -signed[both][..., 0])
-        least[both], largest[both] = np.minimum(least[both], turned[0]), np.maximum(largest[both], turned[1])
+    tops = [-(32 + k / 10) for k in range(-9, 10)]
+    least, largest = bounds.fitted_scales(
+        blocks, blocks * blocks, tops, lambda v: np.clip(np.rint(v, out=v), -32, 31, out=v)
+    )  # fmt: skip
     # A tie that float32 rounds the other way moves a scale by less than this; below 1e-15 ggml takes zero.
-    least = np.where(most[..., 0] < 1.1e-15, 0, least * 0.99)
+    least = np.where(np.abs(blocks).max(axis=-1) < 1.1e-15, 0, least * 0.99)
     return least, largest * 1.01
-
-
-def _fitted(blocks: Floats, signed: Floats) -> tuple[Floats, Floats]:
-    inverse = np.where(signed == 0, 0, -1 / signed)
-    inverses = ((32 + k / 10) * inverse for k in range(-9, 10))
-    return bounds.fitted_scales(blocks, blocks * blocks, inverses, lambda v: np.clip(np.rint(v, out=v), -32, 31, out=v))
 
 
 BOUNDS: dict[str, Bound] = {

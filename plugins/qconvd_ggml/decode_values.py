@@ -94,28 +94,15 @@ def _bound_iq4(x: Floats, per: int, importance: Floats | None) -> Floats:
 
 def _iq4_scales(blocks: Floats, w: Floats) -> tuple[Floats, Floats]:
     """The least and the largest magnitude of the scales that the search may choose, where an error counts `w`."""
-    most = np.abs(blocks).max(axis=-1, keepdims=True)
-    most = np.where(blocks.max(axis=-1, keepdims=True) == most, most, -most)
-    least, largest = _iq4_fitted(blocks, w, most[..., 0])
-    # Where both signs reach it, either may be the one.
-    both = np.abs(blocks.max(axis=-1)) == np.abs(blocks.min(axis=-1))
-    if both.any():
-        turned = _iq4_fitted(blocks[both], w[both], -most[both][..., 0])
-        least[both], largest[both] = np.minimum(least[both], turned[0]), np.maximum(largest[both], turned[1])
+    # The search begins with 127 for the largest weight, and goes on with -120 … -134.
+    # A tie that float32 decides the other way is decided so by a slightly smaller or larger scale.
+    tops = [top * tie for top in (127, *range(-134, -119)) for tie in (1 - 1e-6, 1 + 1e-6)]
+    least, largest = bounds.fitted_scales(blocks, w, tops, _nearest_values)
     # What does not count enough for float32 may get any mean of x / q, q being nearest to 120 … 134 times x / most, or zero.
-    most = np.abs(most[..., 0])
+    most = np.abs(blocks).max(axis=-1)
     counted = (w * blocks * blocks).sum(axis=-1)
     lost = (counted < 1e-30) | (w.max(axis=-1) < 1e-30)
     return np.where(lost, 0, least * 0.98), np.where(lost, most * (7.01 / 120), largest * 1.02)
-
-
-def _iq4_fitted(blocks: Floats, w: Floats, most: Floats) -> tuple[Floats, Floats]:
-    # The search begins with 127 / M, M being the largest weight, and goes on with -120 / M … -134 / M.
-    # A tie that float32 decides the other way is decided so by a slightly smaller or larger scale.
-    unit = np.where(most == 0, 0, 1 / most)
-    tries = [unit * (t - 127) for t in range(-7, 8)] + [-unit * -127]
-    inverses = (each * tie for each in tries for tie in (1 - 1e-6, 1 + 1e-6))
-    return bounds.fitted_scales(blocks, w, inverses, _nearest_values)
 
 
 _REACH = 140
