@@ -37,9 +37,6 @@ def run(
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
     # Its debug lines are two for every file, in its own terms.
     logging.getLogger("watchdog").setLevel(logging.INFO)
-    # Theirs are a line and more for every question to the Hub, with the signed addresses that it redirects to.
-    for client in ("httpx", "httpx2", "httpcore", "httpcore2"):
-        logging.getLogger(client).setLevel(logging.WARNING)
     for watch in loaded.folders:
         if not is_there(watch.folder):
             logging.getLogger(__name__).warning(

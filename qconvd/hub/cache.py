@@ -8,7 +8,6 @@ a blob is downloaded to `blobs/<hash>.<something>.incomplete`. A killed download
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -35,7 +34,7 @@ def holds(path: Path, file: RemoteFile) -> bool:
     with path.open("rb") as opened:
         if os.fstat(opened.fileno()).st_size != file.size:
             return False
-        found = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+        found = file.hasher()
         while piece := opened.read(CHUNK):
             found.update(piece)
     return found.hexdigest() == file.content

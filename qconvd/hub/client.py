@@ -116,7 +116,7 @@ class Hub:
             return made
 
         # It would tell of each request with its address, and where files are sent on to, the address is a key to them.
-        for name in ("httpx", "httpx2"):
+        for name in ("httpx", "httpx2", "httpcore", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)
         huggingface_hub.set_client_factory(client)
         return huggingface_hub.HfApi(endpoint=self.endpoint, token=self.token.value if self.token else False)
@@ -133,13 +133,13 @@ class Hub:
         """What the Hub says of a repository, without its files: one request."""
         with self.asking("asking for it", repo):
             api = self.api
-            return _model(api.model_info(repo, revision=revision, timeout=self.timeout, expand=list(expand)))  # type: ignore[arg-type]
+            return remote_model(api.model_info(repo, revision=revision, timeout=self.timeout, expand=list(expand)))  # type: ignore[arg-type]
 
     def listed(self, repo: str, revision: str) -> RemoteModel:
         """A repository with every file of a revision, their sizes and hashes: one request."""
         with self.asking("asking for its files", repo):
             api = self.api
-            return _model(api.model_info(repo, revision=revision, timeout=self.timeout, files_metadata=True))
+            return remote_model(api.model_info(repo, revision=revision, timeout=self.timeout, files_metadata=True))
 
     def may_read(self, repo: str) -> None:
         """Raise `HubRefused` unless files may be read: a gated repository tells its name and files to everybody."""
@@ -326,7 +326,8 @@ def _words(chain: Sequence[BaseException], hub: Hub) -> str:
     return type(chain[0]).__name__
 
 
-def _model(info: Any) -> RemoteModel:
+def remote_model(info: Any) -> RemoteModel:
+    """What huggingface_hub says of a repository, its files if they were asked for."""
     files = []
     for one in info.siblings or ():
         lfs = one.lfs

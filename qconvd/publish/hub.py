@@ -23,10 +23,11 @@ from qconvd.destinations import HUB, shown
 from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, parse_manifest
 from qconvd.engine.run import Cancelled
 from qconvd.errors import HubBusy, HubRefused, QconvdError
+from qconvd.hub import cache
 from qconvd.hub.address import is_address, parse
-from qconvd.hub.client import Hub
+from qconvd.hub.client import Hub, RemoteFile, remote_model
 from qconvd.publish import front_matter
-from qconvd.publish.artifact import BLOCK, Artifact
+from qconvd.publish.artifact import Artifact
 from qconvd.publish.modelcard import NAME as CARD
 from qconvd.quantities import show_size
 from qconvd.tasks import PublishSpec
@@ -44,29 +45,24 @@ MOVED_ON = 412
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A file of a repository: its size, and the hash that the server keeps of it."""
-
-    size: int
-    oid: str
-    """SHA-1 of the blob, as git reckons it."""
-    sha256: str = ""
-    """Of the content, for what is kept outside of git."""
-
-
-@dataclass(frozen=True)
 class There:
     """A branch as the server shows it. `commit` is empty if there is no repository, or no such branch in it."""
 
     repository: bool
     commit: str = ""
-    files: dict[str, Entry] | None = None
+    files: dict[str, RemoteFile] | None = None
 
     def holds(self, path: str, size: int, sha256: str, local: Path | bytes) -> bool:
         entry = (self.files or {}).get(path)
         if entry is None or entry.size != size:
             return False
-        return entry.sha256 == sha256 if entry.sha256 else entry.oid == git_oid(local, size)
+        if entry.sha256:
+            return entry.sha256 == sha256
+        if isinstance(local, Path):
+            return cache.holds(local, entry)
+        found = entry.hasher()
+        found.update(local)
+        return found.hexdigest() == entry.content
 
 
 @dataclass(frozen=True)
@@ -161,10 +157,8 @@ def look(hub: Hub, repo: str, revision: str) -> There:
         raise
     except RepositoryNotFoundError:
         return There(repository=False)
-    files = {}
-    for s in info.siblings or ():
-        files[s.rfilename] = Entry(int(s.size or 0), s.blob_id or "", s.lfs.sha256 if s.lfs else "")
-    return There(True, info.sha or "", files)
+    found = remote_model(info)
+    return There(True, found.commit, {f.path: f for f in found.files})
 
 
 def difference(
@@ -183,7 +177,7 @@ def difference(
     for path, manifest in ours.items():
         entry = (there.files or {}).get(path)
         if entry is not None and there.holds(path, entry.size, "", manifest.to_json()):
-            read[path, entry.oid] = manifest.to_json()
+            read[path, entry.content] = manifest.to_json()
     texts = _texts(hub.api, repo, there, read)
     known = {path: m for path, text in texts.items() if path != CARD and (m := _manifest(text, path)) is not None}
     existing = front_matter.decoded(texts.get(CARD, b""), f"{repo}/{CARD}")
@@ -208,18 +202,6 @@ def _check_foreign(repo: str, there: There, sending: Sequence[Sending], known: M
                 where=f"{repo}/{file.path}",
                 fix="delete or rename it there, or publish to another repository, then `qconvd retry`",
             )
-
-
-def git_oid(local: Path | bytes, size: int) -> str:
-    """The SHA-1 that git gives a blob: over a header with its size, and its content."""
-    found = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    if isinstance(local, bytes):
-        found.update(local)
-    else:
-        with local.open("rb", buffering=0) as file:
-            while block := file.read(BLOCK):
-                found.update(block)
-    return found.hexdigest()
 
 
 def _make(hub: Hub, repo: str, revision: str, there: There, private: bool) -> None:
@@ -285,15 +267,15 @@ def _texts(api: HfApi, repo: str, there: There, read: dict[tuple[str, str], byte
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         for path in wanted:
-            if (path, (there.files or {})[path].oid) in read:
+            if (path, (there.files or {})[path].content) in read:
                 continue
             local = Path(api.hf_hub_download(repo, path, revision=there.commit, local_dir=folder))
             content = local.read_bytes()
             if not there.holds(path, len(content), hashlib.sha256(content).hexdigest(), content):
                 what = "came from the server with other bytes than it says to have; it is tried again later"
                 raise HubBusy(what, where=f"{repo}/{path}")
-            read[path, (there.files or {})[path].oid] = content
-    return {path: read[path, (there.files or {})[path].oid] for path in wanted}
+            read[path, (there.files or {})[path].content] = content
+    return {path: read[path, (there.files or {})[path].content] for path in wanted}
 
 
 def _manifest(text: bytes, where: str) -> Manifest | None:
@@ -335,4 +317,4 @@ def _permitted(hub: Hub, what: str, where: str) -> Iterator[None]:
         raise HubRefused(f"{hub.token} may not {what}: it has no permission to write there", fix=fix) from error
 
 
-__all__ = ["Entry", "There", "difference", "git_oid", "look", "publish"]
+__all__ = ["There", "difference", "look", "publish"]
