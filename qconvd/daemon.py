@@ -166,11 +166,11 @@ class Daemon:
         self._departures.configure(config)
         self._arrivals.configure(config)
         self._remote.configure(config)
-        self._try_another_token(config)
+        self._ask_again(config)
         self._listen(config)
 
-    def _try_another_token(self, config: Config) -> None:
-        """What the Hub refused is published if it was refused with another token than there is now."""
+    def _ask_again(self, config: Config) -> None:
+        """What the Hub refused: to publish, if it was with another token than there is now; to give, in any case."""
         try:
             token = hub_token(config.hub.token_file)
         except QconvdError as error:

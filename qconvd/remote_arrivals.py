@@ -62,8 +62,6 @@ class RemoteArrivals:
         self._recipes_there: frozenset[str] = frozenset()
         self._unheld: set[str] = set()
         """Locators of models of a watched author that were not held against the present filters yet: those need a listing."""
-        self._refused: dict[str, str] = {}
-        """By locator: the commit that was refused. That it is as it was says nothing better of it."""
         self._freed: tuple[object, ...] = ()
         self._watch = HubWatch(wake, self, state / FOLDER)
 
@@ -72,7 +70,6 @@ class RemoteArrivals:
         self._entries, self._cache, self._freed = config.repositories, config.hub.cache, ()
         self._recipes_there = frozenset(config.recipes)
         self.problems.clear()
-        self._refused.clear()
         self._unheld.clear()
         self._commits = {s.locator: s.fingerprint for s in self._sources() if s.state in ("present", "refused")}
         for row in self._ledger.rows("SELECT locator, fingerprint FROM source WHERE locator LIKE 'hub:%'"):
@@ -134,10 +131,6 @@ class RemoteArrivals:
 
     def _hear(self, report: Report) -> None:
         locator = report.address.locator
-        if report.error is None and report.found is None and report.commit == self._refused.get(locator):
-            self.problems.pop(f"hub:{report.address.owner}/*", None)
-            return
-        self._refused.pop(locator, None)
         if report.error is not None:
             self._refuse(report)
             return
@@ -163,7 +156,6 @@ class RemoteArrivals:
             self._added[key].error = error
             self.problems.pop(locator, None)
         if report.commit:
-            self._refused[locator] = report.commit
             self._commits[locator] = report.commit  # this commit is not looked at again; the next one is
         if told is None or str(told) != str(error):
             level = logging.INFO if isinstance(error, HubBusy) else logging.WARNING
