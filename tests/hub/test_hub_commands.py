@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from command_line import Qconvd, Said
+from command_line import Qconvd, called_in
 from hub_server import HubServer
-from qconvd.cli import main
 
 
 @pytest.fixture
@@ -18,20 +16,8 @@ def qconvd(
 ) -> Qconvd:
     home = tmp_path / "home"
     home.mkdir()
-    monkeypatch.chdir(home)
-    monkeypatch.delenv("QCONVD_CONFIG", raising=False)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "xdg"))
     monkeypatch.setenv("HF_ENDPOINT", hub_server.url)
-
-    def run(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["qconvd", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return Said(int(ended.value.code or 0), printed.out, printed.err)
-
-    return run
+    return called_in(home, monkeypatch, capsys)
 
 
 def test_a_plan_reads_headers_only_and_is_that_of_the_local_model(qconvd: Qconvd, hub_server: HubServer, glass: Path) -> None:
