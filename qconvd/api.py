@@ -55,16 +55,17 @@ from qconvd.examination import Finding
 from qconvd.formats import Advises, Detail, Format, FormatOptions, Size, check_report
 from qconvd.hookspecs import hookimpl
 from qconvd.input_files import InputFile
+from qconvd.kernel_cache import KernelCache, kernel_findings
 from qconvd.plugins import container, gguf_families, given_by
 from qconvd.statistics import Imatrix, open_statistics
 
 __all__ = [
     "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Advises", "Affine", "Array", "BadCheckpoint", "Buffer", "Cast", "CheckpointReader",
     "Concat", "ConfigError", "Constant", "Container", "ContainerSpec", "Dequantize", "Detail", "Device", "Encoded", "Encoder",
-    "Expr", "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Imatrix", "Incomplete", "InputFile", "LeftOut",
-    "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares", "QconvdError",
-    "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile",
-    "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "cache_home", "check_report", "container",
-    "gguf_families", "gguf_metadata", "given_by", "hookimpl", "open_statistics", "reads", "row_bytes", "rows_columns",
-    "safetensors_index", "storage",
+    "Expr", "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Imatrix", "Incomplete", "InputFile", "KernelCache",
+    "LeftOut", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares",
+    "QconvdError", "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest",
+    "StatisticsFile", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "cache_home", "check_report",
+    "container", "gguf_families", "gguf_metadata", "given_by", "hookimpl", "kernel_findings", "open_statistics", "reads",
+    "row_bytes", "rows_columns", "safetensors_index", "storage",
 ]  # fmt: skip
