@@ -55,7 +55,7 @@ from qconvd.examination import Finding
 from qconvd.formats import Advises, Detail, Format, FormatOptions, Size, check_report
 from qconvd.hookspecs import hookimpl
 from qconvd.input_files import InputFile
-from qconvd.kernel_cache import KernelCache, kernel_findings
+from qconvd.kernel_cache import KernelCache, kernel_compiler, kernel_findings
 from qconvd.plugins import container, gguf_families, given_by
 from qconvd.statistics import Imatrix, open_statistics
 
@@ -66,6 +66,6 @@ __all__ = [
     "LeftOut", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares",
     "QconvdError", "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest",
     "StatisticsFile", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "cache_home", "check_report",
-    "container", "gguf_families", "gguf_metadata", "given_by", "hookimpl", "kernel_findings", "open_statistics", "reads",
-    "row_bytes", "rows_columns", "safetensors_index", "storage",
+    "container", "gguf_families", "gguf_metadata", "given_by", "hookimpl", "kernel_compiler", "kernel_findings", "open_statistics",
+    "reads", "row_bytes", "rows_columns", "safetensors_index", "storage",
 ]  # fmt: skip

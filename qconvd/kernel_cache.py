@@ -31,6 +31,29 @@ NO_MATTER = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS")
 """Settings that do not change the machine code. Workers differ in the second: no kernel here starts numba's own threads."""
 
 
+WIDE = "-prefer-256-bit"
+"""Tells LLVM to use AVX-512's whole width, which it shuns on Intel's processors for the sake of their clock. The searches of
+the K and IQ types are so much arithmetic that they gain by it: Q4_K 1.8 times, IQ4_XS 4 times (AVX-512 Xeon at 2.5 GHz)."""
+
+
+@cache
+def kernel_compiler() -> Any:
+    """numba, set to use the widest vectors that the processor has. Whoever builds kernels takes it from here.
+
+    A setting of NUMBA_CPU_NAME or NUMBA_CPU_FEATURES is kept. Where numba compiled something in this process before, it is too
+    late; the kernels are then made, and kept, for what was set.
+    """
+    import llvmlite.binding as llvm
+    import numba
+
+    settings: Any = numba.config
+    if settings.CPU_NAME is None and settings.CPU_FEATURES is None and settings.ENABLE_AVX:
+        features = llvm.get_host_cpu_features()
+        if features.get("avx512f"):
+            settings.CPU_FEATURES = f"{features.flatten()},{WIDE}"
+    return numba
+
+
 class KernelCache:
     """The kernels of one package: compiled when they are first asked for, and loaded from the disk by the next process."""
 
@@ -58,7 +81,7 @@ class KernelCache:
     @cached_property
     def fingerprint(self) -> str:
         """A name for all that decides the machine code: sources, compiler, its settings, CPU."""
-        parts = [platform.machine(), platform.python_version(), _cpu()]
+        parts = [platform.machine(), platform.python_version(), _cpu(), WIDE]
         parts += [f"{name} {metadata.version(name)}" for name in ("numba", "llvmlite")]
         parts += [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("NUMBA_") and k not in NO_MATTER]
         digest = hashlib.sha256("\n".join(parts).encode())
@@ -72,8 +95,7 @@ class KernelCache:
         It must stand at module level and reach its building blocks as globals, otherwise numba cannot find it in the cache
         again. It releases the GIL and starts no threads; `settings` are further ones of `numba.njit`.
         """
-        import numba
-
+        numba = kernel_compiler()
         config: Any = numba.config
         before = config.CACHE_DIR
         config.CACHE_DIR = str(self.folder)

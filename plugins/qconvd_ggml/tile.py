@@ -14,13 +14,14 @@ from collections.abc import Callable
 from functools import cache as memo
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
-import numba
 import numpy as np
 from numba import types
 
+from qconvd.api import kernel_compiler
 from qconvd_ggml.cache import CACHE
 from qconvd_ggml.lattice import Lattice
 
+numba = kernel_compiler()
 LANES = 64
 BF16, F16, F32 = 0, 1, 2
 """What the source holds: the first argument of every kernel."""
