@@ -8,6 +8,7 @@ from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, Tenso
 from qconvd.checkpoints.gguf import gguf_metadata
 from qconvd.containers.base import Container
 from qconvd.containers.safetensors import safetensors_index
+from qconvd.cuda_device import cuda_device
 from qconvd.dtypes import BLOCKS, ELEMENT_BYTES, FLOATS, as_float32, row_bytes, storage
 from qconvd.engine.expr import (
     Affine,
@@ -68,6 +69,6 @@ __all__ = [
     "KernelCache", "LeftOut", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan",
     "Prepares", "QconvdError", "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack",
     "StatRequest", "StatisticsFile", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "as_float32",
-    "cache_home", "check_report", "container", "gguf_families", "gguf_metadata", "given_by", "hookimpl", "kernel_findings",
-    "open_statistics", "reads", "row_bytes", "rows_columns", "safetensors_index", "storage", "version",
+    "cache_home", "check_report", "container", "cuda_device", "gguf_families", "gguf_metadata", "given_by", "hookimpl",
+    "kernel_findings", "open_statistics", "reads", "row_bytes", "rows_columns", "safetensors_index", "storage", "version",
 ]  # fmt: skip

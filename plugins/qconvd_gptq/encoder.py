@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from qconvd.api import FLOATS, Array, Encoded, Plan, Unit, UnitReport, as_float32, check_report
+
+if TYPE_CHECKING:
+    from qconvd_gptq.solve import Grid, Solved
 
 
 class GptqEncoder:
@@ -23,12 +27,9 @@ class GptqEncoder:
         """`x[0]`: the whole linear, (rows, columns) as stored. Raises `QconvdError` that names it."""
         if "bits" not in unit.options:
             return _copied(unit, x[0])
-        from qconvd_gptq.pack import pack
-        from qconvd_gptq.solve import Grid, Weights, nearest, solve
+        from qconvd_gptq.solve import Weights, nearest, solve
 
-        options, where = unit.options, unit.id
-        less = 1 if options["checkpoint_format"] == "gptq" else 0
-        grid = Grid(options["bits"], options["group_size"], options["sym"], less, options["mse"])
+        options, where, grid = unit.options, unit.id, grid_of(unit)
         weights = Weights(x[0], unit.inputs[0].dtype)
         # Calibration has none of an expert that it never reached: that one is rounded to nearest.
         hessian = stats.get(unit.statistics[0].key) if unit.statistics else None
@@ -37,8 +38,24 @@ class GptqEncoder:
         else:
             solved = solve(weights, hessian, grid, order=options["order"], damp=options["damp_percent"], where=where)
         check_report(unit, solved.report, options)
-        kept = (solved.dequantized(),) if options.get("dequantized") else None
-        return Encoded(pack(solved, grid.bits, less), solved.report, kept)
+        return packed(unit, solved)
+
+
+def grid_of(unit: Unit) -> Grid:
+    """How a linear is to be quantized, from what the plan says of it."""
+    from qconvd_gptq.solve import Grid
+
+    o = unit.options
+    return Grid(o["bits"], o["group_size"], o["sym"], 1 if o["checkpoint_format"] == "gptq" else 0, o["mse"])
+
+
+def packed(unit: Unit, solved: Solved) -> Encoded:
+    """A solved linear as the unit's tensors."""
+    from qconvd_gptq.pack import pack
+
+    less = 1 if unit.options["checkpoint_format"] == "gptq" else 0
+    kept = (solved.dequantized(),) if unit.options.get("dequantized") else None
+    return Encoded(pack(solved, unit.options["bits"], less), solved.report, kept)
 
 
 def _copied(unit: Unit, x: Array) -> Encoded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from qconvd.api import FLOATS, Array, Buffer, Device, Encoder, FormatOptions, ModelInfo, NameParts, Plan, Unit, Unsupported
+from qconvd.api import FLOATS, Array, Buffer, Device, Encoder, FormatOptions, ModelInfo, NameParts, Plan, Unit, cuda_device
 from qconvd_gptq.options import GptqOptions, from_text
 
 
@@ -17,7 +17,7 @@ class Gptq:
     summary: ClassVar[str] = "GPTQ safetensors in 2, 3, 4 or 8 bits for vLLM, ExLlamaV2, transformers and GPTQModel"
     Options: ClassVar[type[FormatOptions]] = GptqOptions
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    devices: ClassVar[Sequence[str]] = ("cpu",)
+    devices: ClassVar[Sequence[str]] = ("cpu", "cuda")
 
     def from_text(self, text: str) -> Mapping[str, Any]:
         """`4bit-128g`, `4bit-32g-actorder`, `8bit`."""
@@ -37,11 +37,15 @@ class Gptq:
         return plan(model, options)
 
     def encoder(self, plan: Plan, device: Device) -> Encoder:  # noqa: ARG002
-        if device.kind != "cpu":
-            raise Unsupported("gptq has no kernels for a GPU", fix="say `device: auto` or `device: cpu`")
-        from qconvd_gptq.encoder import GptqEncoder
+        """Raises `Unsupported` for a GPU where torch is missing or sees none."""
+        if device.kind == "cpu":
+            from qconvd_gptq.encoder import GptqEncoder
 
-        return GptqEncoder()
+            return GptqEncoder()
+        there = cuda_device()
+        from qconvd_gptq.gpu import GpuEncoder
+
+        return GpuEncoder(there)
 
     def decode(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Sequence[Array]:
         """Linears by code that shares nothing with solver and packer; the rest as it is stored."""

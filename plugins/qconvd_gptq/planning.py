@@ -32,6 +32,8 @@ from qconvd_gptq.linears import Kept, Linear, layer_of, sorted_out
 from qconvd_gptq.options import GptqOptions
 from qconvd_gptq.readers import NOTES, READERS, hindrance, obstacle
 
+CONTEXT = 1 << 30
+"""Bytes of GPU memory for the driver's context and code, which no plan can know."""
 ROWS = 1024
 """Rows that the solver takes at a time."""
 
@@ -152,7 +154,10 @@ def _linear(x: Linear, options: GptqOptions) -> Unit:
         rows=Whole(),
         statistics=(StatRequest(x.tensor.name, "hessian"),) if calibrated else (),
         # Codes; a block of rows as weights, errors and what is between; the factor, with what computing it takes beside.
-        memory={"cpu": rows * columns + 20 * min(rows, ROWS) * columns + (6 * columns * columns if calibrated else 0)},
+        memory={
+            "cpu": rows * columns + 20 * min(rows, ROWS) * columns + (6 * columns * columns if calibrated else 0),
+            "cuda": 25 * rows * columns + (12 * columns * columns if calibrated else 0) + CONTEXT,
+        },
         options=said,
     )
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvd.api import Hessian, QconvdError, UnitReport, as_float32
-from qconvd_gptq.factor import Factor, factor
+from qconvd_gptq.factor import Factor, Order, factor
 from qconvd_gptq.kernels import ready
 
 Singles: TypeAlias = NDArray[np.float32]
@@ -105,11 +105,22 @@ def solve(
 
     Raises `QconvdError` naming `where` for a Hessian of another size or that is not finite, and where the result is not.
     """
-    if hessian.columns != w.array.shape[1]:
-        raise QconvdError(f"has {w.array.shape[1]} columns, its statistics have {hessian.columns}", where=where)
-    dynamic = order == "none" or (order == "desc_act" and grid.group_size > 0)
-    made = factor(hessian, "none" if order == "none" else "activation", damp, where)
+    check_columns(hessian, w.array.shape[1], where)
+    dynamic, by = column_order(order, grid)
+    made = factor(hessian, by, damp, where)
     return _Linear(w, grid, made, made.columns, dynamic=dynamic, where=where).solved()
+
+
+def check_columns(hessian: Hessian, columns: int, where: str) -> None:
+    """Raise `QconvdError` unless the statistics are of a linear with so many inputs."""
+    if hessian.columns != columns:
+        raise QconvdError(f"has {columns} columns, its statistics have {hessian.columns}", where=where)
+
+
+def column_order(order: ActOrder, grid: Grid) -> tuple[bool, Order]:
+    """Whether scales are found while columns are solved, and in which order these are."""
+    dynamic = order == "none" or (order == "desc_act" and grid.group_size > 0)
+    return dynamic, "none" if order == "none" else "activation"
 
 
 class _Linear:

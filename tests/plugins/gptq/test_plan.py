@@ -230,5 +230,6 @@ def test_memory_counts_the_factor_only_where_there_is_one() -> None:
     assert unit.memory["cpu"] - other.memory["cpu"] == 6 * 512 * 512
 
 
-def test_the_format_is_registered_and_plans_import_no_numpy() -> None:
-    assert plugins().formats["gptq"].devices == ("cpu",)
+def test_no_gpu_was_measured() -> None:
+    assert plugins().formats["gptq"].devices == ("cpu", "cuda")
+    assert planned(headers(llama(1))).measured_on == (), "so `device: auto` stays on the CPU"
