@@ -47,7 +47,7 @@ def main() -> None:
     import torch
     import triton
 
-    from qconvd_ggml.cuda.staging import cuda_device
+    from qconvd.api import cuda_device
 
     try:
         device = cuda_device()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from qconvd import __version__ as version
 from qconvd.cache_home import cache_home
 from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
 from qconvd.checkpoints.gguf import gguf_metadata
 from qconvd.containers.base import Container
 from qconvd.containers.safetensors import safetensors_index
-from qconvd.dtypes import BLOCKS, ELEMENT_BYTES, FLOATS, row_bytes, storage
+from qconvd.cuda_device import cuda_device
+from qconvd.dtypes import BLOCKS, ELEMENT_BYTES, FLOATS, as_float32, row_bytes, storage
 from qconvd.engine.expr import (
     Affine,
     Cast,
@@ -58,14 +60,16 @@ from qconvd.input_files import InputFile
 from qconvd.kernel_cache import KernelCache, kernel_compiler, kernel_findings
 from qconvd.plugins import container, gguf_families, given_by
 from qconvd.statistics import Imatrix, open_statistics
+from qconvd.statistics.hessian import Hessian
 
 __all__ = [
     "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Advises", "Affine", "Array", "BadCheckpoint", "Buffer", "Cast", "CheckpointReader",
     "Concat", "ConfigError", "Constant", "Container", "ContainerSpec", "Dequantize", "Detail", "Device", "Encoded", "Encoder",
-    "Expr", "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Imatrix", "Incomplete", "InputFile", "KernelCache",
-    "LeftOut", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares",
-    "QconvdError", "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest",
-    "StatisticsFile", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "cache_home", "check_report",
-    "container", "gguf_families", "gguf_metadata", "given_by", "hookimpl", "kernel_compiler", "kernel_findings", "open_statistics",
-    "reads", "row_bytes", "rows_columns", "safetensors_index", "storage",
+    "Expr", "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Hessian", "Imatrix", "Incomplete", "InputFile",
+    "KernelCache", "LeftOut", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan",
+    "Prepares", "QconvdError", "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack",
+    "StatRequest", "StatisticsFile", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "as_float32",
+    "cache_home", "check_report", "container", "cuda_device", "gguf_families", "gguf_metadata", "given_by", "hookimpl",
+    "kernel_compiler", "kernel_findings", "open_statistics", "reads", "row_bytes", "rows_columns", "safetensors_index",
+    "storage", "version",
 ]  # fmt: skip

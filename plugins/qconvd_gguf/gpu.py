@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qconvd.api import Array, Encoded, Encoder, Plan, Unit, Unsupported, check_report
+from qconvd.api import Array, Encoded, Encoder, Plan, Unit, Unsupported, check_report, cuda_device
 from qconvd_ggml import cuda
 from qconvd_gguf.encoder import BlockEncoder
 
@@ -43,7 +43,7 @@ def encoder(units: Sequence[Unit]) -> Encoder:
     """The encoder for the GPU that this process may see. Raises `Unsupported`."""
     check(units)
     try:
-        from qconvd_ggml.cuda.staging import Staging, cuda_device
+        from qconvd_ggml.cuda.staging import Staging
     except ModuleNotFoundError as error:
         raise Unsupported(
             f"a GPU is used through torch and triton, and {error.name} is not installed",

@@ -15,22 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qconvd.api import UnitReport, Unsupported, row_bytes, storage
+from qconvd.api import UnitReport, row_bytes, storage
 from qconvd_ggml.cuda import PIECE, SLOTS
 from qconvd_ggml.cuda.encode import encode
 
 _HELD = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-
-
-def cuda_device() -> torch.device:
-    """The GPU that this process may see. Raises `Unsupported` if torch sees none."""
-    if not torch.cuda.is_available():
-        built = "is built without CUDA" if torch.version.cuda is None else f"is built for CUDA {torch.version.cuda}"
-        raise Unsupported(
-            f"torch {torch.__version__} sees no GPU; it {built}",
-            fix="install a torch that fits the GPU's driver, or say device: cpu",
-        )
-    return torch.device("cuda")
 
 
 class Staging:

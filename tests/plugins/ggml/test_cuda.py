@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from qconvd.api import UnitReport, Unsupported, row_bytes
+from qconvd.api import UnitReport, Unsupported, cuda_device, row_bytes
 from qconvd_ggml import cuda, kernels
 from qconvd_ggml.cuda import SEARCHED, TYPES, contract, measured_on
 from qconvd_ggml.decode import decode, error_bound
@@ -52,7 +52,8 @@ ON_A_GPU = """
 import numpy as np
 from qconvd_ggml import cuda, kernels
 from qconvd_ggml.cuda.contract import compare
-from qconvd_ggml.cuda.staging import Staging, cuda_device
+from qconvd.api import cuda_device
+from qconvd_ggml.cuda.staging import Staging
 
 staging = Staging(cuda_device())
 x = np.random.default_rng(7).standard_normal((64, 4096)).astype(np.float32)
@@ -227,15 +228,15 @@ def test_a_gpu_is_chosen_only_where_all_kernels_were_measured(monkeypatch: pytes
     assert measured_on(["Q4_K", "Q5_K"]) == ()
 
 
-def test_a_torch_without_a_gpu_is_named(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_without_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(Unsupported, match=r"torch .* sees no GPU; it is built without CUDA") as error:
-        device.staging.cuda_device()
+        cuda_device()
     assert error.value.fix == "install a torch that fits the GPU's driver, or say device: cpu"
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     with pytest.raises(Unsupported, match=r"it is built for CUDA 12\.8"):
-        device.staging.cuda_device()
+        cuda_device()
 
 
 def test_importing_the_package_imports_neither_torch_nor_triton() -> None:
