@@ -57,7 +57,7 @@ from qconvd.examination import Finding
 from qconvd.formats import Advises, Detail, Format, FormatOptions, Size, check_report
 from qconvd.hookspecs import hookimpl
 from qconvd.input_files import InputFile
-from qconvd.kernel_cache import KernelCache, kernel_compiler, kernel_findings
+from qconvd.kernel_cache import KernelCache, kernel_findings
 from qconvd.plugins import container, gguf_families, given_by
 from qconvd.statistics import Imatrix, open_statistics
 from qconvd.statistics.hessian import Hessian
@@ -70,6 +70,5 @@ __all__ = [
     "Prepares", "QconvdError", "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack",
     "StatRequest", "StatisticsFile", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "as_float32",
     "cache_home", "check_report", "container", "cuda_device", "gguf_families", "gguf_metadata", "given_by", "hookimpl",
-    "kernel_compiler", "kernel_findings", "open_statistics", "reads", "row_bytes", "rows_columns", "safetensors_index",
-    "storage", "version",
+    "kernel_findings", "open_statistics", "reads", "row_bytes", "rows_columns", "safetensors_index", "storage", "version",
 ]  # fmt: skip

@@ -21,12 +21,13 @@ from contextlib import contextmanager
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from qconvd.cache_home import cache_home
 from qconvd.examination import Finding
 
 log = logging.getLogger(__name__)
+Function = TypeVar("Function", bound=Callable[..., Any])
 NO_MATTER = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS")
 """Settings that do not change the machine code. Workers differ in the second: no kernel here starts numba's own threads."""
 
@@ -37,8 +38,8 @@ the K and IQ types are so much arithmetic that they gain by it: Q4_K 1.8 times, 
 
 
 @cache
-def kernel_compiler() -> Any:
-    """numba, set to use the widest vectors that the processor has. Whoever builds kernels takes it from here.
+def _compiler() -> Any:
+    """numba, set to use the widest vectors that the processor has.
 
     A setting of NUMBA_CPU_NAME or NUMBA_CPU_FEATURES is kept. Where numba compiled something in this process before, it is too
     late; the kernels are then made, and kept, for what was set.
@@ -95,7 +96,7 @@ class KernelCache:
         It must stand at module level and reach its building blocks as globals, otherwise numba cannot find it in the cache
         again. It releases the GIL and starts no threads; `settings` are further ones of `numba.njit`.
         """
-        numba = kernel_compiler()
+        numba = _compiler()
         config: Any = numba.config
         before = config.CACHE_DIR
         config.CACHE_DIR = str(self.folder)
@@ -105,6 +106,11 @@ class KernelCache:
             config.CACHE_DIR = before
         compiled.declared = signature
         return compiled
+
+    def block(self, function: Function, *, inline: bool = True) -> Function:
+        """Make `function` a building block: part of whoever calls it, or a function of its own beside it."""
+        compiled: Any = _compiler().njit(error_model="numpy", forceinline=inline)(function)
+        return cast(Function, compiled)
 
     def ready(self, name: str, entry: Any) -> Any:
         """An entry point, compiled or loaded from the disk if it was not used before in this process. Thread-safe."""

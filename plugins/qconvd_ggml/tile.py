@@ -12,16 +12,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cache as memo
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numba import types
 
-from qconvd.api import kernel_compiler
 from qconvd_ggml.cache import CACHE
 from qconvd_ggml.lattice import Lattice
 
-numba = kernel_compiler()
 LANES = 64
 BF16, F16, F32 = 0, 1, 2
 """What the source holds: the first argument of every kernel."""
@@ -102,8 +100,7 @@ def squares_kernel(function: Function) -> Any:
 
 def inline(function: Function) -> Function:
     """A building block that becomes part of whoever calls it."""
-    compiled: Any = numba.njit(error_model="numpy", forceinline=True)(function)
-    return cast(Function, compiled)
+    return CACHE.block(function)
 
 
 def shared(function: Function) -> Function:
@@ -116,8 +113,7 @@ def shared(function: Function) -> Function:
     # processes compiled meet in one through the cache, so what the closure holds must be in the name.
     digest = hashlib.sha256(repr(_held(function)).encode()).hexdigest()[:16]
     function.__qualname__ = f"{function.__qualname__}_{digest}"
-    compiled: Any = numba.njit(error_model="numpy", forceinline=False)(function)
-    return cast(Function, compiled)
+    return CACHE.block(function, inline=False)
 
 
 def _held(function: Any) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-import numba
 import numpy as np
 from numba import types
 
@@ -38,7 +37,7 @@ def _transposed(w: Vector, order: Vector, out: Vector) -> None:
 transposed = CACHE.entry(_transposed, TRANSPOSED)
 
 
-@numba.njit(error_model="numpy", forceinline=True)
+@CACHE.block
 def _fed(errors: Vector, ratio: Vector, i: Scalar, sums: Vector) -> None:
     """What column `i` takes of the errors of those after it, four at a time: sums stay in registers."""
     n = errors.shape[0]

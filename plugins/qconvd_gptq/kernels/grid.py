@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
-import numba
 import numpy as np
 from numba import types
 
@@ -48,11 +47,7 @@ FIND = types.void(_f32, _index, GRID_TYPE, _limit, _row, _row)
 SEARCH = types.void(_f32, _index, GRID_TYPE, types.float32, _limit, _row, _row)
 
 
-def _inline(function: Any) -> Any:
-    return numba.njit(error_model="numpy", forceinline=True)(function)
-
-
-@_inline
+@CACHE.block
 def _half(x: Scalar) -> Scalar:
     """`x` > 0 as the nearest float16 that is neither 0 nor infinite."""
     # Dekker's splitting: the upper 11 bits of 24, rounded to nearest.
@@ -63,27 +58,27 @@ def _half(x: Scalar) -> Scalar:
     return min(max(y, np.float32(SMALLEST)), np.float32(LARGEST))
 
 
-@_inline
+@CACHE.block
 def _scale(low: Scalar, high: Scalar, grid: Scalar) -> Scalar:
     """The scale of a range that contains zero."""
     steps = np.float32(grid.levels - 1)
     return _half((high - low) / steps) if high > low else np.float32(NORMAL)
 
 
-@_inline
+@CACHE.block
 def _zero(low: Scalar, scale: Scalar, grid: Scalar) -> Scalar:
     if grid.symmetric:
         return np.float32(grid.levels // 2)
     return min(max(np.rint(-low / scale), np.float32(0.0)), np.float32(grid.levels - 1))
 
 
-@_inline
+@CACHE.block
 def _raised(high: Scalar, scale: Scalar, zero: Scalar, grid: Scalar) -> Scalar:
     """The scale once the zero point was raised to the lowest there may be: one step fewer is left above zero."""
     return _half(max(high / np.float32(grid.levels - 1 - grid.lowest), scale)) if zero < grid.lowest else scale
 
 
-@_inline
+@CACHE.block
 def _range(w: Vector, index: Vector, grid: Scalar, limit: Vector, at: Scalar, low: Vector, high: Vector) -> None:
     """The ranges of a group in LANES rows from row `at` on."""
     lanes = min(LANES, w.shape[1] - at)
@@ -121,7 +116,7 @@ def _find(w: Vector, index: Vector, grid: Scalar, limit: Vector, scale: Vector, 
 find = CACHE.entry(_find, FIND)
 
 
-@_inline
+@CACHE.block
 def _power(x: Scalar, norm: Scalar) -> Scalar:
     """`x` ** `norm` for x >= 0 within a few thousandths, in plain arithmetic: it only has to tell candidates apart."""
     bits = np.float32(max(x, np.float32(1e-30))).view(np.int32)
