@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from pydantic import Field, TypeAdapter
@@ -267,6 +268,11 @@ class Encoded(NamedTuple):
     """One buffer per output of the unit, for these rows."""
     report: UnitReport = UnitReport()
     dequantized: Sequence[Array] | None = None
+    """Float32 or float16 (rows, columns) per input: what the bytes stand for, exactly as `Format.decode` reads them."""
+    figures: Mapping[str, float] = MappingProxyType({})
+    """What else is worth knowing of these rows, for the manifest: by name, as sums that chunks are added up from."""
+    fallback: str = ""
+    """Why the unit was encoded without the statistics that it asked for; empty if it was not."""
 
 
 class Encoder(Protocol):

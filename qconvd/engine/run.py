@@ -251,11 +251,12 @@ class _Run:
             stats = self._statistics.of(run.target.plan, unit)
             encoded = run.target.encoder.encode(unit, chunk.rows, [held[k] for k in keys], stats)
             data = buffers(unit, [n for _, _, n in run.layout.pieces(unit, chunk.rows)], encoded.data)
-            report = encoded.report.plain()
+            report, figures = encoded.report.plain(), {k: float(v) for k, v in encoded.figures.items()}
         except Exception as error:  # noqa: BLE001 — a plugin's encoder, likewise
             run.fail(error)
             return
-        record = Record(unit.id, chunk.rows, tuple(zlib.crc32(d) for d in data), report)
+        crcs = tuple(zlib.crc32(d) for d in data)
+        record = Record(unit.id, chunk.rows, crcs, report, figures, encoded.fallback)
         lease.hold()
         self._writer.put(Write(run, chunk, data, record, lease))
 

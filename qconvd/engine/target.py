@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from qconvd import __version__
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.commit import BEGUN
 from qconvd.engine.durable import sync_folder
-from qconvd.engine.figures import counts, error_figures
+from qconvd.engine.figures import counts, error_figures, said_of
 from qconvd.engine.graph import Grid, Rows
 from qconvd.engine.journal import JOURNAL, Header, Journal, Record
 from qconvd.engine.layout import Layout
@@ -49,8 +50,12 @@ class ConvertTarget:
 class TargetRun:
     """The state of a target in a run. `error` is set once, by whichever thread first sees it fail."""
 
-    def __init__(self, target: ConvertTarget, model: ModelInfo, source: Any) -> None:
+    def __init__(
+        self, target: ConvertTarget, model: ModelInfo, source: Any, calibration: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """`calibration` is what statistics are gathered from, and on what: with another, other bytes come of it."""
         self.target = target
+        self.calibration = calibration
         self.layout = Layout(target.plan)
         self.error: Exception | None = None
         self.done_bytes = 0
@@ -59,13 +64,13 @@ class TargetRun:
         self.total_bytes = sum(t.nbytes for t in target.plan.tensors)
         self.unit = ""
         """The unit last written, for progress."""
-        self.digest = f"sha256:{hashlib.sha256(_fingerprint(target)).hexdigest()}"
+        self.digest = f"sha256:{hashlib.sha256(_fingerprint(target, calibration)).hexdigest()}"
         self.artifact = str(target.about.get("artifact") or _stem(target))
         self.folder = target.work / "files"
         self.files = DataFiles(self.folder, self.layout)
         self._model = model
         self._source = source
-        self._reports: dict[tuple[str, Rows], UnitReport] = {}
+        self._records: dict[tuple[str, Rows], Record] = {}
         self._lock = threading.Lock()
         self._journal: Journal | None = None
         target.work.mkdir(parents=True, exist_ok=True)
@@ -109,21 +114,21 @@ class TargetRun:
         unit = self.layout.units[record.unit]
         if self.files.crcs(unit, record.rows) != record.crcs:
             return set()
-        grown = self.note(unit, record.rows, record.report)
+        grown = self.note(unit, record)
         with self._lock:
             self.resumed_bytes += self._nbytes(unit, record.rows)
         return grown
 
     def done(self, unit: str, rows: Rows) -> bool:
-        return (unit, rows) in self._reports
+        return (unit, rows) in self._records
 
-    def note(self, unit: Unit, rows: Rows, report: UnitReport) -> set[DataFile]:
+    def note(self, unit: Unit, record: Record) -> set[DataFile]:
         """Rows are written; returns the files that grew."""
         with self._lock:
-            self._reports[unit.id, rows] = report
+            self._records[unit.id, record.rows] = record
             self.unit = unit.id
-            self.done_bytes += self._nbytes(unit, rows)
-            return self.files.written(unit, rows)
+            self.done_bytes += self._nbytes(unit, record.rows)
+            return self.files.written(unit, record.rows)
 
     def record(self, records: Iterable[Record], files: Iterable[DataFile]) -> None:
         """Sync the files and journal the rows that were written to them."""
@@ -227,7 +232,8 @@ class TargetRun:
 
     def _manifest(self, files: tuple[ManifestFile, ...]) -> Manifest:
         plan, about = self.target.plan, dict(self.target.about)
-        reports = self._merged()
+        records = self._by_unit()
+        reports = {name: sum((r.report for r in of_unit), UnitReport()) for name, of_unit in records.items()}
         return Manifest(
             artifact=self.artifact,
             format=str(about.pop("format", plan.name.format)),
@@ -247,18 +253,16 @@ class TargetRun:
                 {"kind": f.kind, "file": PurePosixPath(f.path).name, "sha256": f.sha256, "without": list(f.without)}
                 for f in plan.statistics
             ),
+            calibration=said_of(self.calibration, records),
             extra={k: v for k, v in about.items() if k != "artifact"},
         )
 
-    def _merged(self) -> dict[str, UnitReport]:
-        """A report per unit, added up in the order of rows, so that a resumed run adds up to the same."""
-        found: dict[str, list[tuple[Rows, UnitReport]]] = {u.id: [] for u in self.target.plan.units}
-        for (unit, rows), report in self._reports.items():
-            found[unit].append((rows, report))
-        return {
-            (u.outputs[0].name if len(u.outputs) == 1 else u.id): sum((r for _, r in sorted(found[u.id])), UnitReport())
-            for u in self.target.plan.units
-        }
+    def _by_unit(self) -> dict[str, list[Record]]:
+        """The records of each unit in the order of rows, so that those of a resumed run add up to the same."""
+        found: dict[str, list[Record]] = {u.id: [] for u in self.target.plan.units}
+        for (unit, _), record in sorted(self._records.items()):
+            found[unit].append(record)
+        return {(u.outputs[0].name if len(u.outputs) == 1 else u.id): found[u.id] for u in self.target.plan.units}
 
     def _worded(self, error: Exception) -> Exception:
         if not isinstance(error, OSError) or error.errno is None:
@@ -276,9 +280,11 @@ class TargetRun:
             self._journal = None
 
 
-def _fingerprint(target: ConvertTarget) -> bytes:
+def _fingerprint(target: ConvertTarget, calibration: Mapping[str, Any]) -> bytes:
     """What decides over the bytes. Where a file of statistics lies does not."""
     versions = json.dumps(target.about.get("versions", {}), sort_keys=True)
+    if calibration:
+        versions += json.dumps(calibration, sort_keys=True)
     placeless = tuple(replace(f, path=PurePosixPath(f.path).name) for f in target.plan.statistics)
     return to_json(replace(target.plan, statistics=placeless)) + versions.encode()
 
