@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qconvd.cache_home import cache_home
+from qconvd.calibration.options import CalibrationOptions, calibration_spec
 from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
 from qconvd.checkpoints.gguf import gguf_metadata
 from qconvd.containers.base import Container
@@ -30,6 +31,7 @@ from qconvd.engine.operations import Operation
 from qconvd.engine.plan import (
     Array,
     Buffer,
+    CalibrationSpec,
     ContainerSpec,
     Device,
     Encoded,
@@ -57,14 +59,15 @@ from qconvd.hookspecs import hookimpl
 from qconvd.input_files import InputFile
 from qconvd.plugins import container, gguf_families, given_by
 from qconvd.statistics import Imatrix, open_statistics
+from qconvd.statistics.hessian import Hessian
 
 __all__ = [
-    "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Advises", "Affine", "Array", "BadCheckpoint", "Buffer", "Cast", "CheckpointReader",
-    "Concat", "ConfigError", "Constant", "Container", "ContainerSpec", "Dequantize", "Detail", "Device", "Encoded", "Encoder",
-    "Expr", "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Imatrix", "Incomplete", "InputFile", "LeftOut",
-    "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares", "QconvdError",
-    "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile",
-    "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "cache_home", "check_report", "container",
-    "gguf_families", "gguf_metadata", "given_by", "hookimpl", "open_statistics", "reads", "row_bytes", "rows_columns",
-    "safetensors_index", "storage",
+    "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Advises", "Affine", "Array", "BadCheckpoint", "Buffer", "CalibrationOptions",
+    "CalibrationSpec", "Cast", "CheckpointReader", "Concat", "ConfigError", "Constant", "Container", "ContainerSpec",
+    "Dequantize", "Detail", "Device", "Encoded", "Encoder", "Expr", "FileInfo", "FileSpec", "Finding", "Format",
+    "FormatOptions", "Hessian", "Imatrix", "Incomplete", "InputFile", "LeftOut", "ModelInfo", "NameParts", "Named", "Operation",
+    "OutputTensor", "Permute", "Placed", "Plan", "Prepares", "QconvdError", "Read", "Reader", "Repeat", "Reshape", "RowSplit",
+    "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile", "TensorInfo", "Transpose", "Unit", "UnitReport",
+    "Unsupported", "Whole", "cache_home", "calibration_spec", "check_report", "container", "gguf_families", "gguf_metadata",
+    "given_by", "hookimpl", "open_statistics", "reads", "row_bytes", "rows_columns", "safetensors_index", "storage",
 ]  # fmt: skip

@@ -90,6 +90,26 @@ class StatisticsFile:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationSpec:
+    """What activations statistics are gathered from: text that is run through the model itself, as it was when planned."""
+
+    text: str
+    """`default` for the text that comes with qconvd, else a path."""
+    sha256: str
+    """Digest of the text's content."""
+    samples: int = 128
+    length: int = 512
+    """Tokens of a sample."""
+    seed: int = 0
+    chat: bool | Literal["auto"] = "auto"
+    stream: Literal["original", "quantized"] = "original"
+    """`original`: every layer is fed what the model itself feeds it. `quantized`: what the layers before it give once their
+    weights are the target's own, dequantized."""
+    linears: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The checkpoint's tensors behind a `StatRequest.linear` of another name; several are stacked (experts)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Unit:
     """The smallest thing that is encoded, journalled and resumed: inputs to outputs, many to many."""
 
@@ -201,6 +221,8 @@ class Plan:
     """Warnings for the person who asked (a fallback, a guess that was made)."""
     statistics: tuple[StatisticsFile, ...] = ()
     """Where the units' statistics come from; only what they ask for is read."""
+    calibration: CalibrationSpec | None = None
+    """How the statistics come about that none of these files holds."""
     measured_on: tuple[str, ...] = ()
     """GPUs, by the name that NVML gives them, on which every kernel that this plan needs was measured.
 
