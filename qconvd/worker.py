@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvd import __version__, checkpoints, rates
+from qconvd.calibration_folders import folder_name, need, remove_unneeded
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.commit import BEGUN, commit
 from qconvd.engine.durable import write_whole
@@ -35,6 +36,7 @@ from qconvd.engine.place import check_place
 from qconvd.engine.plan import Device, Plan, Prepares, from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, convert
 from qconvd.engine.run import Limits as EngineLimits
+from qconvd.engine.target import with_kept
 from qconvd.engine.working_memory import LEAST_ENGINE_MEMORY, working_memory
 from qconvd.engine.written import written
 from qconvd.errors import BadCheckpoint, Busy, OutOfSpace, QconvdError, TakenAway, Unsupported
@@ -133,6 +135,7 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
     with ExitStack() as locks:
         for target in spec.targets:
             locks.callback(os.close, _lock(target.work))
+        locks.callback(_remove_unneeded, spec)
         model = _model(spec)
         device = Device(spec.device.kind, spec.device.id)
         wanted: list[ConvertTarget] = []
@@ -145,6 +148,8 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
                 wanted.append(_convert_target(target, model, spec, device))
             except Exception as error:  # noqa: BLE001 — a plugin's encoder: it fails this target, the others go on
                 results[target.id] = _failed(spec, target, error)
+        for folder in sorted({one.calibration for one in wanted if one.calibration is not None}):
+            locks.callback(os.close, _lock(folder))
         targets = {t.id: t for t in spec.targets}
         for one in list(wanted):
             try:
@@ -336,7 +341,20 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
         # The bytes of a GPU need not be those of a CPU.
         **({} if device.kind == "cpu" else {"device": device.kind}),
     }
-    return ConvertTarget(target.id, plan, form.encoder(plan, device), target.work, about, target.manifest_name)
+    calibration = None
+    if plan.calibration is not None:
+        name = folder_name(plan.calibration, spec.source.known_as, target=target.work.name, device=device.kind)
+        need(target.work, name)
+        calibration = target.work.parent / name
+    return ConvertTarget(
+        target.id, plan, form.encoder(plan, device), target.work, about, target.manifest_name, calibration, form.decode
+    )
+
+
+def _remove_unneeded(spec: TaskSpec) -> None:
+    """Calibrations that were for targets of this task, and are for nobody now."""
+    for root in {t.work.parent for t in spec.targets}:
+        remove_unneeded(root)
 
 
 def _about(source: SourceSpec, model: ModelInfo) -> dict[str, Any]:
@@ -362,7 +380,10 @@ def _converted(
     if not wanted:
         return {}
     limits = EngineLimits(max(LEAST_ENGINE_MEMORY, spec.limits.memory - BASE_MEMORY), spec.limits.threads)
-    return convert(model, wanted, limits, operations=plugins().operations, on_event=on_event, cancelled=cancelled)
+    device = Device(spec.device.kind, spec.device.id)
+    return convert(
+        model, wanted, limits, operations=plugins().operations, on_event=on_event, cancelled=cancelled, device=device
+    )
 
 
 def _in_its_place(spec: TaskSpec, target: TargetSpec) -> dict[str, Any]:
@@ -378,6 +399,7 @@ def _in_its_place(spec: TaskSpec, target: TargetSpec) -> dict[str, Any]:
             commit(target.work, target.folder, target.laid)
         finally:
             os.close(lock)
+    _remove_unneeded(spec)
     manifest = read_manifest(place)
     return {
         "folder": str(target.folder),
@@ -399,7 +421,7 @@ def _verify(spec: TaskSpec, target: TargetSpec) -> None:
     manifest = dataclasses.replace(read_manifest(place), verification=None)
     model = _model(spec)
     try:
-        plan = load_plan(target)
+        plan = with_kept(load_plan(target), target.work)
         report = verify(files, manifest, plan=plan, model=model, formats=plugins().formats, pieces=written(target.work, plan))
     except QconvdError as error:
         if error.where.startswith(str(files)):

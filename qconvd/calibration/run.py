@@ -30,6 +30,10 @@ class Calibration:
     """Decoder layers; one more if something asks for what the output layer is fed (that one is the last)."""
     position: int
     """The first layer that is not finished."""
+    counts: Mapping[str, tuple[int, ...]]
+    """By `StatRequest.linear`, how many tokens it (each of its experts) was fed, of the layers that were gathered."""
+    about: Mapping[str, Any]
+    """What its numbers depend on beside the model and the spec, as JSON data: device, threads, batch, versions of libraries."""
 
     def __init__(
         self,

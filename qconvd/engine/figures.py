@@ -35,13 +35,15 @@ def counts(report: UnitReport) -> dict[str, int]:
     return {name: int(getattr(report, name)) for name in names if getattr(report, name)}
 
 
-def said_of(calibration: Mapping[str, Any], records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+def said_of(
+    calibration: Mapping[str, Any], records: Mapping[str, Sequence[Record]], unreached: Mapping[str, int]
+) -> dict[str, Any]:
     """`calibration` with what encoders said of units: `linears`, their figures, and `fallbacks`, why one did without.
 
     Empty where there was no calibration and nothing was said.
     """
     linears: dict[str, dict[str, float | None]] = {}
-    fallbacks: dict[str, str] = {}
+    fallbacks = {name: f"no token reached {count} of its experts" for name, count in unreached.items()}
     for name, of_unit in records.items():
         if names := {key for r in of_unit for key in r.figures}:
             linears[name] = {key: _rounded(sum(r.figures.get(key, 0.0) for r in of_unit)) for key in sorted(names)}

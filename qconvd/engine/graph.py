@@ -172,7 +172,7 @@ class Graph:
     def _joined(self, parts: Sequence[Part], done: Done) -> Iterator[Item]:
         clusters: dict[tuple[tuple[int, Rows], ...], list[Chunk]] = {}
         for part in parts:
-            for rows in _ranges(part.unit.shape[0], self.grids[part.target][part.unit.id]):
+            for rows in ranges(part.unit.shape[0], self.grids[part.target][part.unit.id]):
                 if not done(part.target, part.unit.id, rows):
                     chunk = Chunk(part, rows)
                     clusters.setdefault(self._chunk_key(chunk), []).append(chunk)
@@ -237,7 +237,8 @@ def _multiple(unit: Unit) -> int:
     return unit.shape[0] if isinstance(unit.rows, Whole) else unit.rows.multiple
 
 
-def _ranges(total: int, grid: Grid) -> Iterator[Rows]:
+def ranges(total: int, grid: Grid) -> Iterator[Rows]:
+    """The chunks of a unit of `total` rows, in their order."""
     step, again = grid
     for base in range(0, total, again):
         end = min(total, base + again)

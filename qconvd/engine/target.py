@@ -12,24 +12,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from qconvd import __version__
+from qconvd.calibration_folders import need_no_more
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.commit import BEGUN
-from qconvd.engine.durable import sync_folder
+from qconvd.engine.durable import sync_folder, write_whole
 from qconvd.engine.figures import counts, error_figures, said_of
-from qconvd.engine.graph import Grid, Rows
+from qconvd.engine.graph import Grid, Rows, ranges
 from qconvd.engine.journal import JOURNAL, Header, Journal, Record
 from qconvd.engine.layout import Layout
 from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, ManifestFile, read_manifest, write_manifest
-from qconvd.engine.plan import Encoder, Plan, SideFile, Unit, UnitReport, to_json
+from qconvd.engine.plan import Encoder, Plan, SideFile, StatisticsFile, Unit, UnitReport, to_json
 from qconvd.engine.writer import DataFile, DataFiles, no_space
 from qconvd.errors import BadCheckpoint, QconvdError
 
 COPY_BLOCK = 1 << 20
+KEPT = "statistics.json"
+"""In a target's work folder: the files of statistics that calibration made for it."""
+Decode: TypeAlias = Callable[[Unit, Rows, Sequence[Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,19 @@ class ConvertTarget:
     """Manifest fields known beforehand: artifact, source, recipe, format, options, versions."""
     manifest: str | None = None
     """The manifest's path in the artifact; None: `qconvd.json`, or `.qconvd/<artifact>.json` in a shared folder."""
+    calibration: Path | None = None
+    """The folder of the calibration that its plan asks for; targets with one folder share it."""
+    decode: Decode | None = None
+    """The format's `decode`; needed where a layer is fed what the quantized layers before it give."""
+
+
+def with_kept(plan: Plan, work: Path) -> Plan:
+    """A plan that names the files of statistics, too, that calibration made for the target of this work folder."""
+    try:
+        kept = json.loads((work / KEPT).read_bytes())
+    except FileNotFoundError:
+        return plan
+    return replace(plan, statistics=(*plan.statistics, *(StatisticsFile(**{**f, "kinds": tuple(f["kinds"])}) for f in kept)))
 
 
 class TargetRun:
@@ -64,6 +81,14 @@ class TargetRun:
         self.total_bytes = sum(t.nbytes for t in target.plan.tensors)
         self.unit = ""
         """The unit last written, for progress."""
+        self.statistics: Mapping[str, Any] = {}
+        """By `StatRequest.key`, what calibration has just gathered; each is there only while its wave is."""
+        self.unreached: Mapping[str, int] = {}
+        """Units of which some experts saw no token while mean squares were gathered, and how many."""
+        self.asked = target.plan
+        """The plan, with the files of statistics that calibration made."""
+        self.keeps = target.plan.calibration is not None and target.plan.calibration.stream == "quantized"
+        """Whether what units are encoded to is the next layer's business."""
         self.digest = f"sha256:{hashlib.sha256(_fingerprint(target, calibration)).hexdigest()}"
         self.artifact = str(target.about.get("artifact") or _stem(target))
         self.folder = target.work / "files"
@@ -71,6 +96,8 @@ class TargetRun:
         self._model = model
         self._source = source
         self._records: dict[tuple[str, Rows], Record] = {}
+        self._dequantized: dict[str, dict[Rows, Any]] = {}
+        self._cut: Mapping[str, Grid] = {}
         self._lock = threading.Lock()
         self._journal: Journal | None = None
         target.work.mkdir(parents=True, exist_ok=True)
@@ -104,6 +131,7 @@ class TargetRun:
     def begin(self, grid: Mapping[str, Grid]) -> list[Record]:
         """Reserve the disk and open the journal. Returns what an earlier run wrote, to be checked by `check`."""
         self.files.reserve()
+        self._cut = grid
         if self._journal is None:
             self._journal = Journal.create(self.target.work / JOURNAL, Header(self.digest, self._source, grid))
         last = {(r.unit, r.rows): r for r in self._journal.records}
@@ -121,6 +149,35 @@ class TargetRun:
 
     def done(self, unit: str, rows: Rows) -> bool:
         return (unit, rows) in self._records
+
+    def read_also(self, files: tuple[StatisticsFile, ...]) -> None:
+        """Files that calibration made are read like those that the plan names."""
+        self.asked = replace(self.target.plan, statistics=(*self.target.plan.statistics, *files))
+        write_whole(self.target.work / KEPT, json.dumps([asdict(f) for f in files]).encode())
+
+    def is_done(self, unit: Unit) -> bool:
+        """Whether all rows of a unit are written."""
+        return all(self.done(unit.id, rows) for rows in ranges(unit.shape[0], self._cut[unit.id]))
+
+    def keep(self, unit: Unit, rows: Rows, dequantized: Any) -> None:
+        """What rows of a unit were encoded to, for `dequantized`."""
+        with self._lock:
+            self._dequantized.setdefault(unit.id, {})[rows] = dequantized
+
+    def dequantized(self, unit: Unit) -> Any:
+        """(rows, columns), float16 or float32: what a unit that is written stands for. What was kept of it is let go of.
+
+        What an earlier run wrote is decoded from the files.
+        """
+        with self._lock:
+            kept = self._dequantized.pop(unit.id, {})
+        wanted = list(ranges(unit.shape[0], self._cut[unit.id]))
+        if kept.keys() >= set(wanted):
+            return np.concatenate([kept[rows] for rows in wanted]) if len(wanted) > 1 else kept[wanted[0]]
+        assert self.target.decode is not None, "a stream of quantized activations needs the format's decode"
+        whole = (0, unit.shape[0])
+        data = [self.files.files[i].read(offset, nbytes) for i, offset, nbytes in self.layout.pieces(unit, whole)]
+        return self.target.decode(unit, whole, data)[0]
 
     def note(self, unit: Unit, record: Record) -> set[DataFile]:
         """Rows are written; returns the files that grew."""
@@ -160,6 +217,7 @@ class TargetRun:
         self.files.discard()
         self._close_journal()
         (self.target.work / JOURNAL).unlink(missing_ok=True)
+        need_no_more(self.target.work)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def finish(self, progress: Callable[[], None]) -> Manifest:
@@ -253,7 +311,7 @@ class TargetRun:
                 {"kind": f.kind, "file": PurePosixPath(f.path).name, "sha256": f.sha256, "without": list(f.without)}
                 for f in plan.statistics
             ),
-            calibration=said_of(self.calibration, records),
+            calibration=said_of(self.calibration, records, self.unreached),
             extra={k: v for k, v in about.items() if k != "artifact"},
         )
 
