@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from qconvd import rates
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.plan import LeftOut, Plan
 from qconvd.engine.working_memory import working_memory
@@ -41,6 +42,14 @@ class Preview:
     def bits(self) -> float:
         """Bits per weight, headers and scales included."""
         return bits_per_weight(self.plan) if self.plan else 0.0
+
+    @property
+    def timed(self) -> tuple[str, ...]:
+        """What its time is reckoned by (see rates.py)."""
+        if self.plan is None:
+            return ()
+        spec = self.plan.calibration
+        return (self.target.label, *([rates.calibrating(self.target.label, spec)] if spec else []))
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -160,10 +160,10 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
                 results[one.id] = _failed(spec, targets[one.id], error)
                 wanted.remove(one)
         fresh = not any((t.work / JOURNAL).exists() for t in wanted)
-        began = time.monotonic()
-        made = _converted(model, wanted, spec, on_event, cancelled)
+        timed = _Timed(on_event)
+        made = _converted(model, wanted, spec, timed, cancelled)
         if fresh and not any(isinstance(manifest, Exception) for manifest in made.values()):
-            rates.note_conversion([targets[one.id].label for one in wanted], model.parameters, time.monotonic() - began)
+            timed.note({targets[one.id].label: one.plan for one in wanted}, model.parameters)
         for id, manifest in made.items():
             if isinstance(manifest, Exception):
                 results[id] = _failed(spec, targets[id], manifest)
@@ -171,6 +171,27 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
                 results[id] = TargetResult(ok=True, data={"nbytes": manifest.nbytes, "errors": dict(manifest.errors)})
                 say(targets[id], f"converted, {show_size(manifest.nbytes)}{_error_in_words(manifest)}")
     return _together(results)
+
+
+class _Timed:
+    """Passes events on, and knows how long converting took and which part of that was calibrating."""
+
+    def __init__(self, on_event: Emit) -> None:
+        self._on_event = on_event
+        self._began = time.monotonic()
+        self._calibrating = 0.0
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if event.get("event") == "calibrated":
+            self._calibrating += float(event["seconds"])
+        self._on_event(event)
+
+    def note(self, plans: Mapping[str, Plan], weights: int) -> None:
+        """Both parts, by the targets' labels."""
+        seconds = time.monotonic() - self._began
+        rates.note_conversion(plans, weights, seconds - self._calibrating)
+        specs = {label: plan.calibration for label, plan in plans.items() if plan.calibration is not None}
+        rates.note_conversion([rates.calibrating(*one) for one in specs.items()], weights, self._calibrating)
 
 
 def verify_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> TaskResult:

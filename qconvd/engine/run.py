@@ -246,6 +246,11 @@ class _Run:
         self._began = time.monotonic()
         for gathering in self._gatherings:
             self._calibrate(gathering, graph)
+        if self._gatherings:
+            # Nor does what was made while text was run through the model.
+            self._began = time.monotonic()
+            for run in self._runs:
+                run.resumed_bytes = run.done_bytes
         self._make(graph)
 
     def _make(self, graph: Graph, units: Collection[UnitKey] | None = None) -> None:
@@ -271,12 +276,13 @@ class _Run:
             self._credits.hold(0)
 
         gathering.unwanted = lambda: all(run.error is not None for run in runs.values())
-        self._at = gathering
+        self._at, began = gathering, time.monotonic()
         try:
             Layers(gathering, runs, self._statistics.missing).go(encode)
             for run in runs.values():
                 if run.error is None:
                     self._open_statistics(run)
+            self._on_event({"event": "calibrated", "targets": gathering.stream.targets, "seconds": time.monotonic() - began})
         except Failed as failed:
             if isinstance(failed.error, Cancelled) and any(run.error is None for run in runs.values()):
                 raise failed.error from failed

@@ -77,7 +77,7 @@ class TargetRun:
         self.error: Exception | None = None
         self.done_bytes = 0
         self.resumed_bytes = 0
-        """Of `done_bytes`, those that an earlier run made."""
+        """Of `done_bytes`, those that were made before the pass: by an earlier run, or layer by layer."""
         self.total_bytes = sum(t.nbytes for t in target.plan.tensors)
         self.unit = ""
         """The unit last written, for progress."""
