@@ -7,7 +7,7 @@ Source: safetensors' format page; ggml's `ggml_type_traits` (see docs/reference/
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qconvd.errors import Unsupported
 from qconvd.ggml_types import TYPES
@@ -45,3 +45,14 @@ def row_bytes(dtype: str, columns: int) -> int:
     if columns % block:
         raise Unsupported(f"a row of {columns} weights is no multiple of {dtype}'s block of {block}")
     return columns // block * size
+
+
+def as_float32(x: Any, dtype: str) -> Any:
+    """The values of a numpy array that holds `dtype` as the engine hands it over (BF16: uint16 bit patterns), as a new
+    float32 array; F64 and large integers are rounded.
+
+    Imports numpy only when it is called.
+    """
+    from qconvd.engine.elements import to_float32
+
+    return to_float32(x, dtype)

@@ -106,7 +106,8 @@ def preview(model: ModelInfo, target: Target, policy: Policy, profile: str = "de
 
 def bits_per_weight(plan: Plan) -> float:
     """Bits of the weight files over the weights in them."""
-    weights = sum(prod(t.shape) for t in plan.tensors)
+    # What is read counts: a linear of GPTQ is several tensors, of which none has its shape.
+    weights = sum(prod(u.shape) for u in plan.units)
     return 8 * sum(f.nbytes for f in plan.files) / weights if weights else 0.0
 
 

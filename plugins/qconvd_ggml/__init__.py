@@ -5,7 +5,7 @@
     decode.error_bound how far a right decoding may be from the weights
     dequantize         the operation that reads these types as a source
     cuda               some of these types on a GPU, in torch and Triton
-    cache              where compiled kernels are kept: folder(), warm(), is_warm()
+    cache              which kernels there are, and where they are kept between runs
 
 The bytes are llama.cpp's own; docs/reference/kernels.md says how far that goes. Within: tile.py holds what kernels are built
 from, measure.py sums up the error, weighting.py says what errors count with an importance matrix, symmetric.py, affine.py and
@@ -19,8 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qconvd.api import Finding, Operation, hookimpl
-from qconvd_ggml import cache
+from qconvd.api import Finding, Operation, hookimpl, kernel_findings
 from qconvd_ggml.dequantize import GgmlDequantize
 
 
@@ -33,10 +32,10 @@ def qconvd_operations() -> Iterable[Operation]:
 @hookimpl
 def qconvd_findings(warm: bool) -> Iterable[Finding]:
     """Whether the kernels are compiled already, for `qconvd doctor`."""
-    if warm:
-        seconds = cache.warm()
-        return [Finding("kernels", "good", f"compiled in {seconds:.0f} s of processor time, kept in {cache.folder()}")]
-    if cache.is_warm():
-        return [Finding("kernels", "good", f"compiled already, in {cache.folder()}")]
-    later = "the first conversion compiles them, once; `qconvd doctor --warm` does it now"
-    return [Finding("kernels", "note", "not all compiled yet", later)]
+    from qconvd_ggml.cache import CACHE
+
+    if not warm:
+        return kernel_findings("kernels", CACHE, None)
+    from qconvd_ggml.kernels import ready
+
+    return kernel_findings("kernels", CACHE, ready)

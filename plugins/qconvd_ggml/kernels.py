@@ -6,8 +6,6 @@ is first asked for. Calls are thread-safe and release the GIL, so plain threads 
 
 from __future__ import annotations
 
-import logging
-import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 from qconvd.api import UnitReport, Unsupported, row_bytes, storage
 from qconvd_ggml import (
     affine_k,
-    cache,
     cast,
     iq1,
     iq2,
@@ -33,8 +30,8 @@ from qconvd_ggml import (
     tile,
     weighting,
 )
+from qconvd_ggml.cache import CACHE
 
-log = logging.getLogger(__name__)
 SOURCES = {"BF16": (tile.BF16, np.uint16), "F16": (tile.F16, np.uint16), "F32": (tile.F32, np.float32)}
 
 
@@ -86,8 +83,6 @@ _KERNELS: dict[str, Any] = {
     "squares": weighting.squares,
 }
 """All kernels, by the name that the cache knows them by."""
-_lock = threading.Lock()
-_ready: set[str] = set()
 _NO_HALVES, _NO_SINGLES = np.empty(0, np.uint16), np.empty(0, np.float32)
 _NO_SINGLES.flags.writeable = False
 
@@ -141,27 +136,7 @@ def encode(
 
 def ready(name: str) -> Any:
     """A kernel (`Q4_0`, `Q4_0.imatrix`), compiled or loaded from the disk cache if it was not used before in this process."""
-    entry = _KERNELS[name]
-    if name in _ready:
-        return entry
-    with _lock:
-        if name not in _ready:
-            with cache.compiling():
-                _compile(name, entry)
-            _ready.add(name)
-    return entry
-
-
-def _compile(name: str, entry: Any) -> None:
-    try:
-        entry.compile(entry.declared)
-        cache.mark(name)
-    except OSError as error:
-        # The machine code is there, only keeping it failed (disk full): that must not stop a conversion.
-        if not entry.signatures:
-            raise
-        log.warning("the %s kernel could not be kept in %s and will be compiled again: %s", name, cache.folder(), error)
-    entry.disable_compile()
+    return CACHE.ready(name, _KERNELS[name])
 
 
 def _checked(importance: NDArray[Any], columns: int) -> NDArray[np.float32]:

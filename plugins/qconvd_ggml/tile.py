@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numba import types
 
-from qconvd_ggml import cache
+from qconvd_ggml.cache import CACHE
 from qconvd_ggml.lattice import Lattice
 
 LANES = 64
@@ -81,34 +81,22 @@ def kernel(function: Function) -> Any:
 
     It must stand at module level and reach its building blocks as globals, otherwise numba cannot find it in the cache again.
     """
-    return _entry(function, SIGNATURE)
+    return CACHE.entry(function, SIGNATURE)
 
 
 def weighted_kernel(function: Function) -> Any:
     """The same with WEIGHTED_SIGNATURE: for encoding with an importance matrix."""
-    return _entry(function, WEIGHTED_SIGNATURE)
+    return CACHE.entry(function, WEIGHTED_SIGNATURE)
 
 
 def lattice_kernel(function: Function) -> Any:
     """The same with LATTICE_SIGNATURE."""
-    return _entry(function, LATTICE_SIGNATURE)
+    return CACHE.entry(function, LATTICE_SIGNATURE)
 
 
 def squares_kernel(function: Function) -> Any:
     """The same with SQUARES_SIGNATURE."""
-    return _entry(function, SQUARES_SIGNATURE)
-
-
-def _entry(function: Function, signature: Any) -> Any:
-    settings: Any = numba.config
-    before = settings.CACHE_DIR
-    settings.CACHE_DIR = str(cache.folder())
-    try:
-        compiled: Any = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    finally:
-        settings.CACHE_DIR = before
-    compiled.declared = signature
-    return compiled
+    return CACHE.entry(function, SQUARES_SIGNATURE)
 
 
 def inline(function: Function) -> Function:

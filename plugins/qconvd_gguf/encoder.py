@@ -15,7 +15,7 @@ class BlockEncoder:
 
     def prepare(self, plan: Plan) -> Iterator[str]:
         """Compile the kernels that the plan needs, or load them."""
-        from qconvd_ggml import cache
+        from qconvd_ggml.cache import CACHE, KERNELS
         from qconvd_ggml.kernels import SOURCES, ready
 
         needed: dict[str, str] = {}
@@ -23,10 +23,10 @@ class BlockEncoder:
             if unit.inputs[0].dtype in SOURCES:
                 dtype = unit.outputs[0].dtype
                 weighted = f"{dtype}.imatrix" if unit.statistics else ""
-                needed[weighted if weighted in cache.KERNELS else dtype] = dtype
+                needed[weighted if weighted in KERNELS else dtype] = dtype
         for kernel, dtype in needed.items():
-            if kernel in cache.KERNELS:  # else `encode` says what is missing
-                if not cache.is_compiled(kernel):
+            if kernel in KERNELS:  # else `encode` says what is missing
+                if not CACHE.is_compiled(kernel):
                     yield f"compiling {dtype} (once)"
                 ready(kernel)
 

@@ -16,17 +16,18 @@ import pytest
 
 import qconvd_ggml
 from qconvd.api import cache_home
-from qconvd_ggml import cache
+from qconvd_ggml.cache import CACHE
 
 ENCODE = """
 import json, sys
 import numpy as np
-from qconvd_ggml import cache, kernels
+from qconvd_ggml import kernels
+from qconvd_ggml.cache import CACHE
 x = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)
 data, report = kernels.encode(sys.argv[1], x, "F32")
 stats = kernels._ENTRIES[sys.argv[1]][0].stats
 print(json.dumps({
-    "data": data.tobytes().hex(), "folder": str(cache.folder()),
+    "data": data.tobytes().hex(), "folder": str(CACHE.folder),
     "hits": sum(stats.cache_hits.values()), "misses": sum(stats.cache_misses.values()),
 }))
 """
@@ -48,9 +49,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """An environment that names no cache folder, and nothing remembered of one."""
     for name in ("QCONVD_CACHE_DIR", "CACHE_DIRECTORY", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    cache.folder.cache_clear()
+    CACHE.__dict__.pop("folder", None)
     yield monkeypatch
-    cache.folder.cache_clear()
+    CACHE.__dict__.pop("folder", None)
 
 
 def test_the_environment_names_the_folder(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,8 +64,8 @@ def test_the_environment_names_the_folder(fresh: pytest.MonkeyPatch, tmp_path: P
     fresh.setenv("QCONVD_CACHE_DIR", str(tmp_path / "own"))
     assert cache_home() == tmp_path / "own"
     assert not any(tmp_path.iterdir())
-    assert cache.folder() == tmp_path / "own/kernels" / cache.fingerprint()
-    assert cache.folder().is_dir()
+    assert CACHE.folder == tmp_path / "own/kernels" / CACHE.fingerprint
+    assert CACHE.folder.is_dir()
 
 
 def test_a_folder_that_cannot_be_made_is_replaced_by_a_private_one(
@@ -73,10 +74,10 @@ def test_a_folder_that_cannot_be_made_is_replaced_by_a_private_one(
     (tmp_path / "file").touch()
     fresh.setenv("QCONVD_CACHE_DIR", str(tmp_path / "file/cache"))
     fresh.setattr(tempfile, "tempdir", str(tmp_path))
-    found = cache.folder()
-    assert found == tmp_path / f"qconvd-{os.getuid()}" / cache.fingerprint()
+    found = CACHE.folder
+    assert found == tmp_path / f"qconvd-{os.getuid()}" / CACHE.fingerprint
     assert found.parent.stat().st_mode & 0o777 == 0o700
-    assert f"the kernel cache {tmp_path}/file/cache/kernels/{cache.fingerprint()} cannot be written" in caplog.text
+    assert f"the kernel cache {tmp_path}/file/cache/kernels/{CACHE.fingerprint} cannot be written" in caplog.text
 
 
 @pytest.mark.parametrize("trap", ["symlink", "writable by all", "file"])
@@ -95,7 +96,7 @@ def test_a_temporary_folder_that_others_may_have_made_is_not_trusted(
     else:
         expected.mkdir()
         expected.chmod(0o777)
-    found = cache.folder()
+    found = CACHE.folder
     assert expected not in found.parents
     assert found.parent.stat().st_mode & 0o777 == 0o700
     assert not any((tmp_path / "theirs").iterdir())
@@ -129,16 +130,17 @@ def test_editing_a_building_block_changes_the_folder_and_the_bytes(tmp_path: Pat
 def test_being_warm_is_told_without_importing_numba(tmp_path: Path) -> None:
     ask = """
 import json, sys
-from qconvd_ggml import cache
-cache.KERNELS = ("F32", "F16")
-warm = cache.is_warm()
+from qconvd_ggml.cache import CACHE
+CACHE.names = ("F32", "F16")
+warm = CACHE.is_warm()
 print(json.dumps({"warm": warm, "heavy": sorted({"numba", "numpy", "llvmlite"} & set(sys.modules))}))
 """
     heat = """
 import json
-from qconvd_ggml import cache
-cache.KERNELS = ("F32", "F16")
-print(json.dumps([cache.warm(), cache.warm()]))
+from qconvd_ggml.cache import CACHE
+from qconvd_ggml.kernels import ready
+CACHE.names = ("F32", "F16")
+print(json.dumps([CACHE.warm(ready), CACHE.warm(ready)]))
 """
     env = {"QCONVD_CACHE_DIR": str(tmp_path / "cache")}
     assert finish(start(ask, **env)) == {"warm": False, "heavy": []}
@@ -150,7 +152,7 @@ print(json.dumps([cache.warm(), cache.warm()]))
 def test_warm_compiles_every_type_that_encode_knows() -> None:
     from qconvd_ggml import kernels
 
-    assert set(cache.KERNELS) == set(kernels._KERNELS)
+    assert set(CACHE.names) == set(kernels._KERNELS)
 
 
 def test_a_cache_that_cannot_be_written_to_does_not_stop_a_conversion(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""The `gptq` format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from qconvd.api import FLOATS, Array, Buffer, Device, Encoder, FormatOptions, ModelInfo, NameParts, Plan, Unit, Unsupported
+from qconvd_gptq.options import GptqOptions, from_text
+
+
+class Gptq:
+    """GPTQ checkpoints for GPUs."""
+
+    name: ClassVar[str] = "gptq"
+    version: ClassVar[str] = "1"
+    summary: ClassVar[str] = "GPTQ safetensors in 2, 3, 4 or 8 bits for vLLM, ExLlamaV2, transformers and GPTQModel"
+    Options: ClassVar[type[FormatOptions]] = GptqOptions
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    devices: ClassVar[Sequence[str]] = ("cpu",)
+
+    def from_text(self, text: str) -> Mapping[str, Any]:
+        """`4bit-128g`, `4bit-32g-actorder`, `8bit`."""
+        return from_text(text)
+
+    def expand(self, options: GptqOptions) -> Sequence[GptqOptions]:
+        """One checkpoint for each of `bits` and `group_size`, or for each of `variants`."""
+        return options.each()
+
+    def name_parts(self, options: GptqOptions) -> NameParts:
+        return options.name_parts
+
+    def plan(self, model: ModelInfo, options: GptqOptions) -> Plan:
+        """Raises `Unsupported` for a GGUF, for packed weights, and where a reader named in `for` would not load the result."""
+        from qconvd_gptq.planning import plan
+
+        return plan(model, options)
+
+    def encoder(self, plan: Plan, device: Device) -> Encoder:  # noqa: ARG002
+        if device.kind != "cpu":
+            raise Unsupported("gptq has no kernels for a GPU", fix="say `device: auto` or `device: cpu`")
+        from qconvd_gptq.encoder import GptqEncoder
+
+        return GptqEncoder()
+
+    def decode(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Sequence[Array]:
+        """Linears by code that shares nothing with solver and packer; the rest as it is stored."""
+        from qconvd_gptq.decoder import decode, stored
+
+        return (decode(unit, data) if "bits" in unit.options else stored(unit, rows, data[0]),)
+
+    def bound(
+        self,
+        unit: Unit,
+        rows: tuple[int, int],  # noqa: ARG002
+        x: Sequence[Array],
+        stats: Mapping[str, Array],  # noqa: ARG002
+    ) -> Sequence[Array]:
+        import numpy as np
+
+        from qconvd_gptq.decoder import bound
+
+        if "bits" in unit.options:
+            return (bound(unit, x[0]),)
+        return (np.zeros(x[0].shape, np.float32 if unit.inputs[0].dtype in FLOATS else x[0].dtype),)

@@ -1,0 +1,112 @@
+"""Which tensors of a checkpoint are linears of decoder layers, and what each becomes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qconvd.api import ModelInfo, TensorInfo, Unsupported
+from qconvd_gptq.options import GptqOptions, ModuleOptions
+
+LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.")
+NOT_A_LAYER = re.compile(r"vision|visual|image|audio|encoder\.|embed|wte|wpe|lm_head")
+"""Towers beside the decoder, and what stands before and behind its layers."""
+NOT_A_LINEAR = re.compile(
+    r"norm|(?:^|\.)ln_?\w*\.|layernorm|(?:^|\.)gate$|router|shared_expert_gate$|conv1d|rotary|relative_attention|bias$|sinks$"
+)
+"""Norms, routers of experts, convolutions of state-space layers; by the module's name."""
+CONV1D = re.compile(r"(?:^|\.)h\.\d+\.(?:attn\.c_(?:attn|proj)|mlp\.c_(?:fc|proj))$")
+"""GPT-2's Conv1D, whose weights are stored as (in, out)."""
+FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear that is quantized."""
+
+    tensor: TensorInfo
+    module: str
+    layer: int
+    transposed: bool
+    bits: int
+    group_size: int
+    sym: bool
+
+    @property
+    def rows(self) -> int:
+        """Out features."""
+        return self.tensor.shape[1] if self.transposed else self.tensor.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """In features."""
+        return self.tensor.shape[0] if self.transposed else self.tensor.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.columns if self.group_size < 0 else self.group_size
+
+    @property
+    def groups(self) -> int:
+        return -(-self.columns // self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A linear of a layer that stays as it is, and why."""
+
+    tensor: TensorInfo
+    module: str
+    reason: str
+
+
+def layer_of(name: str) -> int | None:
+    found = LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def sorted_out(model: ModelInfo, options: GptqOptions) -> Iterator[Linear | Kept]:
+    """All linears of decoder layers. Raises `Unsupported` for weights that are packed already."""
+    conv1d = model.config.get("model_type") == "gpt2"
+    for tensor in model.tensors.values():
+        module, _, kind = tensor.name.rpartition(".")
+        layer = layer_of(tensor.name)
+        if kind in ("qweight", "weight_packed", "SCB") or tensor.name.endswith(".weight_scale_inv"):
+            raise Unsupported(
+                f"holds packed weights ({tensor.dtype}): the model is quantized already",
+                where=tensor.name,
+                fix="convert the model that it was made from",
+            )
+        if layer is None or kind != "weight" or NOT_A_LAYER.search(module) or NOT_A_LINEAR.search(module):
+            continue
+        if len(tensor.shape) != 2:
+            if len(tensor.shape) == 3:
+                yield Kept(tensor, module, "a stack of matrices, which no GPTQ reader knows")
+            continue
+        if tensor.dtype not in FLOATS:
+            raise Unsupported(
+                f"is stored as {tensor.dtype}; GPTQ is made from unquantized weights",
+                where=tensor.name,
+                fix="convert from the model's 16-bit release",
+            )
+        yield _decided(tensor, module, layer, conv1d and bool(CONV1D.search(module)), options)
+
+
+def _decided(tensor: TensorInfo, module: str, layer: int, transposed: bool, options: GptqOptions) -> Linear | Kept:
+    bits, group, sym = options.bits[0], options.group_size[0], options.sym
+    for pattern, what in options.modules:
+        if re.search(pattern, module):
+            if not isinstance(what, ModuleOptions):
+                return Kept(tensor, module, "`modules` leaves it out")
+            bits, group = what.bits or bits, what.group_size or group
+            sym = sym if what.sym is None else what.sym
+            break
+    found = Linear(tensor, module, layer, transposed, bits, group, sym)
+    values = 32 if bits == 3 else 32 // bits
+    if found.columns % values or found.rows % values:
+        odd = f"{found.columns} inputs" if found.columns % values else f"{found.rows} outputs"
+        return Kept(tensor, module, f"{odd} do not fill words of {values} values with {bits} bits")
+    if found.columns % found.width and not options.partial_groups:
+        return Kept(tensor, module, f"the group size {group} does not divide its {found.columns} inputs")
+    return found

@@ -1,0 +1,197 @@
+"""Where compiled kernels are kept between runs, and how they are compiled once.
+
+numba's own cache looks at the source file of a kernel's entry point only, so an edited building block would silently run old
+machine code. Here the folder itself is named by a hash of everything the machine code depends on: all sources of the kernels'
+package, the versions of numba and llvmlite, numba's settings and the CPU. Importing this imports no numba.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import platform
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qconvd.cache_home import cache_home
+from qconvd.examination import Finding
+
+log = logging.getLogger(__name__)
+NO_MATTER = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS")
+"""Settings that do not change the machine code. Workers differ in the second: no kernel here starts numba's own threads."""
+
+
+class KernelCache:
+    """The kernels of one package: compiled when they are first asked for, and loaded from the disk by the next process."""
+
+    def __init__(self, sources: Path, names: Sequence[str]) -> None:
+        """`sources` is the folder with all modules that the kernels are built from, `names` are those that `warm` compiles."""
+        self.sources = sources
+        self.names = tuple(names)
+        self._lock = threading.Lock()
+        self._ready: set[str] = set()
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder for this version of the kernels on this CPU; made if it is not there.
+
+        Below `cache_home()`; where that cannot be written, below the system's temporary folder, where only this user can write.
+        """
+        wanted = cache_home() / "kernels" / self.fingerprint
+        if _usable(wanted):
+            return wanted
+        fallback = _temporary() / self.fingerprint
+        fallback.mkdir(exist_ok=True)
+        log.warning("the kernel cache %s cannot be written; compiled kernels go to %s", wanted, fallback)
+        return fallback
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A name for all that decides the machine code: sources, compiler, its settings, CPU."""
+        parts = [platform.machine(), platform.python_version(), _cpu()]
+        parts += [f"{name} {metadata.version(name)}" for name in ("numba", "llvmlite")]
+        parts += [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("NUMBA_") and k not in NO_MATTER]
+        digest = hashlib.sha256("\n".join(parts).encode())
+        for path in self._files():
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        return digest.hexdigest()[:20]
+
+    def entry(self, function: Callable[..., Any], signature: Any, **settings: Any) -> Any:
+        """Make `function` an entry point of `signature`: kept in the disk cache, compiled when `ready` asks for it.
+
+        It must stand at module level and reach its building blocks as globals, otherwise numba cannot find it in the cache
+        again. It releases the GIL and starts no threads; `settings` are further ones of `numba.njit`.
+        """
+        import numba
+
+        config: Any = numba.config
+        before = config.CACHE_DIR
+        config.CACHE_DIR = str(self.folder)
+        try:
+            compiled: Any = numba.njit(nogil=True, error_model="numpy", cache=True, **settings)(function)
+        finally:
+            config.CACHE_DIR = before
+        compiled.declared = signature
+        return compiled
+
+    def ready(self, name: str, entry: Any) -> Any:
+        """An entry point, compiled or loaded from the disk if it was not used before in this process. Thread-safe."""
+        if name in self._ready:
+            return entry
+        with self._lock:
+            if name not in self._ready:
+                with self._compiling():
+                    self._compile(name, entry)
+                self._ready.add(name)
+        return entry
+
+    def is_compiled(self, name: str) -> bool:
+        """Whether this kernel was compiled before, so that it only needs to be loaded."""
+        return self._marked(self.folder, name)
+
+    def is_warm(self) -> bool:
+        """Whether every kernel is compiled already. Imports nothing, makes nothing; takes some tens of milliseconds."""
+        places = (cache_home() / "kernels" / self.fingerprint, _temporary_path() / self.fingerprint)
+        return any(all(self._marked(place, name) for name in self.names) for place in places)
+
+    def warm(self, ready: Callable[[str], Any]) -> float:
+        """Compile every kernel that is not compiled yet; returns the seconds of processor time that it took."""
+        start = time.process_time()
+        for name in self.names:
+            ready(name)
+        return time.process_time() - start
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """Held while a kernel is compiled or loaded: one process at a time compiles, the others then find its work."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / "lock").open("w")
+        except OSError as error:
+            log.warning("the kernel cache %s cannot be locked: %s", self.folder, error)
+            yield
+            return
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _compile(self, name: str, entry: Any) -> None:
+        try:
+            entry.compile(entry.declared)
+            # Note, for `is_warm`, that it is compiled and kept.
+            (self.folder / f"{name}.ready").write_text(self._stamp)
+        except OSError as error:
+            # The machine code is there, only keeping it failed (disk full): that must not stop a conversion.
+            if not entry.signatures:
+                raise
+            log.warning("the %s kernel could not be kept in %s and will be compiled again: %s", name, self.folder, error)
+        entry.disable_compile()
+
+    def _marked(self, place: Path, name: str) -> bool:
+        try:
+            return (place / f"{name}.ready").read_text() == self._stamp
+        except OSError:
+            return False
+
+    @cached_property
+    def _stamp(self) -> str:
+        # numba compiles again when a source file's time changes, even if its content does not.
+        return " ".join(str(path.stat().st_mtime_ns) for path in self._files())
+
+    def _files(self) -> list[Path]:
+        return sorted(self.sources.glob("*.py"))
+
+
+def kernel_findings(what: str, kernels: KernelCache, ready: Callable[[str], Any] | None) -> Iterable[Finding]:
+    """Whether kernels are compiled already, for `qconvd doctor`; with `ready`, which makes one so, compile them now."""
+    if ready:
+        seconds = kernels.warm(ready)
+        return [Finding(what, "good", f"compiled in {seconds:.0f} s of processor time, kept in {kernels.folder}")]
+    if kernels.is_warm():
+        return [Finding(what, "good", f"compiled already, in {kernels.folder}")]
+    later = "the first conversion compiles them, once; `qconvd doctor --warm` does it now"
+    return [Finding(what, "note", "not all compiled yet", later)]
+
+
+@cache
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part")))
+
+
+def _usable(path: Path) -> bool:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return False
+    return os.access(path, os.W_OK | os.X_OK)
+
+
+def _temporary_path() -> Path:
+    return Path(tempfile.gettempdir()) / f"qconvd-{os.getuid()}"
+
+
+def _temporary() -> Path:
+    # The cache holds code: a folder of this name that somebody else made must never be trusted.
+    path = _temporary_path()
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="qconvd-"))
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+        return path
+    return Path(tempfile.mkdtemp(prefix="qconvd-"))
