@@ -57,7 +57,7 @@ from qconvd.errors import BadCheckpoint, ConfigError, Incomplete, QconvdError, U
 from qconvd.examination import Finding
 from qconvd.formats import Advises, Detail, Format, FormatOptions, Size, check_report
 from qconvd.hookspecs import hookimpl
-from qconvd.input_files import InputFile
+from qconvd.input_files import FileOrAuto, InputFile
 from qconvd.kernel_cache import KernelCache, kernel_findings
 from qconvd.plugins import container, gguf_families, given_by
 from qconvd.statistics import Imatrix, open_statistics
@@ -66,7 +66,7 @@ from qconvd.statistics.hessian import Hessian
 __all__ = [
     "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Advises", "Affine", "Array", "BadCheckpoint", "Buffer", "CalibrationOptions",
     "CalibrationSpec", "Cast", "CheckpointReader", "Concat", "ConfigError", "Constant", "Container", "ContainerSpec",
-    "Dequantize", "Detail", "Device", "Encoded", "Encoder", "Expr", "FileInfo", "FileSpec", "Finding", "Format",
+    "Dequantize", "Detail", "Device", "Encoded", "Encoder", "Expr", "FileInfo", "FileOrAuto", "FileSpec", "Finding", "Format",
     "FormatOptions", "Hessian", "Imatrix", "Incomplete", "InputFile", "KernelCache", "LeftOut", "ModelInfo", "NameParts",
     "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares", "QconvdError", "Read", "Reader", "Repeat",
     "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile", "TensorInfo", "Transpose",

@@ -20,7 +20,9 @@ def hessian(columns: int, tokens: int = 0, seed: int = 1) -> Hessian:
     random = np.random.default_rng(seed)
     tokens = tokens or 4 * columns
     inside = random.standard_normal((tokens, columns // 4)) @ random.standard_normal((columns // 4, columns)) / columns**0.5
-    x = ((inside + 0.5 * random.standard_normal((tokens, columns))) * np.exp(0.6 * random.standard_normal(columns))).astype("f4")
+    x = ((inside + 0.5 * random.standard_normal((tokens, columns))) * np.exp(0.6 * random.standard_normal(columns))).astype(
+        "f4"
+    )
     return Hessian(x.T @ x, tokens)
 
 

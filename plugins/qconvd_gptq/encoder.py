@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from qconvd.api import FLOATS, Array, Encoded, Plan, Unit, UnitReport, as_float32, check_report
 
+UNREACHED = "rounded to nearest: no token of the calibration text reached it"
+
 
 class GptqEncoder:
     """One linear per call. Stateless; kernels and matrix products release the GIL."""
@@ -30,15 +32,18 @@ class GptqEncoder:
         less = 1 if options["checkpoint_format"] == "gptq" else 0
         grid = Grid(options["bits"], options["group_size"], options["sym"], less, options["mse"])
         weights = Weights(x[0], unit.inputs[0].dtype)
-        # Calibration has none of an expert that it never reached: that one is rounded to nearest.
-        hessian = stats.get(unit.statistics[0].key) if unit.statistics else None
+        figures, fallback = {}, ""
+        hessian = stats[unit.statistics[0].key] if unit.statistics else None
         if hessian is None:
             solved = nearest(weights, grid, where)
+        elif not hessian.tokens:
+            solved, fallback = nearest(weights, grid, where), UNREACHED
         else:
             solved = solve(weights, hessian, grid, order=options["order"], damp=options["damp_percent"], where=where)
+            figures["output_error"] = solved.output_error
         check_report(unit, solved.report, options)
         kept = (solved.dequantized(),) if options.get("dequantized") else None
-        return Encoded(pack(solved, grid.bits, less), solved.report, kept)
+        return Encoded(pack(solved, grid.bits, less), solved.report, kept, figures, fallback)
 
 
 def _copied(unit: Unit, x: Array) -> Encoded:

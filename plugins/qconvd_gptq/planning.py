@@ -23,6 +23,7 @@ from qconvd.api import (
     Unit,
     Unsupported,
     Whole,
+    calibration_spec,
     container,
     safetensors_index,
     version,
@@ -76,6 +77,7 @@ def plan(model: ModelInfo, options: GptqOptions) -> Plan:
         left_out=tuple(LeftOut(k.tensor.name, _kept_as(k.tensor), k.reason) for k in kept),
         loads_with=readers,
         notes=(*notes, *_unmatched(options, model)),
+        calibration=calibration_spec(options.calibration, model) if options.method == "gptq" else None,
     )
 
 

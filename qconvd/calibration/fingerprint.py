@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -32,3 +33,9 @@ def fingerprint(
         "batch": batch,
         "dtype": str(dtype),
     }
+
+
+def circumstances(known: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a fingerprint is neither the model's nor the spec's, as manifests say it."""
+    about = {name: known[name] for name in ("device", "threads", "batch", "dtype")}
+    return {**about, "versions": {name: known[name] for name in ("torch", "transformers")}}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from qconvd.calibration.budget import budget
-from qconvd.calibration.fingerprint import fingerprint
+from qconvd.calibration.fingerprint import circumstances, fingerprint
 from qconvd.calibration.gather import Gathering, Sum
 from qconvd.calibration.network import Network
 from qconvd.calibration.samples import tokens
@@ -75,6 +75,8 @@ class Calibration:
             self._wanted = wanted(network, self._traces, spec, requests)
             self._budget = budget(network, self._traces, self._wanted, spec, limits.memory, dtype.itemsize)
             known = fingerprint(model, spec, device, limits.threads, self._budget.batch, dtype)
+            self.about: Mapping[str, Any] = circumstances(known)
+            """What its numbers depend on beside the model and the spec: device, threads, batch, dtype, versions."""
             self._states = States(folder, known, (spec.samples, spec.length, network.hidden), dtype)
         except BaseException:
             self._source.close()

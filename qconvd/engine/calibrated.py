@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from qconvd.engine.gathering import Gathering, named
+from qconvd.engine.gathering import Gathering
 from qconvd.engine.graph import UnitKey
 from qconvd.engine.mean_squares import MeanSquares
 from qconvd.engine.plan import CalibrationSpec, Plan, StatRequest, Unit
@@ -126,7 +126,7 @@ class Layers:
 def said_of(spec: CalibrationSpec, about: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest says of a calibration."""
     return {
-        "text": named(spec), "sha256": spec.sha256, "samples": spec.samples, "length": spec.length, "seed": spec.seed,
+        "text": spec.name, "sha256": spec.sha256, "samples": spec.samples, "length": spec.length, "seed": spec.seed,
         "chat": spec.chat, "activations": spec.stream, **about,
     }  # fmt: skip
 

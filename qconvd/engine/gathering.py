@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from qconvd.checkpoints.base import ModelInfo
@@ -30,11 +30,6 @@ Wave: TypeAlias = Mapping[str, Any]
 
 STATES = "states"
 """In a calibration's folder: what is the calibration's own."""
-
-
-def named(spec: CalibrationSpec) -> str:
-    """A text as others may see it: where it lies on this machine is nobody's business."""
-    return PurePosixPath(spec.text).name if spec.text.startswith("/") else spec.text
 
 
 class Failed(Exception):

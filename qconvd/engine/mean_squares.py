@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qconvd.engine.commit import make_folders
-from qconvd.engine.gathering import Stream, named
+from qconvd.engine.gathering import Stream
 from qconvd.engine.plan import StatisticsFile
 from qconvd.errors import QconvdError
 from qconvd.statistics import open_imatrix
@@ -48,7 +48,7 @@ class MeanSquares:
             entries[name] = np.asarray(array, np.float32).reshape(len(tokens), -1) * tokens[:, None], tokens
         # What others go on to read is never replaced.
         path = self._folder / f"{layer:04}-{sha256(repr(sorted(means)).encode()).hexdigest()[:8]}{ENDING}"
-        write_imatrix(path, entries, Origin(named(spec), spec.samples, spec.length))
+        write_imatrix(path, entries, Origin(spec.dataset, spec.samples, spec.length))
         self._open(path)
 
     def files(self, linears: Collection[str]) -> tuple[StatisticsFile, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -107,6 +108,17 @@ class CalibrationSpec:
     weights are the target's own, dequantized."""
     linears: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The checkpoint's tensors behind a `StatRequest.linear` of another name; several are stacked (experts)."""
+
+    @property
+    def name(self) -> str:
+        """The text as others may see it: where it lies on this machine is nobody's business."""
+        return PurePosixPath(self.text).name if self.text.startswith("/") else self.text
+
+    @property
+    def dataset(self) -> str:
+        """What was gathered from, in a line, as importance matrices name it: at most 127 bytes."""
+        about = f" (qconvd: {self.samples} x {self.length} tokens, seed {self.seed})"
+        return self.name.encode()[: 127 - len(about)].decode(errors="ignore") + about
 
 
 @dataclass(frozen=True, slots=True)

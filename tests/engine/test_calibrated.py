@@ -158,7 +158,7 @@ def test_mean_squares_stay_for_whoever_verifies(model: ModelInfo, tmp_path: Path
     files = with_kept(one.plan, one.work).statistics
     assert len(files) == LAYERS
     file = open_imatrix(Path(files[1].path))
-    assert (file.datasets, file.chunks) == (("text.txt",), 8)
+    assert (file.datasets, file.chunks) == (("text.txt (qconvd: 8 x 16 tokens, seed 0)",), 8)
     assert set(file.entries) == {n for n in model.tensors if ".1." in n and "_proj" in n}
     file.close()
 
