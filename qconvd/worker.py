@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from qconvd import __version__, checkpoints, rates
-from qconvd.calibration_folders import folder_name, need, remove_unneeded
+from qconvd.calibration_folders import folder_name, need, need_no_more, remove_unneeded
 from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.calibration_cost import Costs, as_data, in_words, with_calibration
 from qconvd.engine.commit import BEGUN, commit
 from qconvd.engine.durable import write_whole
 from qconvd.engine.journal import JOURNAL
@@ -62,6 +63,8 @@ from qconvd.tasks import (
     write_result,
 )
 
+SHOWN = 3
+"""Units that are named of each kind of exception."""
 Emit = Callable[[Mapping[str, Any]], None]
 
 
@@ -114,12 +117,13 @@ def run(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> TaskRe
 def plan_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> TaskResult:
     """Plan every target: headers and tokenizer are read, no weights. Plans are kept under `<state>/plans`."""
     model = _model(spec)
+    costs = Costs(model)
     results: dict[str, TargetResult] = {}
     for target in spec.targets:
         if cancelled():
             raise Cancelled
         try:
-            results[target.id] = _planned(spec, target, model)
+            results[target.id] = _planned(spec, target, model, costs)
         except Exception as error:  # noqa: BLE001 — a plugin's planning: it fails this target, the others go on
             results[target.id] = _failed(spec, target, error)
         else:
@@ -167,9 +171,11 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
         for id, manifest in made.items():
             if isinstance(manifest, Exception):
                 results[id] = _failed(spec, targets[id], manifest)
+                need_no_more(targets[id].work)
             else:
                 results[id] = TargetResult(ok=True, data={"nbytes": manifest.nbytes, "errors": dict(manifest.errors)})
                 say(targets[id], f"converted, {show_size(manifest.nbytes)}{_error_in_words(manifest)}")
+                say(targets[id], *_without(manifest))
     return _together(results)
 
 
@@ -276,25 +282,30 @@ def _model(spec: TaskSpec) -> ModelInfo:
     return dataclasses.replace(model, name=spec.source.name)
 
 
-def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo) -> TargetResult:
+def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo, costs: Costs) -> TargetResult:
     form = _format(target)
     path = _plan_path(spec, target, form)
     plan = _kept_plan(path)
-    if plan is None:
+    if plan is None or plan.calibration is not None:  # whose text may have changed
         plan = form.plan(model, form.Options.model_validate(target.options))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, to_json(plan))
     plan = plan.named(target.stem)
     _check_place(target, plan)
+    price = costs.of(plan)
+    calibration = as_data(plan, price)
+    if plan.calibration is not None:
+        calibration["folder"] = folder_name(plan.calibration, spec.source.known_as, target=target.id)
     data_files = [{"path": f.path, "nbytes": f.nbytes} for f in plan.files]
     side_files = [{"path": f.path, "nbytes": f.nbytes} for f in plan.side_files]
     return TargetResult(ok=True, data={
         "plan_path": str(path),
         "files": data_files + side_files,
         "nbytes": plan.nbytes,
-        "memory": working_memory(plan, spec.limits.threads),
+        "memory": with_calibration(working_memory(plan, spec.limits.threads), plan, price),
+        "calibration": calibration,
         "left_out": [dataclasses.asdict(x) for x in plan.left_out],
-        "notes": list(plan.notes),
+        "notes": [*([in_words(calibration)] if calibration else []), *plan.notes],
         "loads_with": [dataclasses.asdict(x) for x in plan.loads_with],
         "variant": plan.name.variant,
         "devices": list(form.devices),
@@ -513,6 +524,17 @@ def _lock(work: Path) -> int:
 def _error_in_words(manifest: Manifest) -> str:
     relative = manifest.errors.get("relative_rms")
     return "" if relative is None else ", exact" if relative == 0 else f", error {100 * float(relative):.2g} %"
+
+
+def _without(manifest: Manifest) -> list[str]:
+    """Which units did without statistics, in sentences: those of one reason together."""
+    units: dict[str, list[str]] = {}
+    for name, why in manifest.calibration.get("fallbacks", {}).items():
+        units.setdefault(why, []).append(name)
+    return [
+        f"{', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}: {why}"
+        for why, names in units.items()
+    ]
 
 
 def _unwritable(work: Path, error: OSError) -> QconvdError:

@@ -27,7 +27,10 @@ WORKER = (
 )  # fmt: skip
 """What runs in a worker's process and may import anything. Of these, the control side uses only what is listed below."""
 CONTROL = (
-    *(f"qconvd.engine.{name}" for name in ("manifest", "plan", "expr", "operations", "durable", "commit", "working_memory")),
+    *(
+        f"qconvd.engine.{name}"
+        for name in ("manifest", "plan", "expr", "operations", "durable", "commit", "working_memory", "calibration_cost")
+    ),
     "qconvd.calibration.options",
 )
 HOOK = "from qconvd.api import hookimpl\n@hookimpl\ndef qconvd_formats():\n    "

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.calibrated import Layers, said_of
+from qconvd.engine.calibration_cost import IDLE_SHARE, largest_of, share
 from qconvd.engine.credits import Credits
 from qconvd.engine.elements import AnyArray
 from qconvd.engine.evaluate import rows as evaluate
@@ -38,7 +39,6 @@ from qconvd.engine.regions import needs
 from qconvd.engine.source import Buffers, Source, Window
 from qconvd.engine.statistics import Statistics
 from qconvd.engine.target import ConvertTarget, TargetRun, buffers
-from qconvd.engine.working_memory import piece
 from qconvd.engine.writer import Hashing
 from qconvd.errors import BadCheckpoint, QconvdError
 
@@ -46,8 +46,6 @@ __all__ = ["Cancelled", "ConvertTarget", "Limits", "convert"]
 
 TICK = 0.25
 """Seconds between two looks at progress and cancellation."""
-IDLE_SHARE = 8
-"""One part in this many of the memory limit may be buffers that wait to be used again."""
 
 Event: TypeAlias = Mapping[str, Any]
 
@@ -210,10 +208,8 @@ class _Run:
 
     def _share(self, stream: Stream) -> Limits:
         """What calibrating may use: all but what encoding the largest of its units takes."""
-        plans = [t.plan for t in self._targets if t.id in stream.targets]
-        largest = max((piece(u) for plan in plans for u in plan.units if u.statistics), default=0)
-        limit = self._credits.limit
-        return Limits(max(limit // 2, limit - largest), self._limits.threads)
+        largest = max(largest_of(t.plan) for t in self._targets if t.id in stream.targets)
+        return Limits(share(self._credits.limit, largest), self._limits.threads)
 
     def _open(self, target: ConvertTarget, identity: Any, about: Mapping[str, Any]) -> None:
         said = said_of(target.plan.calibration, about) if target.plan.calibration else {}

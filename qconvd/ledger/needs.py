@@ -35,9 +35,18 @@ def need_of(kind: str, targets: Sequence[Target]) -> dict[str, int]:
     return {
         "memory": BASE_MEMORY + max((int(m.get("cpu", 0)) for m in memory), default=0),
         "least": BASE_MEMORY + max((int(m.get("least", 0)) for m in memory), default=0),
-        "disk": sum(int(t.plan.get("nbytes", 0)) for t in targets),
+        "disk": sum(int(t.plan.get("nbytes", 0)) for t in targets) + sum(_scratch(targets).values()),
         "gpu_memory": max((int(m.get("cuda", 0)) for m in memory), default=0),
     }
+
+
+def _scratch(targets: Sequence[Target]) -> dict[str, int]:
+    """Disk that calibrating takes meanwhile, by its folder, which targets may share."""
+    found: dict[str, int] = {}
+    for target in targets:
+        if one := target.plan.get("calibration"):
+            found[one["folder"]] = max(found.get(one["folder"], 0), int(one["scratch"]))
+    return found
 
 
 def fetch_need(nbytes: int) -> dict[str, int]:
