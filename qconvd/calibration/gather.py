@@ -13,8 +13,8 @@ from qconvd.calibration.experts import observed
 from qconvd.calibration.trace import LayerTrace
 from qconvd.engine.plan import StatKind
 
-PANEL = 512
-"""Rows of X^T X that are made at once: only what lies above the diagonal is multiplied, and half of the work is saved."""
+PANEL = 256
+"""Rows of X^T X that are made at once: only what lies above the diagonal is multiplied, and nearly half of the work is saved."""
 
 
 class Sum:
@@ -44,8 +44,8 @@ class Sum:
         whole = self._products
         assert whole is not None
         for start, end in _panels(len(whole)):
-            diagonal = whole[start:end, start:end].triu()
-            whole[start:end, start:end] = diagonal + diagonal.triu(1).T
+            diagonal = whole[start:end, start:end]
+            diagonal.add_(diagonal.T.clone()).mul_(0.5)
             whole[end:, start:end] = whole[start:end, end:].T
         return np.asarray(whole.cpu().numpy())
 
