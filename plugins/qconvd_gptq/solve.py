@@ -185,26 +185,38 @@ class _Linear:
     def _block(self, w: Singles, a: int, b: int, first: int) -> None:
         """Positions a to b - 1: feedback of all columns solved before, then panel by panel."""
         x = w[a:b].copy()
-        if self.factor and b < self.columns:
-            x += self.factor.ratio[b:, a:b].T @ w[b:]
+        self._feed(w, x, a, b, b, self.columns)
         end = b
         while end > a:
-            start = max(a, end - PANEL)
+            start, known = max(a, end - PANEL), b
             if self.dynamic:
-                group = int(self.group[end - 1])
-                lowest = int(self.members[group][0])
+                members = self.members[self.group[end - 1]]
+                lowest, known = int(members[0]), int(members[-1]) + 1
                 start = max(start, lowest)
-                if end - 1 == self.members[group][-1]:
-                    if self.factor and end < b:
-                        x[lowest - a : end - a] += self.factor.ratio[end:b, lowest:end].T @ w[end:b]
-                    self._find(group, x, np.arange(lowest - a, end - a))
-                elif self.factor:
-                    ahead = int(self.members[group][-1]) + 1
-                    x[start - a : end - a] += self.factor.ratio[end:ahead, start:end].T @ w[end:ahead]
-            elif self.factor and end < b:
-                x[start - a : end - a] += self.factor.ratio[end:b, start:end].T @ w[end:b]
+                if known == end:
+                    self._feed(w, x[lowest - a : end - a], lowest, end, end, b)
+                    ahead = self._ahead(w[lowest:end], x[lowest - a : end - a], lowest, end)
+                    self._find(int(self.group[end - 1]), ahead, np.arange(end - lowest))
+            self._feed(w, x[start - a : end - a], start, end, end, known)
             self._panel(w, x[start - a : end - a], start, end, first)
             end = start
+
+    def _feed(self, w: Singles, x: Singles, start: int, end: int, since: int, until: int) -> None:
+        """Add to `x`, which is positions start to end - 1, what the errors of positions since to until - 1 give them."""
+        if self.factor and since < until:
+            x += self.factor.ratio[since:until, start:end].T @ w[since:until]
+
+    def _ahead(self, w: Singles, x: Singles, lowest: int, end: int) -> Singles:
+        """What the columns of a group will be when each is reached, if those before it in the group are not rounded at all.
+
+        `x` has what is fed back from columns before the group, but not what the group's own columns, once they moved away from
+        the weights by that, pass on to each other. In the authors' form of the feedback it comes by itself.
+        """
+        if self.factor is None or end == self.columns:
+            return x
+        moved = np.linalg.solve(self.factor.ratio[lowest:end, lowest:end].T, x - w)
+        moved += w
+        return np.ascontiguousarray(moved)
 
     def _panel(self, w: Singles, x: Singles, start: int, end: int, first: int) -> None:
         codes = np.empty(x.shape, np.uint8)

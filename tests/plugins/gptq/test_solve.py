@@ -62,17 +62,16 @@ def plain(w: NDArray[Any], h: Hessian, grid: Grid, order: ActOrder, damp: float 
 def test_it_is_as_good_as_the_plain_algorithm(bits: int, symmetric: bool, order: ActOrder, group: int) -> None:
     grid = Grid(bits, group, symmetric)
     mine = output_error(W, solve(Weights(W), H, grid, order=order).dequantized(), H)
-    theirs = output_error(W, plain(W, H, grid, order), H)
-    assert mine == pytest.approx(theirs, rel=0.03 if bits < 8 else 0.01)
+    theirs = output_error(W, plain(W, H, grid, order).astype(np.float16), H)
+    assert mine == pytest.approx(theirs, rel=1e-3)
 
 
 @pytest.mark.parametrize("order", ["none", "static", "desc_act"])
-def test_where_nothing_is_near_a_tie_the_integers_are_the_plain_algorithms(order: ActOrder) -> None:
-    w, h = weights(8, 64, 5), hessian(64, 4096, 6)
-    grid = Grid(4, 32)
-    solved = solve(Weights(w), h, grid, order=order)
-    expected = plain(w, h, grid, order)
-    assert np.mean(solved.dequantized() == expected.astype(np.float16)) > 0.99
+def test_integers_are_the_plain_algorithms_but_for_ties(order: ActOrder) -> None:
+    grid = Grid(3, 32)
+    found, expected = solve(Weights(W), H, grid, order=order).dequantized(), plain(W, H, grid, order).astype(np.float16)
+    # A tie that falls the other way changes what comes after it in that row, and no other row.
+    assert (found == expected).all(axis=1).mean() > 0.9
 
 
 def every() -> list[tuple[int, int, bool, ActOrder, int]]:
