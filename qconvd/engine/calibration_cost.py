@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qconvd.checkpoints.base import ModelInfo
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 IDLE_SHARE = 8
 """One part in this many of the memory limit may be buffers that wait to be used again."""
 PLENTY = 1 << 50
+BESIDE = 4 << 20
+"""Mean squares that another target of the job may ask of the same calibration, beside the largest Hessian."""
 
 
 class Costs:
@@ -54,9 +57,21 @@ def with_calibration(memory: dict[str, int], plan: Plan, price: Price | None) ->
     """`working_memory` of a plan, with what calibrating takes."""
     if price is None:
         return memory
-    largest = largest_of(plan)
-    needs = {"cpu": price.memory, "least": price.least}
-    return {k: max(n, (needs[k] + largest) * IDLE_SHARE // (IDLE_SHARE - 1)) if k in needs else n for k, n in memory.items()}
+    cost = as_data(plan, price)
+    together = shared([cost])
+    return {k: max(n, together.get(k, 0)) for k, n in memory.items()}
+
+
+def shared(costs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """What the engine must get, `cpu` to be quick and the `least`, so that one calibration serves these targets.
+
+    `costs` are those that `as_data` gave of each.
+    """
+    if not costs:
+        return {}
+    encoding = max(int(c["encoding"]) for c in costs)
+    needs = {"cpu": max(int(c["memory"]) for c in costs), "least": max(int(c["least"]) for c in costs)}
+    return {k: (n + BESIDE + encoding) * IDLE_SHARE // (IDLE_SHARE - 1) for k, n in needs.items()}
 
 
 def as_data(plan: Plan, price: Price | None) -> dict[str, Any]:
@@ -66,11 +81,12 @@ def as_data(plan: Plan, price: Price | None) -> dict[str, Any]:
         return {}
     return {
         "text": spec.name, "samples": spec.samples, "length": spec.length, "activations": spec.stream, "layers": price.layers,
-        "waves": sum(price.waves), "memory": price.memory, "scratch": price.scratch, "tokens": price.tokens,
+        "waves": sum(price.waves), "memory": price.memory, "least": price.least, "encoding": largest_of(plan),
+        "scratch": price.scratch, "tokens": price.tokens,
     }  # fmt: skip
 
 
-def in_words(data: dict[str, Any]) -> str:
+def in_words(data: Mapping[str, Any]) -> str:
     """A sentence for people."""
     text = "the text that comes with qconvd" if data["text"] == "default" else data["text"]
     waves, layers = data["waves"], data["layers"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qconvd.engine.calibration_cost import shared
 from qconvd.ledger.records import Target
 
 MIB = 1 << 20
@@ -32,6 +33,8 @@ def need_of(kind: str, targets: Sequence[Target]) -> dict[str, int]:
     if kind == "verify":
         return {"memory": VERIFY_MEMORY, "least": VERIFY_MEMORY // 2, "disk": 0, "gpu_memory": 0}
     memory = [t.plan.get("memory", {}) for t in targets]
+    # Targets of one source and text share their calibration; those that do not are calibrated one after the other.
+    memory.append(shared([t.plan["calibration"] for t in targets if t.plan.get("calibration")]))
     return {
         "memory": BASE_MEMORY + max((int(m.get("cpu", 0)) for m in memory), default=0),
         "least": BASE_MEMORY + max((int(m.get("least", 0)) for m in memory), default=0),
