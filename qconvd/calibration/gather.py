@@ -14,7 +14,7 @@ from qconvd.calibration.trace import LayerTrace
 from qconvd.engine.plan import StatKind
 
 PANEL = 256
-"""Rows of X^T X that are made at once: only what lies above the diagonal is multiplied, and nearly half of the work is saved."""
+"""Rows of X^T X that are made at once: only what lies above the diagonal is multiplied, and nearly half is saved."""
 
 
 class Sum:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from qconvd.calibration.errors import not_installed
+from qconvd.calibration.suitable import check_suitable
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.plan import CalibrationSpec, StatRequest
 
@@ -17,16 +19,37 @@ class Price:
     waves: tuple[int, ...]
     """Per layer, how often the text is run through it: its statistics do not always fit into memory at once."""
     memory: int
-    """The most RAM that is held at once: a layer's weights, a batch's activations and a wave of statistics."""
+    """The most RAM that is held at once: a layer's weights, a batch's activations, a wave of statistics, and torch."""
     scratch: int
-    """Bytes of hidden states in the work folder."""
+    """Bytes of hidden states in the work folder: a layer's inputs and its outputs."""
     tokens: int
 
 
-def price(model: ModelInfo, spec: CalibrationSpec, requests: Collection[StatRequest], memory: int) -> Price:
-    """What gathering `requests` takes where `memory` bytes may be used.
+def price(
+    model: ModelInfo, spec: CalibrationSpec, requests: Collection[StatRequest], memory: int, *, element: int = 4
+) -> Price:
+    """What gathering `requests` takes where `memory` bytes may be used; `element`: bytes of a computed number.
 
-    Raises `QconvdError` if it cannot be done: not enough memory, no tokenizer, no causal language model, or a linear that text
-    does not go through.
+    Reads no weights. Raises `QconvdError` if it cannot be done: not enough memory, torch or transformers not installed, no
+    tokenizer, no causal language model, or a linear that text does not go through.
     """
-    raise NotImplementedError
+    check_suitable(model)
+    try:
+        from qconvd.calibration.budget import budget
+        from qconvd.calibration.network import Network
+        from qconvd.calibration.survey import survey
+        from qconvd.calibration.wanted import wanted
+    except ModuleNotFoundError as error:
+        raise not_installed(error) from error
+    network = Network(model)
+    traces = survey(network, spec.length)
+    layers = wanted(network, traces, spec, requests)
+    fitted = budget(network, traces, layers, spec, memory, element)
+    states = spec.samples * spec.length * network.hidden * element
+    return Price(
+        layers=len(layers),
+        waves=tuple(len(waves) for waves in fitted.waves),
+        memory=fitted.memory,
+        scratch=2 * states,
+        tokens=spec.samples * spec.length,
+    )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qconvd.calibration.network import Network
 from qconvd.calibration.states import States, Writer
 from qconvd.calibration.trace import Call, LayerTrace, calls, trace
-from qconvd.calibration.weights import Weights
+from qconvd.calibration.weights import Weights, fill_buffers, put
 from qconvd.engine.run import Cancelled, Event
 from qconvd.errors import QconvdError
 
@@ -63,11 +63,11 @@ class Stream:
         embedding.padding_idx = None  # nothing is trained, and it need not be a row of a table of some tokens
         writer = self.states.writer(0)
         with self._computing():
-            self.weights.fill_buffers(embedding)
+            fill_buffers(self.network, embedding, self.weights.device)
             for start, end in self._batches("embedding"):
                 # Only the rows of tokens that occur: the whole table may be larger than a layer.
                 ids, places = np.unique(tokens[start:end], return_inverse=True)
-                self.weights.put(embedding, "weight", self.weights.rows(name, ids))
+                put(embedding, "weight", self.weights.rows(name, ids))
                 table = torch.from_numpy(places.reshape(end - start, -1)).to(self.weights.device)
                 writer.write(self._entering(embedding(table)))
             self.weights.unload(embedding)
@@ -127,8 +127,8 @@ class Stream:
     def _load_own(self, name: str, module: Any) -> None:
         """Load what a module outside of the layers holds itself."""
         for leaf, value in [*module.named_parameters(recurse=False)]:
-            self.weights.put(module, leaf, self.weights.value(f"{name}.{leaf}", tuple(value.shape)))
-        self.weights.fill_own_buffers(module)
+            put(module, leaf, self.weights.value(f"{name}.{leaf}", tuple(value.shape)))
+        fill_buffers(self.network, module, self.weights.device)
 
     def _batches(self, doing: str, **more: Any) -> Iterator[tuple[int, int]]:
         """Ranges of samples. Tells how far it is, and stops when asked to."""

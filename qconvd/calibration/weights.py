@@ -31,17 +31,9 @@ class Weights:
     def load(self, module: nn.Module, replaced: Mapping[str, NDArray[Any]] | None = None) -> None:
         """Give every parameter and stored buffer below a module its values. `replaced` holds some by the checkpoint's names."""
         for name, origin in self._network.origins(module).items():
-            self.put(module, name, self._value(origin, replaced or {}))
-        self.fill_buffers(module)
-
-    def put(self, module: nn.Module, name: str, value: torch.Tensor) -> None:
-        """Set one parameter or buffer below a module."""
-        path, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(path)
-        if leaf in owner._parameters:
-            owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-        else:
-            owner._buffers[leaf] = value
+            put(module, name, self._value(origin, replaced or {}))
+        for owner in module.modules():
+            fill_buffers(self._network, owner, self.device)
 
     def unload(self, module: nn.Module) -> None:
         """Let go of everything below a module; its shapes stay."""
@@ -55,25 +47,6 @@ class Weights:
     def value(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """A parameter by its name in the whole model."""
         return self._value(self._network.origin(name, shape), {})
-
-    def fill_buffers(self, module: nn.Module) -> None:
-        """Compute the buffers below a module that no checkpoint holds."""
-        for owner in module.modules():
-            self.fill_own_buffers(owner)
-
-    def fill_own_buffers(self, owner: Any) -> None:
-        """Compute a module's own buffers (rotary frequencies) as transformers does when it loads a model."""
-        missing = {name: buffer for name, buffer in owner._buffers.items() if buffer is not None and buffer.is_meta}
-        for name, like in missing.items():
-            fill = float("nan") if like.is_floating_point() else 0
-            owner._buffers[name] = torch.full_like(like, fill, device=self.device)
-        if missing:
-            with torch.no_grad():
-                self._network.whole._init_weights(owner)
-        for name in missing:
-            if owner._buffers[name].isnan().any():
-                what = f"transformers does not say what the buffer {name} of {type(owner).__name__} holds"
-                raise unsupported(self._network.model, what)
 
     def rows(self, tensor: str, rows: NDArray[np.int64]) -> torch.Tensor:
         """Some rows of a matrix, ascending, in the compute type."""
@@ -113,6 +86,31 @@ class Weights:
         if kind == "BF16":
             values = values.view(torch.bfloat16)
         return values.to(self.device, self.dtype)
+
+
+def put(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Set one parameter or buffer below a module."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    else:
+        owner._buffers[leaf] = value
+
+
+def fill_buffers(network: Network, owner: Any, device: torch.device) -> None:
+    """Compute a module's own buffers that no checkpoint holds (rotary frequencies) as transformers does in loading a model."""
+    missing = {name: buffer for name, buffer in owner._buffers.items() if buffer is not None and buffer.is_meta}
+    for name, like in missing.items():
+        fill = float("nan") if like.is_floating_point() else 0
+        owner._buffers[name] = torch.full_like(like, fill, device=device)
+    if missing:
+        with torch.no_grad():
+            network.whole._init_weights(owner)
+    for name in missing:
+        if owner._buffers[name].isnan().any():
+            what = f"transformers does not say what the buffer {name} of {type(owner).__name__} holds"
+            raise unsupported(network.model, what)
 
 
 def _runs(rows: NDArray[np.int64]) -> NDArray[np.int64]:
