@@ -34,6 +34,8 @@ class Budget:
     """Per layer."""
     statistics: int
     """Of the largest wave."""
+    least: int
+    """Bytes that would do: one sample at a time, and one statistic."""
 
     @property
     def memory(self) -> int:
@@ -65,7 +67,10 @@ def budget(
     room = max(largest, free // 2)
     waves = [packed(layer.kinds, columns[i], room) for i, layer in enumerate(layers)]
     held = [sum(nbytes(w[g], columns[i][g]) for g in w) for i, of_layer in enumerate(waves) for w in of_layer]
-    return Budget(batch, weights, activations, waves, max(held, default=0))
+    fixed = LIBRARIES + weights + largest
+    # More than one sample is run at once where there is memory, and takes no more than its share of it.
+    least = max(fixed + sample, fixed * BATCH_SHARE // (BATCH_SHARE - 1) + 1)
+    return Budget(batch, weights, activations, waves, max(held, default=0), least)
 
 
 def _weights(layer: nn.Module, element: int) -> int:

@@ -20,6 +20,8 @@ class Price:
     """Per layer, how often the text is run through it: its statistics do not always fit into memory at once."""
     memory: int
     """The most RAM that is held at once: a layer's weights, a batch's activations, a wave of statistics, and torch."""
+    least: int
+    """RAM that it can do with: one sample at a time, and one statistic."""
     scratch: int
     """Bytes of hidden states in the work folder: a layer's inputs and its outputs."""
     tokens: int
@@ -50,6 +52,7 @@ def price(
         layers=len(layers),
         waves=tuple(len(waves) for waves in fitted.waves),
         memory=fitted.memory,
+        least=fitted.least,
         scratch=2 * states,
         tokens=spec.samples * spec.length,
     )
