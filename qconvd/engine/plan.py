@@ -302,7 +302,6 @@ class Encoded(NamedTuple):
     """One buffer per output of the unit, for these rows."""
     report: UnitReport = UnitReport()
     dequantized: Sequence[Array] | None = None
-    """Float32 or float16 (rows, columns) per input: what the bytes stand for, exactly as `Format.decode` reads them."""
     figures: Mapping[str, float] = MappingProxyType({})
     """What else is worth knowing of these rows, for the manifest: by name, as sums that chunks are added up from."""
     fallback: str = ""

@@ -348,8 +348,6 @@ class _Run:
             stats = self._statistics.of(run.asked, unit)
             stats |= {r.key: run.statistics[r.key] for r in unit.statistics if r.key in run.statistics}
             encoded = run.target.encoder.encode(unit, chunk.rows, [held[k] for k in keys], stats)
-            if run.keeps and encoded.dequantized:
-                run.keep(unit, chunk.rows, encoded.dequantized[0])
             data = buffers(unit, [n for _, _, n in run.layout.pieces(unit, chunk.rows)], encoded.data)
             report, figures = encoded.report.plain(), {k: float(v) for k, v in encoded.figures.items()}
         except Exception as error:  # noqa: BLE001 — a plugin's encoder, likewise

@@ -87,8 +87,6 @@ class TargetRun:
         """Units of which some experts saw no token while mean squares were gathered, and how many."""
         self.asked = target.plan
         """The plan, with the files of statistics that calibration made."""
-        self.keeps = target.plan.calibration is not None and target.plan.calibration.stream == "quantized"
-        """Whether what units are encoded to is the next layer's business."""
         self.digest = f"sha256:{hashlib.sha256(_fingerprint(target, calibration)).hexdigest()}"
         self.artifact = str(target.about.get("artifact") or _stem(target))
         self.folder = target.work / "files"
@@ -96,7 +94,6 @@ class TargetRun:
         self._model = model
         self._source = source
         self._records: dict[tuple[str, Rows], Record] = {}
-        self._dequantized: dict[str, dict[Rows, Any]] = {}
         self._cut: Mapping[str, Grid] = {}
         self._lock = threading.Lock()
         self._journal: Journal | None = None
@@ -159,21 +156,11 @@ class TargetRun:
         """Whether all rows of a unit are written."""
         return all(self.done(unit.id, rows) for rows in ranges(unit.shape[0], self._cut[unit.id]))
 
-    def keep(self, unit: Unit, rows: Rows, dequantized: Any) -> None:
-        """What rows of a unit were encoded to, for `dequantized`."""
-        with self._lock:
-            self._dequantized.setdefault(unit.id, {})[rows] = dequantized
-
     def dequantized(self, unit: Unit) -> Any:
-        """(rows, columns), float16 or float32: what a unit that is written stands for. What was kept of it is let go of.
+        """(rows, columns): what a unit that is written stands for.
 
-        What an earlier run wrote is decoded from the files.
+        Always decoded from the files, whether this run wrote them or an earlier one: the next layer must be fed the same.
         """
-        with self._lock:
-            kept = self._dequantized.pop(unit.id, {})
-        wanted = list(ranges(unit.shape[0], self._cut[unit.id]))
-        if kept.keys() >= set(wanted):
-            return np.concatenate([kept[rows] for rows in wanted]) if len(wanted) > 1 else kept[wanted[0]]
         assert self.target.decode is not None, "a stream of quantized activations needs the format's decode"
         whole = (0, unit.shape[0])
         data = [self.files.files[i].read(offset, nbytes) for i, offset, nbytes in self.layout.pieces(unit, whole)]

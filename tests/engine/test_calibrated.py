@@ -51,7 +51,7 @@ class Weighing:
         made = (weights * (1 - counts / counts.max() / 8 if counts.any() else 1)).astype("<f4")
         error = float(np.sum((made - weights) ** 2 * counts))
         fallback = "" if unit.statistics[0].kind == "mean_square" or found.tokens else "no token reached it"
-        return Encoded([made], UnitReport(made.size), [made], {"error": error}, fallback)
+        return Encoded([made], UnitReport(made.size), figures={"error": error}, fallback=fallback)
 
 
 def decode(unit: Unit, rows: tuple[int, int], data: Sequence[Any]) -> Sequence[Any]:
