@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import json
+import shutil
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import family_models
 from qconvd import checkpoints
@@ -70,3 +74,28 @@ def linears(model: ModelInfo) -> list[str]:
     from qconvd.calibration.survey import survey
 
     return [tensor for trace in survey(Network(model), 24) for tensor in trace.groups]
+
+
+def read(model: ModelInfo, name: str) -> np.ndarray:
+    """A float32 tensor of a tiny model."""
+    tensor = model.tensors[name]
+    return np.fromfile(model.path / tensor.file, "<f4", tensor.nbytes // 4, offset=tensor.offset).reshape(tensor.shape)
+
+
+def rewritten(model: ModelInfo, folder: Path, tensors: Mapping[str, np.ndarray]) -> ModelInfo:
+    """A copy of a tiny model with other values of some tensors."""
+    shutil.copytree(model.path, folder)
+    for name, values in tensors.items():
+        tensor = model.tensors[name]
+        with (folder / tensor.file).open("r+b") as file:
+            file.seek(tensor.offset)
+            file.write(np.ascontiguousarray(values, "<f4").tobytes())
+    return checkpoints.inspect(folder)
+
+
+def reconfigured(model: ModelInfo, **changes: Any) -> ModelInfo:
+    """The model with other words in its config.json; None removes one."""
+    path = model.path / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return checkpoints.inspect(model.path)
