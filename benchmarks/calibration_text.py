@@ -24,11 +24,13 @@ from novels import novels
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "qconvd" / "calibration" / "text"
 LANGUAGES = (
-    "arb", "ces", "cmn_hans", "deu_1996", "ell_monotonic", "fra", "hin", "ita", "jpn", "kor", "nld", "pol", "por_PT", "rus", "swe",
-    "tur", "ukr", "vie",
+    "arb", "ces", "cmn_hans", "deu_1996", "ell_monotonic", "fra", "hin", "ita", "jpn", "kor", "nld", "pol", "por_PT", "rus",
+    "swe", "tur", "ukr", "vie",
 )  # fmt: skip
-COUNTRIES = ("europe/au", "africa/ke", "south-america/br", "east-n-southeast-asia/ja", "australia-oceania/nz", "north-america/ca",
-             "middle-east/tu", "south-asia/in")  # fmt: skip
+COUNTRIES = (
+    "europe/au", "africa/ke", "south-america/br", "east-n-southeast-asia/ja", "australia-oceania/nz", "north-america/ca",
+    "middle-east/tu", "south-asia/in",
+)  # fmt: skip
 CODE = ("engine/credits.py", "watch/settle.py", "dtypes.py", "checkpoints/shards.py", "ledger/patience.py")
 
 
@@ -36,7 +38,7 @@ def main(packages: Path) -> None:
     def found(pattern: str) -> Path:
         return next(packages.glob(pattern))
 
-    texts = {title: text for title, text in novels(found("r-cran-janeaustenr*.deb")).items()}
+    texts = novels(found("r-cran-janeaustenr*.deb"))
     emma = next(text for title, text in texts.items() if title.lower().startswith("emma"))
     write("novel.txt", emma[20_000:140_000])
     write("bible_english.txt", sword(found("sword-text-web*.deb"), "ot")[1_900_000:1_945_000])
