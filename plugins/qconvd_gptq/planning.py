@@ -153,8 +153,8 @@ def _linear(x: Linear, options: GptqOptions) -> Unit:
         outputs=tuple(outputs),
         rows=Whole(),
         statistics=(StatRequest(x.tensor.name, "hessian"),) if calibrated else (),
-        # Codes; a block of rows as weights, errors and what is between; the factor, the ordered Hessian and LAPACK's copy.
-        memory={"cpu": rows * columns + 20 * min(rows, ROWS) * columns + (12 * columns * columns if calibrated else 0)},
+        # Codes; a block of rows as weights, errors and what is between; the factor, with what computing it takes beside.
+        memory={"cpu": rows * columns + 20 * min(rows, ROWS) * columns + (6 * columns * columns if calibrated else 0)},
         options=said,
     )
 

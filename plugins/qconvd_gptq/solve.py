@@ -214,9 +214,9 @@ class _Linear:
         """
         if self.factor is None or end == self.columns:
             return x
-        moved = np.linalg.solve(self.factor.ratio[lowest:end, lowest:end].T, x - w)
+        moved: Singles = np.linalg.inv(self.factor.ratio[lowest:end, lowest:end]).T @ (x - w)
         moved += w
-        return np.ascontiguousarray(moved)
+        return moved
 
     def _panel(self, w: Singles, x: Singles, start: int, end: int, first: int) -> None:
         codes = np.empty(x.shape, np.uint8)

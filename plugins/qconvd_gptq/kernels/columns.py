@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+import numba
 import numpy as np
 from numba import types
 
@@ -37,6 +38,25 @@ def _transposed(w: Vector, order: Vector, out: Vector) -> None:
 transposed = CACHE.entry(_transposed, TRANSPOSED)
 
 
+@numba.njit(error_model="numpy", forceinline=True)
+def _fed(errors: Vector, ratio: Vector, i: Scalar, sums: Vector) -> None:
+    """What column `i` takes of the errors of those after it, four at a time: sums stay in registers."""
+    n = errors.shape[0]
+    for r in range(LANES):
+        sums[r] = np.float32(0.0)
+    k = i + 1
+    while k + 3 < n:
+        a, b, c, d = ratio[k, i], ratio[k + 1, i], ratio[k + 2, i], ratio[k + 3, i]
+        for r in range(LANES):
+            sums[r] += errors[k, r] * a + errors[k + 1, r] * b + errors[k + 2, r] * c + errors[k + 3, r] * d
+        k += 4
+    while k < n:
+        a = ratio[k, i]
+        for r in range(LANES):
+            sums[r] += errors[k, r] * a
+        k += 1
+
+
 def _columns(
     w: Vector, x: Vector, ratio: Vector, scale: Vector, zero: Vector, group: Vector, levels: Scalar, feed: Scalar, codes: Vector
 ) -> None:
@@ -49,9 +69,14 @@ def _columns(
     """
     n, rows = w.shape
     most = np.float32(levels - 1)
+    errors, sums = np.zeros((n, LANES), np.float32), np.zeros(LANES, np.float32)
     for at in range(0, rows, LANES):
         lanes = min(LANES, rows - at)
         for i in range(n - 1, -1, -1):
+            if feed:
+                _fed(errors, ratio, i, sums)
+                for r in range(lanes):
+                    x[i, at + r] += sums[r]
             g = group[i]
             for r in range(lanes):
                 s, z, v = scale[g, at + r], zero[g, at + r], x[i, at + r]
@@ -60,11 +85,8 @@ def _columns(
                 codes[i, at + r] = np.uint8(q)
                 x[i, at + r] = v - y
                 w[i, at + r] = w[i, at + r] - y
-            if feed:
-                for j in range(i):
-                    a = ratio[i, j]
-                    for r in range(lanes):
-                        x[j, at + r] += w[i, at + r] * a
+            for r in range(lanes):
+                errors[i, r] = w[i, at + r]
 
 
 # Fused multiplications change the last bits of what is fed back, nothing of what is rounded without it.
