@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import crash
@@ -23,7 +22,7 @@ from qconvd.engine.target import with_kept
 from qconvd.executors.base import environment
 from qconvd.plugins import plugins
 from qconvd.statistics import open_imatrix
-from qconvd.statistics.imatrix_writer import Origin, write_imatrix
+from qconvd.statistics.imatrix_write import MeanSquares, write_imatrix
 from qconvd.targets import resolve_list
 from qconvd.tasks import LimitsSpec, write_spec
 from worker_kit import Shop
@@ -73,11 +72,11 @@ def test_a_gathered_matrix_makes_the_file_that_it_makes_when_it_is_named(model: 
     entries = {}
     for kept in with_kept(auto.plan, auto.work).statistics:
         file = open_imatrix(Path(kept.path))
-        origin = Origin(file.datasets[0], file.chunks, 64)
-        entries |= {name: (file.mean_square(name).reshape(1, -1), np.ones(1, np.float32)) for name in file.entries}
+        origin = {"dataset": file.datasets[0], "samples": file.chunks, "length": 64}
+        entries |= {name: MeanSquares(file.mean_square(name), [4 * 64]) for name in file.entries}
         file.close()
     matrix = tmp_path / "glass_en.imatrix.gguf"
-    write_imatrix(matrix, entries, origin)
+    write_imatrix(matrix, entries, **origin)
     (named,) = targets_of(model, f"gguf: {{types: [iq4_nl], imatrix: {matrix}}}", tmp_path / "named")
     go(model, [named])
     (name,) = (f.path for f in auto.plan.files)

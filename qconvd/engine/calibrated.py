@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from qconvd.engine.gathering import Gathering
 from qconvd.engine.graph import UnitKey
-from qconvd.engine.mean_squares import MeanSquares
+from qconvd.engine.mean_squares import MeanSquareFiles
 from qconvd.engine.plan import CalibrationSpec, Plan, StatRequest, Unit
 from qconvd.engine.target import TargetRun
 
@@ -48,7 +48,7 @@ class Layers:
     ) -> None:
         self._gathering = gathering
         self._runs = runs
-        self._kept = MeanSquares(gathering.stream, gathering.calibration.about)
+        self._kept = MeanSquareFiles(gathering.stream, gathering.calibration.about)
         self._asking = [
             Asking((index, unit.id), unit, max(gathering.calibration.layer_of(r) for r in requests), requests)
             for index, run in runs.items()

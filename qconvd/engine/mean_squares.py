@@ -9,20 +9,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qconvd.engine.commit import make_folders
 from qconvd.engine.gathering import Stream
 from qconvd.engine.plan import StatisticsFile
 from qconvd.errors import QconvdError
 from qconvd.statistics import open_imatrix
-from qconvd.statistics.imatrix_writer import Origin, write_imatrix
+from qconvd.statistics.imatrix_write import MeanSquares, write_imatrix
 
 FOLDER = "mean-squares"
 ENDING = ".imatrix.gguf"
 
 
-class MeanSquares:
+class MeanSquareFiles:
     """A file for each layer, in a folder that only the same calibration under the same circumstances finds again."""
 
     def __init__(self, stream: Stream, about: Mapping[str, Any]) -> None:
@@ -42,13 +40,10 @@ class MeanSquares:
         """Keep a layer's, durably: float32 (columns,) or (experts * columns,). `counts`: tokens that each expert saw."""
         spec = self._stream.spec
         make_folders(self._folder)
-        entries = {}
-        for name, array in means.items():
-            tokens = np.array(counts[name], np.float32)
-            entries[name] = np.asarray(array, np.float32).reshape(len(tokens), -1) * tokens[:, None], tokens
+        entries = {name: MeanSquares(array, counts[name]) for name, array in means.items()}
         # What others go on to read is never replaced.
         path = self._folder / f"{layer:04}-{sha256(repr(sorted(means)).encode()).hexdigest()[:8]}{ENDING}"
-        write_imatrix(path, entries, Origin(spec.dataset, spec.samples, spec.length))
+        write_imatrix(path, entries, dataset=spec.dataset, samples=spec.samples, length=spec.length)
         self._open(path)
 
     def files(self, linears: Collection[str]) -> tuple[StatisticsFile, ...]:
