@@ -68,8 +68,9 @@ def budget(
     waves = [packed(layer.kinds, columns[i], room) for i, layer in enumerate(layers)]
     held = [sum(nbytes(w[g], columns[i][g]) for g in w) for i, of_layer in enumerate(waves) for w in of_layer]
     fixed = LIBRARIES + weights + largest
-    # More than one sample is run at once where there is memory, and takes no more than its share of it.
-    least = max(fixed + sample, fixed * BATCH_SHARE // (BATCH_SHARE - 1) + 1)
+    # More than one sample is run at once where there is memory, up to a whole batch or their share of it.
+    whole = max(1, min(spec.samples, TOKENS // spec.length)) * sample
+    least = min(fixed + whole, max(fixed + sample, fixed * BATCH_SHARE // (BATCH_SHARE - 1) + 1))
     return Budget(batch, weights, activations, waves, max(held, default=0), least)
 
 

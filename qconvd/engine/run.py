@@ -189,7 +189,8 @@ class _Run:
                     raise RuntimeError(f"{target.id} has no folder for its calibration")
                 self._statistics.open(target.plan)
                 missing = [r for u in target.plan.units for r in self._statistics.missing(target.plan, u)]
-                streams.setdefault(target.calibration, Stream(target.calibration, spec)).add(target.id, spec, missing)
+                if missing:
+                    streams.setdefault(target.calibration, Stream(target.calibration, spec)).add(target.id, spec, missing)
             except (OSError, QconvdError) as error:
                 self._refuse(target.id, error)
         for stream in streams.values():

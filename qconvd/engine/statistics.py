@@ -69,7 +69,13 @@ class Statistics:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            array = file.mean_square(request.linear)
+            try:
+                array = file.mean_square(request.linear)
+            except Exception as error:
+                # Of a file that somebody is just writing to, anything may be read.
+                if not file.is_unchanged():
+                    raise changed(file.path) from error
+                raise
             array.flags.writeable = False
             self._kept[key] = array
             while len(self._kept) > 1 and sum(a.nbytes for a in self._kept.values()) > KEPT:
