@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -99,3 +100,7 @@ def reconfigured(model: ModelInfo, **changes: Any) -> ModelInfo:
     config = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     return checkpoints.inspect(model.path)
+
+
+def with_tensors(model: ModelInfo, tensors: Mapping[str, Any]) -> ModelInfo:
+    return dataclasses.replace(model, tensors=tensors)

@@ -46,6 +46,13 @@ def budget(
     network: Network, traces: Sequence[LayerTrace], layers: Sequence[Layer], spec: CalibrationSpec, memory: int, element: int
 ) -> Budget:
     """Fit into `memory` bytes; `element`: bytes of a computed number. Raises `QconvdError` if even the least is too much."""
+    context = getattr(network.text, "max_position_embeddings", None)
+    if isinstance(context, int) and spec.length > context:
+        raise QconvdError(
+            f"samples of {spec.length} tokens are longer than the model's context of {context}",
+            where=str(network.model.path),
+            fix=f"say `length: {context}` or less under `calibration`",
+        )
     weights = max(_weights(layer, element) for layer in network.layers)
     weights += sum(_own(module, element) for _, module in network.outer())
     sample = max(_sample(network, trace, spec.length, element) for trace in traces)

@@ -11,7 +11,7 @@ ELSE = "choose a format that needs no calibration"
 def not_installed(error: ModuleNotFoundError) -> QconvdError:
     """For `import torch` and `import transformers`, which are an optional part."""
     return QconvdError(
-        f"calibration runs models through torch and transformers, and {error.name} is not installed",
+        f"calibration runs models through torch and transformers, and {(error.name or '').partition('.')[0]} is not installed",
         fix="pip install 'qconvd[calibration]'",
     )
 

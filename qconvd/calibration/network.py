@@ -33,10 +33,10 @@ class Network:
 
     def __init__(self, model: ModelInfo) -> None:
         """Raises `Unsupported` for a model whose class transformers does not have, or whose tensors are not that class's."""
+        transformers.logging.set_verbosity_error()  # what it warns of is checked here, or does not matter
         self.model = model
         self.config = _config(model)
-        with torch.device("meta"):
-            self.whole: Any = _class(model, self.config)(self.config).eval()
+        self.whole: Any = _built(model, _class(model, self.config), self.config)
         self.text = self.config.get_text_config()
         self.decoder: Any = self.whole.get_decoder()
         self.layers = self._layers()
@@ -124,10 +124,19 @@ def _config(model: ModelInfo) -> Any:
     if not isinstance(kind, str) or kind not in known:
         if model.config.get("auto_map"):
             what = f"{model.architecture} is not in transformers; it would need the code that comes with the model, "
-            raise unsupported(model, what + "which qconvd never runs")
+            raise unsupported(model, f"{what}which qconvd never runs")
         raise unsupported(model, f"transformers {transformers.__version__} does not know the model type {kind!r}")
     wanted = {k: v for k, v in model.config.items() if k not in ("auto_map", "quantization_config")}
     return known[kind].from_dict(wanted)
+
+
+def _built(model: ModelInfo, kind: Any, config: Any) -> Any:
+    try:
+        with torch.device("meta"):
+            return kind(config).eval()
+    except Exception as error:  # whatever a config.json may make of a class
+        what = f"transformers cannot build {kind.__name__} from its config.json: {' '.join(str(error).split())[:200]}"
+        raise unsupported(model, what, "copy or download config.json again, or choose a format without calibration") from error
 
 
 def _class(model: ModelInfo, config: Any) -> Any:

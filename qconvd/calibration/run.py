@@ -144,21 +144,21 @@ class Calibration:
             self._stream.load(layer)
         with Gathering(self._traces[layer], wave, device) as gathering:
             writer = self._start_next(layer + 1) if ahead else None
-            self._stream.forward(layer, writer, {"wave": number + 1, "waves": waves})
+            told = {"wave": number + 1, "waves": waves}
+            self._stream.forward(layer, writer, told, lambda: self._blamed(layer, gathering.sums))
         if number + 1 == waves:
             self._stream.unload(layer)
         return gathering.sums
 
     def _statistics(self, layer: int, wave: Wave, sums: Mapping[int, Sum]) -> dict[str, Hessian | NDArray[np.float32]]:
         """What was asked for and a wave has gathered."""
+        if blamed := self._blamed(layer, sums):
+            raise not_finite(self._network, blamed)
         hessians: dict[int, Hessian] = {}
         found: dict[str, Hessian | NDArray[np.float32]] = {}
         for request, groups in self._wanted[layer].requests.items():
             if not all(request.kind in wave.get(group, ()) for group in groups):
                 continue
-            for group in groups:
-                if not sums[group].finite:
-                    raise not_finite(self._network, f"{request.linear} (layer {layer}) is fed NaN or infinite activations")
             self._count(request, layer, tuple(sums[group].tokens for group in groups))
             if request.kind == "mean_square":
                 found[request.key] = np.concatenate([sums[group].mean_squares() for group in groups])
@@ -167,6 +167,14 @@ class Calibration:
                 hessians[groups[0]] = _hessian(sums[groups[0]])
             found[request.key] = hessians[groups[0]]
         return found
+
+    def _blamed(self, layer: int, sums: Mapping[int, Sum]) -> str:
+        """The first linear that was fed what is no number; empty if there is none."""
+        for group in sorted(sums):  # in the order in which text goes through them
+            if not sums[group].finite:
+                linear = next(r.linear for r, groups in self._wanted[layer].requests.items() if group in groups)
+                return f"{linear} (layer {layer}) is fed NaN or infinite activations"
+        return ""
 
     def _count(self, request: StatRequest, layer: int, counts: tuple[int, ...]) -> None:
         self.counts[request.linear] = counts

@@ -73,15 +73,17 @@ class Stream:
             self.weights.unload(embedding)
         writer.keep()
 
-    def forward(self, layer: int, writer: Writer | None, what: Mapping[str, Any]) -> None:
-        """Run all samples through a layer that is loaded."""
+    def forward(
+        self, layer: int, writer: Writer | None, what: Mapping[str, Any], blamed: Callable[[], str] = lambda: ""
+    ) -> None:
+        """Run all samples through a layer that is loaded. `blamed`: which of its linears was fed what is no number."""
         module: Any = self.network.layers[layer]
         with self._computing():
             for start, end in self._batches("layer", layer=layer, **what):
                 hidden = self._read(layer, start, end)
                 out = self._called(hidden)[layer].run(module, hidden)
                 if not bool(out.sum().isfinite()):
-                    raise not_finite(self.network, f"layer {layer} gives NaN or infinite activations")
+                    raise not_finite(self.network, blamed() or f"layer {layer} gives NaN or infinite activations")
                 if writer:
                     writer.write(out)
 
