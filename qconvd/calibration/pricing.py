@@ -20,6 +20,8 @@ class Price:
     """Per layer, how often the text is run through it: its statistics do not always fit into memory at once."""
     memory: int
     """The most RAM that is held at once: a layer's weights, a batch's activations, a wave of statistics, and torch."""
+    statistics: int
+    """Of `memory`, those of the largest wave; what encoders derive from them takes about as much again."""
     least: int
     """RAM that it can do with: one sample at a time, and one statistic."""
     scratch: int
@@ -52,6 +54,7 @@ def price(
         layers=len(layers),
         waves=tuple(len(waves) for waves in fitted.waves),
         memory=fitted.memory,
+        statistics=fitted.statistics,
         least=fitted.least,
         scratch=2 * states,
         tokens=spec.samples * spec.length,

@@ -101,7 +101,8 @@ class Layers:
         keys = {r.key for a in ready for r in a.requests}
         for run in self._runs.values():
             run.statistics = {key: held[key] for key in keys}
-        encode([a.key for a in ready], sum(_nbytes(s) for s in held.values()))
+        # What encoders derive from a statistic lives as long as it does, and takes about as much.
+        encode([a.key for a in ready], 2 * sum({id(s): _nbytes(s) for s in held.values()}.values()))
         for run in self._runs.values():
             run.statistics = {}
 

@@ -81,8 +81,8 @@ def as_data(plan: Plan, price: Price | None) -> dict[str, Any]:
         return {}
     return {
         "text": spec.name, "samples": spec.samples, "length": spec.length, "activations": spec.stream, "layers": price.layers,
-        "waves": sum(price.waves), "memory": price.memory, "least": price.least, "encoding": largest_of(plan),
-        "scratch": price.scratch, "tokens": price.tokens,
+        "waves": sum(price.waves), "memory": price.memory + price.statistics, "least": price.least,
+        "encoding": largest_of(plan), "scratch": price.scratch, "tokens": price.tokens,
     }  # fmt: skip
 
 

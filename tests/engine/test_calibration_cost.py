@@ -19,7 +19,9 @@ from qconvd.targets import resolve_list
 from tiny import llama, plan, raw_model, unit
 
 MIB = 1 << 20
-PRICE = Price(layers=4, waves=(1, 1, 2, 1), memory=900 * MIB, least=500 * MIB, scratch=64 * MIB, tokens=2048)
+PRICE = Price(
+    layers=4, waves=(1, 1, 2, 1), memory=800 * MIB, statistics=100 * MIB, least=500 * MIB, scratch=64 * MIB, tokens=2048
+)
 SPEC = CalibrationSpec("/home/somebody/text.txt", "", samples=8, length=256)
 
 
@@ -32,7 +34,7 @@ def weighed(tmp_path: Path) -> Plan:
 
 def test_what_is_reserved_is_enough_for_what_was_priced(weighed: Plan) -> None:
     memory = with_calibration(working_memory(weighed, 2), weighed, PRICE)
-    for kind, priced in (("cpu", PRICE.memory), ("least", PRICE.least)):
+    for kind, priced in (("cpu", PRICE.memory + PRICE.statistics), ("least", PRICE.least)):
         credit = memory[kind] - memory[kind] // IDLE_SHARE
         assert share(credit, largest_of(weighed)) >= priced
         assert memory[kind] < (priced + 40 * MIB) * 1.2
@@ -45,7 +47,7 @@ def test_targets_that_share_are_reserved_for_together(weighed: Plan, tmp_path: P
     first = as_data(weighed, PRICE)
     second = {**first, "memory": 100 * MIB, "least": 90 * MIB, "encoding": 300 * MIB}
     both = shared([first, second])
-    assert share(both["cpu"] - both["cpu"] // IDLE_SHARE, 300 * MIB) >= PRICE.memory
+    assert share(both["cpu"] - both["cpu"] // IDLE_SHARE, 300 * MIB) >= PRICE.memory + PRICE.statistics
     assert shared([]) == {}
     ledger = Ledger(tmp_path / "ledger.sqlite")
     source = ledger.source_seen("/m", "sha256:1", "m", "p")
@@ -79,17 +81,21 @@ def test_it_is_told_in_a_sentence(weighed: Plan) -> None:
 
 def test_a_real_model_is_priced_from_its_headers(glass: Path) -> None:
     model: ModelInfo = inspect(glass)
-    name = "model.layers.1.mlp.up_proj.weight"
-    one = unit(name, Read.of(model.tensors[name]), rows=Whole(), statistics=(StatRequest(name, "hessian"),))
-    costs, asking = Costs(model), replace(plan([one]), calibration=replace(SPEC, text="default"))
+    units = [
+        unit(n, Read.of(t), rows=Whole(), statistics=(StatRequest(n, "hessian"),))
+        for n, t in model.tensors.items()
+        if n.endswith("_proj.weight")
+    ]
+    costs, asking = Costs(model), replace(plan(units), calibration=replace(SPEC, text="default", length=64))
     price = costs.of(asking)
     assert price
     assert costs.of(asking) is price, "those that ask the same are reckoned once"
     assert price.layers == 4
     assert price.least <= price.memory
     enough = with_calibration(working_memory(asking, 2), asking, price)["least"]
-    least = costs.of(asking, enough)
-    assert least
+    assert costs.of(asking, enough)
+    reserved = with_calibration(working_memory(asking, 2), asking, price)["cpu"]
+    assert costs.of(asking, reserved) == price, "as many waves as were planned"
     with pytest.raises(QconvdError, match="calibration needs at least"):
         costs.of(asking, 300 * MIB)
     assert costs.of(replace(asking, calibration=None)) is None
