@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qconvd import __version__ as version
 from qconvd.cache_home import cache_home
+from qconvd.calibration.options import CalibrationOptions, calibration_spec
 from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
 from qconvd.checkpoints.gguf import gguf_metadata
 from qconvd.containers.base import Container
@@ -32,6 +33,7 @@ from qconvd.engine.operations import Operation
 from qconvd.engine.plan import (
     Array,
     Buffer,
+    CalibrationSpec,
     ContainerSpec,
     Device,
     Encoded,
@@ -56,19 +58,20 @@ from qconvd.errors import BadCheckpoint, ConfigError, Incomplete, QconvdError, U
 from qconvd.examination import Finding
 from qconvd.formats import Advises, Detail, Format, FormatOptions, Size, check_report
 from qconvd.hookspecs import hookimpl
-from qconvd.input_files import InputFile
+from qconvd.input_files import FileOrAuto, InputFile
 from qconvd.kernel_cache import KernelCache, kernel_findings
 from qconvd.plugins import container, gguf_families, given_by
 from qconvd.statistics import Imatrix, open_statistics
 from qconvd.statistics.hessian import Hessian
 
 __all__ = [
-    "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Advises", "Affine", "Array", "BadCheckpoint", "Buffer", "Cast", "CheckpointReader",
-    "Concat", "ConfigError", "Constant", "Container", "ContainerSpec", "Dequantize", "Detail", "Device", "Encoded", "Encoder",
-    "Expr", "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Hessian", "Imatrix", "Incomplete", "InputFile",
-    "KernelCache", "LeftOut", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan",
-    "Prepares", "QconvdError", "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack",
-    "StatRequest", "StatisticsFile", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "as_float32",
-    "cache_home", "check_report", "container", "cuda_device", "gguf_families", "gguf_metadata", "given_by", "hookimpl",
-    "kernel_findings", "open_statistics", "reads", "row_bytes", "rows_columns", "safetensors_index", "storage", "version",
+    "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Advises", "Affine", "Array", "BadCheckpoint", "Buffer", "CalibrationOptions",
+    "CalibrationSpec", "Cast", "CheckpointReader", "Concat", "ConfigError", "Constant", "Container", "ContainerSpec",
+    "Dequantize", "Detail", "Device", "Encoded", "Encoder", "Expr", "FileInfo", "FileOrAuto", "FileSpec", "Finding", "Format",
+    "FormatOptions", "Hessian", "Imatrix", "Incomplete", "InputFile", "KernelCache", "LeftOut", "ModelInfo", "NameParts",
+    "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares", "QconvdError", "Read", "Reader", "Repeat",
+    "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile", "TensorInfo", "Transpose",
+    "Unit", "UnitReport", "Unsupported", "Whole", "as_float32", "cache_home", "calibration_spec", "check_report", "container",
+    "cuda_device", "gguf_families", "gguf_metadata", "given_by", "hookimpl", "kernel_findings", "open_statistics", "reads",
+    "row_bytes", "rows_columns", "safetensors_index", "storage", "version",
 ]  # fmt: skip

@@ -10,13 +10,14 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
 from qconvd.checkpoints.files import opened, read_at
 from qconvd.errors import QconvdError
 
+AUTO = "auto"
 BLOCK = 1 << 20
 _known: dict[tuple[int, int, int, int], str] = {}
 
@@ -45,14 +46,17 @@ def sha256_of(descriptor: int) -> str:
 
 
 def published(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as manifests show them: of a named file its name and content, not where it lies on this machine."""
+    """Options as manifests show them: of a named file or text its name, not where it lies on this machine."""
     return {key: _published(value) for key, value in options.items()}
 
 
 def _published(value: Any) -> Any:
-    if isinstance(value, Mapping) and value.keys() == {"path", "sha256"}:
+    if not isinstance(value, Mapping):
+        return value
+    if value.keys() == {"path", "sha256"}:
         return {"file": Path(value["path"]).name, "sha256": value["sha256"]}
-    return value
+    text = value.get("text")
+    return {**value, "text": Path(text).name} if isinstance(text, str) and text.startswith("/") else value
 
 
 def _named(value: Any, info: ValidationInfo) -> Any:
@@ -72,5 +76,11 @@ def _named(value: Any, info: ValidationInfo) -> Any:
         raise ValueError(f"{value}: {error.what}") from error
 
 
+def _named_or_auto(value: Any, info: ValidationInfo) -> Any:
+    return value if value == AUTO else _named(value, info)
+
+
 InputFile: TypeAlias = Annotated[NamedFile, BeforeValidator(_named, json_schema_input_type=str)]
 """For a format's options: a file that the recipe names by its path."""
+FileOrAuto: TypeAlias = Annotated[NamedFile | Literal["auto"], BeforeValidator(_named_or_auto, json_schema_input_type=str)]
+"""As `InputFile`, or `auto`: what is in it is found while converting."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from qconvd import rates
 from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.calibration_cost import Costs, as_data, in_words, with_calibration
 from qconvd.engine.plan import LeftOut, Plan
 from qconvd.engine.working_memory import working_memory
 from qconvd.errors import QconvdError
@@ -31,6 +33,8 @@ class Preview:
     error: QconvdError | None = None
     memory: int = 0
     """Bytes that the scheduler reserves to convert it alone; with others the largest counts, not their sum."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """What calibrating for it takes; empty where nothing is calibrated."""
 
     @property
     def nbytes(self) -> int:
@@ -43,8 +47,17 @@ class Preview:
         return bits_per_weight(self.plan) if self.plan else 0.0
 
     @property
+    def timed(self) -> tuple[str, ...]:
+        """What its time is reckoned by (see rates.py)."""
+        if self.plan is None:
+            return ()
+        spec = self.plan.calibration
+        return (self.target.label, *([rates.calibrating(self.target.label, spec)] if spec else []))
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        return self.plan.notes if self.plan else ()
+        said = (in_words(self.calibration),) if self.calibration else ()
+        return (*said, *(self.plan.notes if self.plan else ()))
 
     @property
     def left_out(self) -> list[tuple[str, str]]:
@@ -72,6 +85,7 @@ class Preview:
             "left_out": [{"tensor": o.tensor, "became": o.became, "reason": o.reason} for o in self.plan.left_out],
             "loads_with": [{"name": r.name, "note": r.note} for r in self.plan.loads_with],
             "notes": list(self.plan.notes),
+            **({"calibration": self.calibration} if self.calibration else {}),
         }
 
 
@@ -88,11 +102,16 @@ def preview(model: ModelInfo, target: Target, policy: Policy, profile: str = "de
     except QconvdError as error:
         return Preview(target, place, error=error)
     place = f"{place}{plan.files[0].path}" if names.shared and len(plan.files) == 1 else place
-    need = {k: BASE_MEMORY + n for k, n in working_memory(plan, policy.threads_per_job).items()}
+    try:
+        price = Costs(model).of(plan, policy.memory - BASE_MEMORY)
+    except QconvdError as error:
+        return Preview(target, place, error=error)
+    working = with_calibration(working_memory(plan, policy.threads_per_job), plan, price)
+    need = {k: BASE_MEMORY + n for k, n in working.items()}
     if need["least"] > policy.memory:
         what = f"needs {show_size(need['least'])} of memory; limits.memory allows {show_size(policy.memory)}"
         return Preview(target, place, error=QconvdError(what, fix="raise limits.memory, or give convert a larger --memory"))
-    return Preview(target, place, plan, memory=min(need["cpu"], policy.memory))
+    return Preview(target, place, plan, memory=min(need["cpu"], policy.memory), calibration=as_data(plan, price))
 
 
 def bits_per_weight(plan: Plan) -> float:

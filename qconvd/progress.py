@@ -18,7 +18,7 @@ GAP = 0.5
 class Progress:
     """Bytes of one target that are encoded, of how many, and in how many seconds; `unit` is the last one done.
 
-    `resumed` of them were made by an earlier run, before these seconds.
+    `resumed` of them were made before these seconds: by an earlier run, or layer by layer while the model was calibrated.
     """
 
     done: int
@@ -27,7 +27,7 @@ class Progress:
     unit: str = ""
     resumed: int = 0
     doing: str = ""
-    """What it is at before the first byte, if that takes long: `compiling Q4_0 (once)`."""
+    """What it is at, if that is no encoding and takes long: `compiling Q4_0 (once)`, `calibrating layer 3 of 30, 40 %`."""
 
     @classmethod
     def of(cls, event: Mapping[str, Any]) -> Progress:
@@ -40,6 +40,7 @@ class Progress:
             float(event.get("seconds", 0)),
             str(event.get("unit", "")),
             int(event.get("resumed", 0)),
+            str(event.get("doing", "")),
         )
 
     @property

@@ -1,7 +1,8 @@
 """How fast this machine was, so that `qconvd plan` can say about how long something takes.
 
-Workers note it: weights per second of every kind of target, and bytes per second of what was fetched. Each figure is the mean
-of the last one and of what was known before. They stand in a small file of the cache folder; lost, they are found anew.
+Workers note it: weights per second of every kind of target, of calibrating for it, and bytes per second of what was fetched.
+Each figure is the mean of the last one and of what was known before. They stand in a small file of the cache folder; lost, they
+are found anew.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from qconvd.cache_home import cache_home
 from qconvd.engine.durable import write_whole
+from qconvd.engine.plan import CalibrationSpec
 
 FILE = "rates.json"
 FETCH = "fetch"
@@ -40,6 +42,11 @@ def conversion_seconds(labels: Iterable[str], weights: int) -> float | None:
     if not found or None in found:
         return None
     return sum(weights / rate for rate in found if rate)
+
+
+def calibrating(label: str, spec: CalibrationSpec) -> str:
+    """What the calibration of a target is noted under, apart from the pass: it takes as long as its text is."""
+    return f"{label}, calibrated on {spec.samples * spec.length} tokens"
 
 
 def fetch_seconds(nbytes: int) -> float | None:

@@ -15,6 +15,7 @@ import os
 import shutil
 from pathlib import Path
 
+from qconvd.calibration_folders import PREFIX, remove_unneeded
 from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger, Target
 
@@ -30,11 +31,16 @@ def sweep(ledger: Ledger, output: Path) -> list[Path]:
     """Remove work folders that no target goes on from; returns them. One that a worker still holds stays for the next time."""
     busy = {id for task in ledger.tasks("running") for id in task.targets}
     removed = []
-    for folder in _folders(output / ".qconvd" / "work"):
+    root = output / ".qconvd" / "work"
+    for folder in _folders(root):
+        if folder.name.startswith(PREFIX):
+            continue
         if folder.name in busy or _goes_on(_target(ledger, folder.name)) or _held(folder):
             continue
         shutil.rmtree(folder, ignore_errors=True)
         removed.append(folder)
+    removed += remove_unneeded(root)
+    for folder in removed:
         log.info("%s belonged to nothing and was removed", folder, extra={"action": "work.swept"})
     return removed
 

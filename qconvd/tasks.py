@@ -155,7 +155,8 @@ class TargetResult(_Data):
     error: dict[str, str] = Field(default_factory=dict)
     retry: bool = False
     data: dict[str, Any] = Field(default_factory=dict)
-    """plan: `plan_path`, `files`, `nbytes`, `memory`, `left_out`, `notes`, `loads_with`, `variant`, `devices`, `version`.
+    """plan: `plan_path`, `files`, `nbytes`, `memory`, `calibration`, `left_out`, `notes`, `loads_with`, `variant`, `devices`,
+    `version`.
     convert: `nbytes`, `errors`. verify: `folder`, `manifest`, `files`, `nbytes`, `report`.
     fetch: `folder`, `identity`, `nbytes`, `fetched`. publish: `commit`, `told`, `dry_run`; where it failed and may go better,
     `wait`: seconds that the server asks for."""

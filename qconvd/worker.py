@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from qconvd import __version__, checkpoints, rates
+from qconvd.calibration_folders import folder_name, need, need_no_more, remove_unneeded
 from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.calibration_cost import Costs, as_data, in_words, with_calibration
 from qconvd.engine.commit import BEGUN, commit
 from qconvd.engine.durable import write_whole
 from qconvd.engine.journal import JOURNAL
@@ -35,6 +37,7 @@ from qconvd.engine.place import check_place
 from qconvd.engine.plan import Device, Plan, Prepares, from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, convert
 from qconvd.engine.run import Limits as EngineLimits
+from qconvd.engine.target import with_kept
 from qconvd.engine.working_memory import LEAST_ENGINE_MEMORY, working_memory
 from qconvd.engine.written import written
 from qconvd.errors import BadCheckpoint, Busy, OutOfSpace, QconvdError, TakenAway, Unsupported
@@ -60,6 +63,8 @@ from qconvd.tasks import (
     write_result,
 )
 
+SHOWN = 3
+"""Units that are named of each kind of exception."""
 Emit = Callable[[Mapping[str, Any]], None]
 
 
@@ -112,12 +117,13 @@ def run(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> TaskRe
 def plan_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> TaskResult:
     """Plan every target: headers and tokenizer are read, no weights. Plans are kept under `<state>/plans`."""
     model = _model(spec)
+    costs = Costs(model)
     results: dict[str, TargetResult] = {}
     for target in spec.targets:
         if cancelled():
             raise Cancelled
         try:
-            results[target.id] = _planned(spec, target, model)
+            results[target.id] = _planned(spec, target, model, costs)
         except Exception as error:  # noqa: BLE001 — a plugin's planning: it fails this target, the others go on
             results[target.id] = _failed(spec, target, error)
         else:
@@ -133,6 +139,7 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
     with ExitStack() as locks:
         for target in spec.targets:
             locks.callback(os.close, _lock(target.work))
+        locks.callback(_remove_unneeded, spec)
         model = _model(spec)
         device = Device(spec.device.kind, spec.device.id)
         wanted: list[ConvertTarget] = []
@@ -145,6 +152,8 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
                 wanted.append(_convert_target(target, model, spec, device))
             except Exception as error:  # noqa: BLE001 — a plugin's encoder: it fails this target, the others go on
                 results[target.id] = _failed(spec, target, error)
+        for folder in sorted({one.calibration for one in wanted if one.calibration is not None}):
+            locks.callback(os.close, _lock(folder))
         targets = {t.id: t for t in spec.targets}
         for one in list(wanted):
             try:
@@ -155,17 +164,40 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
                 results[one.id] = _failed(spec, targets[one.id], error)
                 wanted.remove(one)
         fresh = not any((t.work / JOURNAL).exists() for t in wanted)
-        began = time.monotonic()
-        made = _converted(model, wanted, spec, on_event, cancelled)
+        timed = _Timed(on_event)
+        made = _converted(model, wanted, spec, timed, cancelled)
         if fresh and not any(isinstance(manifest, Exception) for manifest in made.values()):
-            rates.note_conversion([targets[one.id].label for one in wanted], model.parameters, time.monotonic() - began)
+            timed.note({targets[one.id].label: one.plan for one in wanted}, model.parameters)
         for id, manifest in made.items():
             if isinstance(manifest, Exception):
                 results[id] = _failed(spec, targets[id], manifest)
+                need_no_more(targets[id].work)
             else:
                 results[id] = TargetResult(ok=True, data={"nbytes": manifest.nbytes, "errors": dict(manifest.errors)})
                 say(targets[id], f"converted, {show_size(manifest.nbytes)}{_error_in_words(manifest)}")
+                say(targets[id], *_without(manifest))
     return _together(results)
+
+
+class _Timed:
+    """Passes events on, and knows how long converting took and which part of that was calibrating."""
+
+    def __init__(self, on_event: Emit) -> None:
+        self._on_event = on_event
+        self._began = time.monotonic()
+        self._calibrating = 0.0
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if event.get("event") == "calibrated":
+            self._calibrating += float(event["seconds"])
+        self._on_event(event)
+
+    def note(self, plans: Mapping[str, Plan], weights: int) -> None:
+        """Both parts, by the targets' labels."""
+        seconds = time.monotonic() - self._began
+        rates.note_conversion(plans, weights, seconds - self._calibrating)
+        specs = {label: plan.calibration for label, plan in plans.items() if plan.calibration is not None}
+        rates.note_conversion([rates.calibrating(*one) for one in specs.items()], weights, self._calibrating)
 
 
 def verify_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> TaskResult:
@@ -250,25 +282,30 @@ def _model(spec: TaskSpec) -> ModelInfo:
     return dataclasses.replace(model, name=spec.source.name)
 
 
-def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo) -> TargetResult:
+def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo, costs: Costs) -> TargetResult:
     form = _format(target)
     path = _plan_path(spec, target, form)
     plan = _kept_plan(path)
-    if plan is None:
+    if plan is None or plan.calibration is not None:  # whose text may have changed
         plan = form.plan(model, form.Options.model_validate(target.options))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, to_json(plan))
     plan = plan.named(target.stem)
     _check_place(target, plan)
+    price = costs.of(plan)
+    calibration = as_data(plan, price)
+    if plan.calibration is not None:
+        calibration["folder"] = folder_name(plan.calibration, spec.source.known_as, target=target.id)
     data_files = [{"path": f.path, "nbytes": f.nbytes} for f in plan.files]
     side_files = [{"path": f.path, "nbytes": f.nbytes} for f in plan.side_files]
     return TargetResult(ok=True, data={
         "plan_path": str(path),
         "files": data_files + side_files,
         "nbytes": plan.nbytes,
-        "memory": working_memory(plan, spec.limits.threads),
+        "memory": with_calibration(working_memory(plan, spec.limits.threads), plan, price),
+        "calibration": calibration,
         "left_out": [dataclasses.asdict(x) for x in plan.left_out],
-        "notes": list(plan.notes),
+        "notes": [*([in_words(calibration)] if calibration else []), *plan.notes],
         "loads_with": [dataclasses.asdict(x) for x in plan.loads_with],
         "variant": plan.name.variant,
         "devices": list(form.devices),
@@ -336,7 +373,20 @@ def _convert_target(target: TargetSpec, model: ModelInfo, spec: TaskSpec, device
         # The bytes of a GPU need not be those of a CPU.
         **({} if device.kind == "cpu" else {"device": device.kind}),
     }
-    return ConvertTarget(target.id, plan, form.encoder(plan, device), target.work, about, target.manifest_name)
+    calibration = None
+    if plan.calibration is not None:
+        name = folder_name(plan.calibration, spec.source.known_as, target=target.work.name, device=device.kind)
+        need(target.work, name)
+        calibration = target.work.parent / name
+    return ConvertTarget(
+        target.id, plan, form.encoder(plan, device), target.work, about, target.manifest_name, calibration, form.decode
+    )
+
+
+def _remove_unneeded(spec: TaskSpec) -> None:
+    """Calibrations that were for targets of this task, and are for nobody now."""
+    for root in {t.work.parent for t in spec.targets}:
+        remove_unneeded(root)
 
 
 def _about(source: SourceSpec, model: ModelInfo) -> dict[str, Any]:
@@ -362,7 +412,10 @@ def _converted(
     if not wanted:
         return {}
     limits = EngineLimits(max(LEAST_ENGINE_MEMORY, spec.limits.memory - BASE_MEMORY), spec.limits.threads)
-    return convert(model, wanted, limits, operations=plugins().operations, on_event=on_event, cancelled=cancelled)
+    device = Device(spec.device.kind, spec.device.id)
+    return convert(
+        model, wanted, limits, operations=plugins().operations, on_event=on_event, cancelled=cancelled, device=device
+    )
 
 
 def _in_its_place(spec: TaskSpec, target: TargetSpec) -> dict[str, Any]:
@@ -378,6 +431,7 @@ def _in_its_place(spec: TaskSpec, target: TargetSpec) -> dict[str, Any]:
             commit(target.work, target.folder, target.laid)
         finally:
             os.close(lock)
+    _remove_unneeded(spec)
     manifest = read_manifest(place)
     return {
         "folder": str(target.folder),
@@ -399,7 +453,7 @@ def _verify(spec: TaskSpec, target: TargetSpec) -> None:
     manifest = dataclasses.replace(read_manifest(place), verification=None)
     model = _model(spec)
     try:
-        plan = load_plan(target)
+        plan = with_kept(load_plan(target), target.work)
         report = verify(files, manifest, plan=plan, model=model, formats=plugins().formats, pieces=written(target.work, plan))
     except QconvdError as error:
         if error.where.startswith(str(files)):
@@ -470,6 +524,17 @@ def _lock(work: Path) -> int:
 def _error_in_words(manifest: Manifest) -> str:
     relative = manifest.errors.get("relative_rms")
     return "" if relative is None else ", exact" if relative == 0 else f", error {100 * float(relative):.2g} %"
+
+
+def _without(manifest: Manifest) -> list[str]:
+    """Which units did without statistics, in sentences: those of one reason together."""
+    units: dict[str, list[str]] = {}
+    for name, why in manifest.calibration.get("fallbacks", {}).items():
+        units.setdefault(why, []).append(name)
+    return [
+        f"{', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}: {why}"
+        for why, names in units.items()
+    ]
 
 
 def _unwritable(work: Path, error: OSError) -> QconvdError:

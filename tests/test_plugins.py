@@ -22,10 +22,17 @@ HEAVY = (
     "huggingface_hub", "jinja2",
 )  # fmt: skip
 WORKER = (
-    "qconvd.worker", "qconvd.fetching", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.publish", "qconvd.__main__"
+    "qconvd.worker", "qconvd.fetching", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.publish", "qconvd.__main__",
+    "qconvd.calibration",
 )  # fmt: skip
-"""What runs in a worker's process and may import anything. Of the engine, the control side uses only what is listed below."""
-CONTROL_OF_ENGINE = ("manifest", "plan", "expr", "operations", "durable", "commit", "working_memory")
+"""What runs in a worker's process and may import anything. Of these, the control side uses only what is listed below."""
+CONTROL = (
+    *(
+        f"qconvd.engine.{name}"
+        for name in ("manifest", "plan", "expr", "operations", "durable", "commit", "working_memory", "calibration_cost")
+    ),
+    "qconvd.calibration.options",
+)
 HOOK = "from qconvd.api import hookimpl\n@hookimpl\ndef qconvd_formats():\n    "
 CALL = "import qconvd_bad; list(qconvd_bad.qconvd_formats())"
 LOAD = """
@@ -225,7 +232,7 @@ def control_side() -> list[str]:
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         if not any(name == w or name.startswith(f"{w}.") for w in WORKER):
             names.append(name)
-    return [*names, *(f"qconvd.engine.{name}" for name in CONTROL_OF_ENGINE)]
+    return [*names, *CONTROL]
 
 
 def module(name: str, *hooks: Any) -> types.ModuleType:

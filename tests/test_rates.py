@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qconvd import rates
+from qconvd.api import CalibrationSpec
 
 MILLION = 1_000_000
 
@@ -60,3 +62,13 @@ def test_a_folder_that_cannot_be_written_stops_nothing(home: Path) -> None:
     home.write_text("a file")
     rates.note_fetch(32 << 20, 2)
     assert rates.fetch_seconds(1) is None
+
+
+def test_calibrating_is_reckoned_apart_and_by_its_text() -> None:
+    spec = CalibrationSpec("default", "", samples=4, length=100)
+    rates.note_conversion(["gptq 4bit-128g"], 100 * MILLION, 2)
+    rates.note_conversion([rates.calibrating("gptq 4bit-128g", spec)], 100 * MILLION, 8)
+    both = ["gptq 4bit-128g", rates.calibrating("gptq 4bit-128g", spec)]
+    assert rates.conversion_seconds(both, 100 * MILLION) == pytest.approx(10)
+    other = rates.calibrating("gptq 4bit-128g", replace(spec, samples=8))
+    assert rates.conversion_seconds([both[0], other], 100 * MILLION) is None

@@ -5,14 +5,25 @@ Source: llama.cpp, src/llama-quant.cpp and tools/quantize/quantize.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from qconvd.api import BLOCKS, Imatrix, StatisticsFile, StatRequest, Unit, Unsupported, open_statistics
+from qconvd.api import (
+    BLOCKS,
+    CalibrationSpec,
+    Imatrix,
+    ModelInfo,
+    StatisticsFile,
+    StatRequest,
+    Unit,
+    Unsupported,
+    open_statistics,
+)
 from qconvd_gguf.families.base import Metadata
 from qconvd_gguf.file_types import WEIGHTED
+from qconvd_gguf.gathered import weighed
 from qconvd_gguf.mapping import listed
 from qconvd_gguf.mixes.choice import needs_imatrix
 from qconvd_gguf.mixes.roles import EMBEDDINGS, OUTPUT
@@ -28,18 +39,22 @@ class Importance:
     """What planning knows of an importance matrix."""
 
     units: tuple[Unit, ...]
-    file: StatisticsFile
+    file: StatisticsFile | None
+    """None for one that is gathered while converting."""
     metadata: Metadata
     notes: tuple[str, ...]
+    calibration: CalibrationSpec | None = None
 
 
-def weigh(units: tuple[Unit, ...], options: GgufOptions) -> Importance | None:
+def weigh(units: tuple[Unit, ...], model: ModelInfo, options: GgufOptions) -> Importance | None:
     """The units with what they ask of the imatrix that the options name; None without one.
 
     Raises `Unsupported` if it is of another model or lacks a tensor that is not to be made without, and what reading raises.
     """
     if options.imatrix is None:
         return None
+    if options.imatrix == "auto":
+        return _gathered(units, model, options)
     file = open_statistics("imatrix", Path(options.imatrix.path), options.imatrix.sha256)
     try:
         return _weighed(units, file, options.types[0])
@@ -47,10 +62,26 @@ def weigh(units: tuple[Unit, ...], options: GgufOptions) -> Importance | None:
         file.close()
 
 
+def _gathered(units: tuple[Unit, ...], model: ModelInfo, options: GgufOptions) -> Importance | None:
+    using = _using(units)
+    if not using:
+        return None
+    asking, spec, keys, without = weighed(units, using, model, options)
+    _check(without, using, options.types[0], str(model.path))
+    notes = []
+    if lacking := _lacking(without):
+        notes.append(f"{len(lacking)} of {len(using)} tensors are quantized without importance: {listed(lacking, SHOWN)}")
+    return Importance(asking, None, keys, tuple(notes), spec)
+
+
+def _using(units: Sequence[Unit]) -> dict[str, Unit]:
+    """Units whose types look at importance. A tensor of a GGUF file that has its type already is copied."""
+    return {u.id: u for u in units if u.outputs[0].dtype in WEIGHTED and u.inputs[0].dtype not in BLOCKS}
+
+
 def _weighed(units: tuple[Unit, ...], file: Imatrix, wanted: str) -> Importance:
     where = str(file.path)
-    # A tensor of a GGUF file that has its type already is copied.
-    using = {u.id: u for u in units if u.outputs[0].dtype in WEIGHTED and u.inputs[0].dtype not in BLOCKS}
+    using = _using(units)
     found = [name for name in using if name in file.entries and _fits(using[name], file)]
     without = tuple(name for name in using if name not in found)
     if using and not found:
@@ -59,14 +90,7 @@ def _weighed(units: tuple[Unit, ...], file: Imatrix, wanted: str) -> Importance:
             where=where,
             fix="name an importance matrix that was made of this model; its tensors must have GGUF's names",
         )
-    for name in without:
-        if needs_imatrix(name, using[name].outputs[0].dtype, wanted):
-            raise Unsupported(
-                f"holds nothing for {name}, which would be useless as {using[name].outputs[0].dtype} without",
-                where=where,
-                fix="make it from a longer text, so that every expert is used, or give that tensor another type in "
-                "tensor_types, e.g. q2_k",
-            )
+    _check(without, using, wanted, where)
     unused = {name: count for name in found if (count := file.unused(name))}
     weighed = []
     for unit in units:
@@ -82,6 +106,23 @@ def _weighed(units: tuple[Unit, ...], file: Imatrix, wanted: str) -> Importance:
         _metadata(file),
         tuple(_notes(file, without, unused, len(using))),
     )
+
+
+def _check(without: Sequence[str], using: Mapping[str, Unit], wanted: str, where: str) -> None:
+    """Raise `Unsupported` for a tensor that is not to be made without importance."""
+    for name in without:
+        if needs_imatrix(name, using[name].outputs[0].dtype, wanted):
+            raise Unsupported(
+                f"holds nothing for {name}, which would be useless as {using[name].outputs[0].dtype} without",
+                where=where,
+                fix="make it from a longer text, so that every expert is used, or give that tensor another type in "
+                "tensor_types, e.g. q2_k",
+            )
+
+
+def _lacking(without: Sequence[str]) -> list[str]:
+    """Embeddings are looked up, not multiplied; the output layer is only measured when asked for."""
+    return [name for name in without if name not in (*EMBEDDINGS, OUTPUT)]
 
 
 def _fits(unit: Unit, file: Imatrix) -> bool:
@@ -111,8 +152,7 @@ def _metadata(file: Imatrix) -> Metadata:
 
 def _notes(file: Imatrix, without: tuple[str, ...], unused: Mapping[str, int], using: int) -> list[str]:
     notes = []
-    # Embeddings are looked up, not multiplied; the output layer is only measured when asked for.
-    if lacking := [name for name in without if name not in (*EMBEDDINGS, OUTPUT)]:
+    if lacking := _lacking(without):
         notes.append(
             f"{len(lacking)} of {using} tensors are quantized without importance, as {file.path.name} holds nothing for them: "
             f"{listed(lacking, SHOWN)}"

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from qconvd.api import FormatOptions, InputFile, Size
+from qconvd.api import CalibrationOptions, FileOrAuto, FormatOptions, Size
 from qconvd_gguf.file_types import ALIASES, FILE_TYPES, PLAIN, WEIGHT_TYPES
 
 SHORT = {
@@ -101,9 +101,13 @@ class GgufOptions(FormatOptions):
             "items": {"enum": _spellings((*FILE_TYPES, *ALIASES))},
         },
     )
-    imatrix: InputFile | None = Field(
+    imatrix: FileOrAuto | None = Field(
         None,
-        description="An importance matrix that llama-imatrix made of this model: a path, relative to the config file.",
+        description="An importance matrix that llama-imatrix made of this model: a path, relative to the config file. `auto` "
+        "gathers one while converting.",
+    )
+    calibration: CalibrationOptions = Field(
+        default_factory=CalibrationOptions, description="What `imatrix: auto` is gathered from."
     )
     pre: str | None = Field(
         None,
@@ -141,6 +145,14 @@ class GgufOptions(FormatOptions):
         "the original's.",
     )
 
+    @model_validator(mode="after")
+    def _gathered(self) -> GgufOptions:
+        if self.imatrix != "auto" and self.calibration != CalibrationOptions():
+            raise ValueError("calibration is what `imatrix: auto` is gathered from; without it there is nothing to gather")
+        if self.calibration.activations != "original":
+            raise ValueError("an importance matrix is of the model's own activations; leave out `activations`")
+        return self
+
     def of(self, name: str) -> GgufOptions:
         """The options of one file. What changes nothing in a plain file is left out, so that it is not made again for it."""
         if name not in PLAIN:
@@ -149,7 +161,9 @@ class GgufOptions(FormatOptions):
 
 
 _DEFAULTS = {
-    name: GgufOptions.model_fields[name].default
-    for name in ("imatrix", "tensor_types", "output_tensor_type", "token_embedding_type", "leave_output_tensor", "pure")
-}
+    name: GgufOptions.model_fields[name].get_default(call_default_factory=True)
+    for name in (
+        "imatrix", "calibration", "tensor_types", "output_tensor_type", "token_embedding_type", "leave_output_tensor", "pure",
+    )
+}  # fmt: skip
 """Options that are about quantized files only."""

@@ -44,7 +44,8 @@ def plan(model: ModelInfo, options: GgufOptions) -> Plan:
         left_out=(*(LeftOut(n, c.dtype, c.reason) for n, c in made.choices.items() if c.reason), *contents.dropped),
         loads_with=READERS,
         notes=(*contents.notes, *made.notes, *contents.late_notes),
-        statistics=(made.importance.file,) if made.importance else (),
+        statistics=(made.importance.file,) if made.importance and made.importance.file else (),
+        calibration=made.importance.calibration if made.importance else None,
         measured_on=gpu.measured_on(made.units),
     )
 

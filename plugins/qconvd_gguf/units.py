@@ -43,7 +43,7 @@ def typed(model: ModelInfo, tensors: Sequence[Mapped], traits: Traits, options: 
         choices = {n: requantize.choice(model.tensors[n], c, options.allow_requantize, model) for n, c in choices.items()}
         by_name = {n: requantize.copied(m, model.tensors[n], choices[n]) for n, m in by_name.items()}
     units = tuple(_unit(by_name[name], choices[name], options) for name in names)
-    importance = weigh(units, options)
+    importance = weigh(units, model, options)
     notes = (*_fallbacks(wanted, choices), *_without_effect(options, by_name), *(importance.notes if importance else ()))
     return Typed(importance.units if importance else units, choices, importance, notes)
 

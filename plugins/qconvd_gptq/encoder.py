@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from qconvd.api import FLOATS, Array, Encoded, Plan, Unit, UnitReport, as_float32, check_report
+from qconvd.api import FLOATS, Array, Encoded, Hessian, Plan, Unit, UnitReport, as_float32, check_report
 
 if TYPE_CHECKING:
     from qconvd_gptq.solve import Grid, Solved
+
+UNREACHED = "rounded to nearest: no token of the calibration text reached it"
 
 
 class GptqEncoder:
@@ -27,18 +29,21 @@ class GptqEncoder:
         """`x[0]`: the whole linear, (rows, columns) as stored. Raises `QconvdError` that names it."""
         if "bits" not in unit.options:
             return _copied(unit, x[0])
+        hessian: Hessian | None = stats[unit.statistics[0].key] if unit.statistics else None
+        unreached = hessian is not None and not hessian.tokens
+        solved = self._solved(unit, x[0], None if unreached else hessian)
+        check_report(unit, solved.report, unit.options)
+        figures = {"output_error": solved.output_error} if hessian is not None and not unreached else {}
+        return packed(unit, solved, figures, UNREACHED if unreached else "")
+
+    def _solved(self, unit: Unit, x: Array, hessian: Hessian | None) -> Solved:
+        """One linear, rounded to nearest where there is no Hessian."""
         from qconvd_gptq.solve import Weights, nearest, solve
 
-        options, where, grid = unit.options, unit.id, grid_of(unit)
-        weights = Weights(x[0], unit.inputs[0].dtype)
-        # Calibration has none of an expert that it never reached: that one is rounded to nearest.
-        hessian = stats.get(unit.statistics[0].key) if unit.statistics else None
+        weights, grid, o = Weights(x, unit.inputs[0].dtype), grid_of(unit), unit.options
         if hessian is None:
-            solved = nearest(weights, grid, where)
-        else:
-            solved = solve(weights, hessian, grid, order=options["order"], damp=options["damp_percent"], where=where)
-        check_report(unit, solved.report, options)
-        return packed(unit, solved)
+            return nearest(weights, grid, unit.id)
+        return solve(weights, hessian, grid, order=o["order"], damp=o["damp_percent"], where=unit.id)
 
 
 def grid_of(unit: Unit) -> Grid:
@@ -49,13 +54,12 @@ def grid_of(unit: Unit) -> Grid:
     return Grid(o["bits"], o["group_size"], o["sym"], 1 if o["checkpoint_format"] == "gptq" else 0, o["mse"])
 
 
-def packed(unit: Unit, solved: Solved) -> Encoded:
+def packed(unit: Unit, solved: Solved, figures: Mapping[str, float], fallback: str = "") -> Encoded:
     """A solved linear as the unit's tensors."""
     from qconvd_gptq.pack import pack
 
     less = 1 if unit.options["checkpoint_format"] == "gptq" else 0
-    kept = (solved.dequantized(),) if unit.options.get("dequantized") else None
-    return Encoded(pack(solved, unit.options["bits"], less), solved.report, kept)
+    return Encoded(pack(solved, unit.options["bits"], less), solved.report, figures=figures, fallback=fallback)
 
 
 def _copied(unit: Unit, x: Array) -> Encoded:

@@ -6,43 +6,31 @@ Held to an error, not to bytes: tr((W - Q) H (W - Q)^T) is within 1 % of the CPU
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
-from qconvd.api import Array, Encoded, Hessian, Plan, QconvdError, Unit, UnitReport, as_float32, check_report
-from qconvd_gptq.encoder import GptqEncoder, grid_of, packed
+from qconvd.api import Array, Hessian, QconvdError, Unit, UnitReport, as_float32
+from qconvd_gptq.encoder import GptqEncoder, grid_of
 from qconvd_gptq.kernels.grid import GRID, SHRINKS
 from qconvd_gptq.solve import BLOCK, WIDEST, ActOrder, Grid, Solved, check_columns, column_order
 
 Tensor: TypeAlias = Any
 
 
-class GpuEncoder:
-    """As `GptqEncoder`; what is only copied stays on the CPU."""
+class GpuEncoder(GptqEncoder):
+    """As `GptqEncoder`; what is only copied, and packing, stay on the CPU."""
 
     def __init__(self, device: Any) -> None:
         self._device = device
-        self._cpu = GptqEncoder()
 
-    def prepare(self, plan: Plan) -> Iterator[str]:
-        """Packing is the CPU's."""
-        yield from self._cpu.prepare(plan)
-
-    def encode(self, unit: Unit, rows: tuple[int, int], x: Sequence[Array], stats: Mapping[str, Array]) -> Encoded:
-        if "bits" not in unit.options:
-            return self._cpu.encode(unit, rows, x, stats)
-        options, grid = unit.options, grid_of(unit)
-        w = torch.from_numpy(as_float32(np.ascontiguousarray(x[0]), unit.inputs[0].dtype)).to(self._device)
-        hessian = stats.get(unit.statistics[0].key) if unit.statistics else None
+    def _solved(self, unit: Unit, x: Array, hessian: Hessian | None) -> Solved:
+        grid, o = grid_of(unit), unit.options
+        w = torch.from_numpy(as_float32(np.ascontiguousarray(x), unit.inputs[0].dtype)).to(self._device)
         if hessian is None:
-            solved = nearest(w, grid)
-        else:
-            solved = solve(w, hessian, grid, order=options["order"], damp=options["damp_percent"], where=unit.id)
-        check_report(unit, solved.report, options)
-        return packed(unit, solved)
+            return nearest(w, grid)
+        return solve(w, hessian, grid, order=o["order"], damp=o["damp_percent"], where=unit.id)
 
 
 class _Factor(NamedTuple):

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from qconvd.api import FormatOptions, NameParts, Size
-from qconvd_gptq.calibration import CalibrationOptions
+from qconvd.api import CalibrationOptions, FormatOptions, NameParts, Size
 from qconvd_gptq.readers import READERS, ReaderName, obstacle
 
 BITS = (2, 3, 4, 8)

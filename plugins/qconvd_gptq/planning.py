@@ -23,6 +23,7 @@ from qconvd.api import (
     Unit,
     Unsupported,
     Whole,
+    calibration_spec,
     container,
     safetensors_index,
     version,
@@ -78,6 +79,7 @@ def plan(model: ModelInfo, options: GptqOptions) -> Plan:
         left_out=tuple(LeftOut(k.tensor.name, _kept_as(k.tensor, cast), k.reason) for k in kept),
         loads_with=readers,
         notes=(*notes, *_unmatched(options, model)),
+        calibration=calibration_spec(options.calibration, model) if options.method == "gptq" else None,
     )
 
 
@@ -142,8 +144,6 @@ def _linear(x: Linear, options: GptqOptions) -> Unit:
     }  # fmt: skip
     if calibrated:
         said["damp_percent"] = options.damp_percent
-        if options.calibration.activations == "quantized":
-            said["dequantized"] = True
     if options.non_finite != "report":
         said["non_finite"] = options.non_finite
     return Unit(

@@ -46,7 +46,7 @@ def plan(
         policy = _policy(None if to is not None and config is None else load_config(config))
         previews = [preview(found, target, policy, profile, name) for target in targets]
     refused = [p for p in previews if p.error]
-    times = _times(found, remote, [p.target.label for p in previews if not p.error])
+    times = _times(found, remote, [label for p in previews for label in p.timed])
     if json:
         output.as_json({
             "model": found.name, "path": remote.address.locator if remote else found.path, "parameters": found.parameters,

@@ -36,6 +36,7 @@ class Shown:
         self._bars: Bars | None = None
         self._rows: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
+        self._doing: dict[str, tuple[str, float]] = {}
 
     @property
     def seconds(self) -> float:
@@ -75,7 +76,11 @@ class Shown:
         if progress.doing:
             if self._bars is not None:
                 self._bars.update(self._rows[label], left=progress.doing)
-            self._line(f"{label}: {progress.doing}")
+            now, known = time.monotonic(), self._doing.get(label, ("", 0.0))
+            # A part of something that is told of again and again is a line only now and then.
+            if known[0].partition(",")[0] != progress.doing.partition(",")[0] or now - known[1] >= LINE_EVERY:
+                self._doing[label] = progress.doing, now
+                self._line(f"{label}: {progress.doing}")
             return
         done, total, rate, left = progress.done, progress.total, f"{show_size(progress.rate)}/s", progress.left
         shown_left = f"{show_duration(max(1, round(left)))} left" if left and done < total else ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qconvd.engine.journal import Record
 from qconvd.engine.plan import UnitReport
 
 WORST = 5
@@ -32,6 +33,23 @@ def counts(report: UnitReport) -> dict[str, int]:
     """The counts of a tensor that are not zero."""
     names = ("overflows", "underflows", "nan", "inf")
     return {name: int(getattr(report, name)) for name in names if getattr(report, name)}
+
+
+def said_of(
+    calibration: Mapping[str, Any], records: Mapping[str, Sequence[Record]], unreached: Mapping[str, int]
+) -> dict[str, Any]:
+    """`calibration` with what encoders said of units: `linears`, their figures, and `fallbacks`, why one did without.
+
+    Empty where there was no calibration and nothing was said.
+    """
+    linears: dict[str, dict[str, float | None]] = {}
+    fallbacks = {name: f"no token reached {count} of its experts" for name, count in unreached.items()}
+    for name, of_unit in records.items():
+        if names := {key for r in of_unit for key in r.figures}:
+            linears[name] = {key: _rounded(sum(r.figures.get(key, 0.0) for r in of_unit)) for key in sorted(names)}
+        if said := next((r.fallback for r in of_unit if r.fallback), ""):
+            fallbacks[name] = said
+    return {**calibration, **({"linears": linears} if linears else {}), **({"fallbacks": fallbacks} if fallbacks else {})}
 
 
 def _relative(report: UnitReport) -> float | None:

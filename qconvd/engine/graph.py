@@ -7,7 +7,7 @@ per target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import lcm
 from typing import TypeAlias
@@ -33,6 +33,8 @@ Rows: TypeAlias = tuple[int, int]
 Grid: TypeAlias = tuple[int, int]
 """How a unit's rows are cut: (rows per chunk, rows after which the cutting starts anew)."""
 Done: TypeAlias = Callable[[int, str, Rows], bool]
+UnitKey: TypeAlias = tuple[int, str]
+"""A target's number and a unit's id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +91,24 @@ class Graph:
         self._numbers: dict[str, int] = {}
         self._kept: dict[tuple[int, Rows], list[Need]] = {}
         self._groups = self._grouped(plans)
+        self._group_of = {(p.target, p.unit.id): i for i, group in enumerate(self._groups) for p in group.parts}
         self.grids: dict[int, dict[str, Grid]] = {t: {} for t in plans}
         """Per target and unit: how its rows are cut, whether from its journal or decided now."""
         for group in self._groups:
             self._cut(group, grids or {})
 
-    def items(self, done: Done) -> Iterator[Item]:
-        """All items in order, without the chunks of which `done(target, unit id, rows)` says that they are written."""
-        for group in self._groups:
-            yield from self._joined(group, done)
+    def items(self, done: Done, units: Collection[UnitKey] | None = None) -> Iterator[Item]:
+        """All items in order, without the chunks of which `done(target, unit id, rows)` says that they are written.
+
+        `units`: only those of these units. They are cut as ever, so that it does not matter with which others they are made.
+        """
+        if units is None:
+            for group in self._groups:
+                yield from self._joined(group.parts, done)
+            return
+        wanted = frozenset(units)
+        for index in sorted({self._group_of[key] for key in wanted}):
+            yield from self._joined([p for p in self._groups[index].parts if (p.target, p.unit.id) in wanted], done)
 
     def _grouped(self, plans: Mapping[int, Plan]) -> list[_Group]:
         root: dict[str, str] = {}
@@ -158,10 +169,10 @@ class Graph:
         step = next((m for m in (aligned, common) if m <= GRAIN_FACTOR * rows), own)
         return max(step, rows // step * step), again
 
-    def _joined(self, group: _Group, done: Done) -> Iterator[Item]:
+    def _joined(self, parts: Sequence[Part], done: Done) -> Iterator[Item]:
         clusters: dict[tuple[tuple[int, Rows], ...], list[Chunk]] = {}
-        for part in group.parts:
-            for rows in _ranges(part.unit.shape[0], self.grids[part.target][part.unit.id]):
+        for part in parts:
+            for rows in ranges(part.unit.shape[0], self.grids[part.target][part.unit.id]):
                 if not done(part.target, part.unit.id, rows):
                     chunk = Chunk(part, rows)
                     clusters.setdefault(self._chunk_key(chunk), []).append(chunk)
@@ -226,7 +237,8 @@ def _multiple(unit: Unit) -> int:
     return unit.shape[0] if isinstance(unit.rows, Whole) else unit.rows.multiple
 
 
-def _ranges(total: int, grid: Grid) -> Iterator[Rows]:
+def ranges(total: int, grid: Grid) -> Iterator[Rows]:
+    """The chunks of a unit of `total` rows, in their order."""
     step, again = grid
     for base in range(0, total, again):
         end = min(total, base + again)

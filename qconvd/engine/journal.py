@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Record:
     rows: tuple[int, int]
     crcs: tuple[int, ...]
     report: UnitReport
+    figures: Mapping[str, float] = field(default_factory=dict)
+    fallback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Journal:
 
     def append(self, records: Iterable[Record]) -> None:
         """Record rows, on disk when this returns. Their data must have been synced before."""
-        lines = ({"u": r.unit, "r": r.rows, "c": r.crcs, "e": r.report} for r in records)
+        lines = ({"u": r.unit, "r": r.rows, "c": r.crcs, "e": r.report, **_more(r)} for r in records)
         text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
         rest = memoryview(text.encode())
         while rest:
@@ -103,11 +105,24 @@ def _read(path: Path) -> tuple[Header, list[Record], int] | None:
     records = []
     for end, line in lines:
         try:
-            records.append(Record(line["u"], (line["r"][0], line["r"][1]), tuple(line["c"]), UnitReport(*line["e"])))
-        except (KeyError, TypeError, IndexError):
+            records.append(_record(line))
+        except (KeyError, TypeError, ValueError):
             break
         length = end
     return header, records, length
+
+
+def _more(record: Record) -> dict[str, Any]:
+    """What few records have."""
+    more = {"f": dict(record.figures), "b": record.fallback}
+    return {key: value for key, value in more.items() if value}
+
+
+def _record(line: Mapping[str, Any]) -> Record:
+    first, last = line["r"]
+    return Record(
+        line["u"], (first, last), tuple(line["c"]), UnitReport(*line["e"]), dict(line.get("f", {})), str(line.get("b", ""))
+    )
 
 
 def _whole_lines(data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -23,8 +23,11 @@ class Layout:
         for problem in self._problems():
             raise QconvdError(f"the plan contradicts itself: {problem}", fix="this is a defect of the format's plugin")
         for unit in plan.units:
-            if unit.statistics and not plan.statistics:
-                raise Unsupported(f"{unit.id} needs statistics from calibration, which this version does not gather")
+            if unit.statistics and not plan.statistics and not plan.calibration:
+                raise Unsupported(
+                    f"{unit.id} asks for statistics, and the plan names neither a file that holds them nor calibration",
+                    fix="this is a defect of the format's plugin",
+                )
 
     def pieces(self, unit: Unit, rows: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
         """For each output of a unit: (index of its file, offset, bytes) of these rows."""

@@ -56,6 +56,9 @@ class Manifest:
     notes: tuple[str, ...] = ()
     statistics: tuple[Mapping[str, Any], ...] = ()
     """Files that errors were weighed with (an imatrix): kind, file, sha256, and the tensors it held nothing for."""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    """What statistics were gathered from, and on what: text, sha256, samples, length, …, device, threads, batch, versions;
+    `linears` holds the encoder's figures of each unit, `fallbacks` why one was made without its statistics."""
     verification: Mapping[str, Any] | None = None
     """What verifying found; None until it was done."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -118,7 +121,7 @@ def _wrong(manifest: Manifest) -> str:
     for file in manifest.files:
         if not (isinstance(file.path, str) and isinstance(file.bytes, int) and isinstance(file.sha256, str)):
             return "files"
-    tables = ["source", "options", "versions", "errors", "tensors", "extra"]
+    tables = ["source", "options", "versions", "errors", "tensors", "calibration", "extra"]
     if manifest.verification is not None:
         tables.append("verification")
     found = [name for name in tables if not isinstance(getattr(manifest, name), Mapping)]

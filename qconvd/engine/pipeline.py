@@ -78,7 +78,7 @@ class Writer:
             try:
                 if run.error is None:
                     run.files.write(unit, rows, write.data)
-                    files = run.note(unit, rows, write.record.report)
+                    files = run.note(unit, write.record)
                     nbytes = sum(d.nbytes for d in write.data)
                     self.nbytes += nbytes
                     self._syncer.add(run, write.record, files, nbytes)

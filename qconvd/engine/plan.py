@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from pydantic import Field, TypeAdapter
@@ -86,6 +88,37 @@ class StatisticsFile:
     """The statistics that such a file holds."""
     without: tuple[str, ...] = ()
     """Tensors that would use it and that it holds nothing for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSpec:
+    """What activations statistics are gathered from: text that is run through the model itself, as it was when planned."""
+
+    text: str
+    """`default` for the text that comes with qconvd, else a path."""
+    sha256: str
+    """Digest of the text's content."""
+    samples: int = 128
+    length: int = 512
+    """Tokens of a sample."""
+    seed: int = 0
+    chat: bool | Literal["auto"] = "auto"
+    stream: Literal["original", "quantized"] = "original"
+    """`original`: every layer is fed what the model itself feeds it. `quantized`: what the layers before it give once their
+    weights are the target's own, dequantized."""
+    linears: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The checkpoint's tensors behind a `StatRequest.linear` of another name; several are stacked (experts)."""
+
+    @property
+    def name(self) -> str:
+        """The text as others may see it: where it lies on this machine is nobody's business."""
+        return PurePosixPath(self.text).name if self.text.startswith("/") else self.text
+
+    @property
+    def dataset(self) -> str:
+        """What was gathered from, in a line, as importance matrices name it: at most 127 bytes."""
+        about = f" (qconvd: {self.samples} x {self.length} tokens, seed {self.seed})"
+        return self.name.encode()[: 127 - len(about)].decode(errors="ignore") + about
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +233,8 @@ class Plan:
     """Warnings for the person who asked (a fallback, a guess that was made)."""
     statistics: tuple[StatisticsFile, ...] = ()
     """Where the units' statistics come from; only what they ask for is read."""
+    calibration: CalibrationSpec | None = None
+    """How the statistics come about that none of these files holds."""
     measured_on: tuple[str, ...] = ()
     """GPUs, by the name that NVML gives them, on which every kernel that this plan needs was measured.
 
@@ -266,7 +301,10 @@ class Encoded(NamedTuple):
     data: Sequence[Buffer]
     """One buffer per output of the unit, for these rows."""
     report: UnitReport = UnitReport()
-    dequantized: Sequence[Array] | None = None
+    figures: Mapping[str, float] = MappingProxyType({})
+    """What else is worth knowing of these rows, for the manifest: by name, as sums that chunks are added up from."""
+    fallback: str = ""
+    """Why the unit was encoded without the statistics that it asked for; empty if it was not."""
 
 
 class Encoder(Protocol):

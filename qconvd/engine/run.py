@@ -3,6 +3,8 @@
     caller's thread: credits -> pool: read, evaluate, encode -> writer: pwrite -> syncer: fdatasync, journal
                                                                       `-> hashing, behind what is written
 
+What needs statistics of the model's activations comes first, layer by layer (calibrated.py); all else follows in one pass.
+
 Memory is asked for before it is used, so what is in flight is bounded. Bytes go to places that the plan fixed, so they do
 not depend on which thread is first. The caller's thread only hands out work, reports progress and looks for a wish to stop.
 """
@@ -13,21 +15,26 @@ import resource
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.calibrated import Layers, said_of
+from qconvd.engine.calibration_cost import IDLE_SHARE, largest_of, share
 from qconvd.engine.credits import Credits
 from qconvd.engine.elements import AnyArray
 from qconvd.engine.evaluate import rows as evaluate
 from qconvd.engine.expr import Expr, Read, children
-from qconvd.engine.graph import Chunk, Graph, Item
+from qconvd.engine.gathering import Failed, Gathering, Stream
+from qconvd.engine.graph import Chunk, Graph, Item, Rows, UnitKey
 from qconvd.engine.journal import Record
 from qconvd.engine.manifest import Manifest
 from qconvd.engine.operations import Operation
 from qconvd.engine.pipeline import Lease, Syncer, Write, Writer
+from qconvd.engine.plan import Device
 from qconvd.engine.regions import needs
 from qconvd.engine.source import Buffers, Source, Window
 from qconvd.engine.statistics import Statistics
@@ -39,8 +46,6 @@ __all__ = ["Cancelled", "ConvertTarget", "Limits", "convert"]
 
 TICK = 0.25
 """Seconds between two looks at progress and cancellation."""
-IDLE_SHARE = 8
-"""One part in this many of the memory limit may be buffers that wait to be used again."""
 
 Event: TypeAlias = Mapping[str, Any]
 
@@ -65,15 +70,16 @@ def convert(
     operations: Mapping[str, Operation],
     on_event: Callable[[Event], None],
     cancelled: Callable[[], bool],
+    device: Device = Device(),  # noqa: B008 — it is frozen
 ) -> dict[str, Manifest | Exception]:
     """Make all targets in one pass over the model; afterwards `<work>/files` of each is complete, with its manifest.
 
     Resumes from the targets' journals. A target that fails is dropped, and its reason is in the result; what was made of it
     is removed. If the model cannot be read, or changed meanwhile, that is every target's reason. Raises `Cancelled` if
     `cancelled()` says so or on KeyboardInterrupt: what was done by then is journalled. Both callbacks are called in the
-    calling thread.
+    calling thread. `device` is where calibration runs.
     """
-    run = _Run(model, targets, limits, operations, on_event, cancelled)
+    run = _Run(model, targets, limits, operations, on_event, cancelled, device)
     try:
         return run.run()
     except KeyboardInterrupt as interrupt:
@@ -91,8 +97,10 @@ class _Run:
         operations: Mapping[str, Operation],
         on_event: Callable[[Event], None],
         cancelled: Callable[[], bool],
+        device: Device = Device(),  # noqa: B008 — likewise
     ) -> None:
         self._model = model
+        self._device = device
         self._targets = targets
         self._limits = limits
         self._operations = operations
@@ -104,6 +112,10 @@ class _Run:
         self._statistics = Statistics()
         self._runs: list[TargetRun] = []
         self._results: dict[str, Manifest | Exception] = {}
+        self._gatherings: list[Gathering] = []
+        self._at: Gathering | None = None
+        """The calibration that is going on."""
+        self._said = ""
         self._fatal: Exception | None = None
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(limits.threads, "encode")
@@ -128,14 +140,15 @@ class _Run:
                 run.fail(error)
             for target in self._targets:
                 if target.id not in self._results and target.id not in {run.id for run in self._runs}:
-                    self._results[target.id] = error
-                    self._report_failed(target.id, error)
+                    self._refuse(target.id, error)
         self._finish()
         return {t.id: self._results[t.id] for t in self._targets}
 
     def close(self) -> None:
         """Stop all threads. What was written is synced and journalled, whatever happened."""
         self._stop.set()
+        for gathering in self._gatherings:
+            gathering.close()
         self._pool.shutdown(cancel_futures=True)
         self._writer.close()
         self._syncer.close()
@@ -150,15 +163,58 @@ class _Run:
         """Open every target's journal; those that cannot start are dropped here."""
         identity = self._source.identity()
         _allow_files(sum(len(t.plan.files) + 1 for t in self._targets) + len(identity) + 64)
+        self._start_calibrations()
+        about = {id: g.calibration.about for g in self._gatherings for id in g.stream.targets}
         for target in self._targets:
-            try:
-                self._open(target, identity)
-            except (OSError, QconvdError) as error:
-                self._results[target.id] = error
-                self._report_failed(target.id, error)
+            if target.id not in self._results:
+                try:
+                    self._open(target, identity, about.get(target.id, {}))
+                except (OSError, QconvdError) as error:
+                    self._refuse(target.id, error)
 
-    def _open(self, target: ConvertTarget, identity: Any) -> None:
-        run = TargetRun(target, self._model, identity)
+    def _open_statistics(self, run: TargetRun) -> None:
+        try:
+            self._statistics.open(run.asked)
+        except (OSError, QconvdError) as error:
+            run.fail(error)
+
+    def _start_calibrations(self) -> None:
+        """What targets ask of their calibrations, put together; those that cannot be are every such target's reason."""
+        streams: dict[Path, Stream] = {}
+        for target in self._targets:
+            if (spec := target.plan.calibration) is None:
+                continue
+            try:
+                if target.calibration is None:
+                    raise RuntimeError(f"{target.id} has no folder for its calibration")
+                self._statistics.open(target.plan)
+                missing = [r for u in target.plan.units for r in self._statistics.missing(target.plan, u)]
+                if missing:
+                    streams.setdefault(target.calibration, Stream(target.calibration, spec)).add(target.id, spec, missing)
+            except (OSError, QconvdError) as error:
+                self._refuse(target.id, error)
+        for stream in streams.values():
+            self._at = Gathering(stream, self._model, self._share(stream), self._device, self._stop.is_set, self._tick, TICK)
+            try:
+                self._at.open()
+            except Failed as failed:
+                self._at.close()
+                if isinstance(failed.error, Cancelled):
+                    raise failed.error from failed
+                for id in stream.targets:
+                    self._refuse(id, failed.error)
+            else:
+                self._gatherings.append(self._at)
+            self._at = None
+
+    def _share(self, stream: Stream) -> Limits:
+        """What calibrating may use: all but what encoding the largest of its units takes."""
+        largest = max(largest_of(t.plan) for t in self._targets if t.id in stream.targets)
+        return Limits(share(self._credits.limit, largest), self._limits.threads)
+
+    def _open(self, target: ConvertTarget, identity: Any, about: Mapping[str, Any]) -> None:
+        said = said_of(target.plan.calibration, about) if target.plan.calibration else {}
+        run = TargetRun(target, self._model, identity, said)
         if manifest := run.finished():
             self._results[target.id] = manifest
             run.close()
@@ -185,11 +241,53 @@ class _Run:
                 run.fail(error)
         # What an earlier run made was read back until now: time that says nothing about how long the rest takes.
         self._began = time.monotonic()
-        for item in graph.items(lambda i, unit, rows: self._runs[i].error is not None or self._runs[i].done(unit, rows)):
+        for gathering in self._gatherings:
+            self._calibrate(gathering, graph)
+        if self._gatherings:
+            # Nor does what was made while text was run through the model.
+            self._began = time.monotonic()
+            for run in self._runs:
+                run.resumed_bytes = run.done_bytes
+        self._make(graph)
+
+    def _make(self, graph: Graph, units: Collection[UnitKey] | None = None) -> None:
+        """Encode what is not made yet, of these units or of all; returns when it is written."""
+        for item in graph.items(self._is_made, units):
             self._hand_out(item)
         while not self._credits.idle(TICK):
             self._tick()
         self._tick()
+
+    def _is_made(self, target: int, unit: str, rows: Rows) -> bool:
+        return self._runs[target].error is not None or self._runs[target].done(unit, rows)
+
+    def _calibrate(self, gathering: Gathering, graph: Graph) -> None:
+        """All layers of a calibration, and the units that wait for them. Its failure is that of the targets that need it."""
+        runs = {i: run for i, run in enumerate(self._runs) if run.id in gathering.stream.targets}
+
+        def encode(units: Collection[UnitKey], held: int) -> None:
+            self._credits.hold(held)
+            self._make(graph, units)
+            # The calibration must not be further than the journal.
+            self._syncer.flush()
+            self._credits.hold(0)
+
+        gathering.unwanted = lambda: all(run.error is not None for run in runs.values())
+        self._at, began = gathering, time.monotonic()
+        try:
+            Layers(gathering, runs, self._statistics.missing).go(encode)
+            for run in runs.values():
+                if run.error is None:
+                    self._open_statistics(run)
+            self._on_event({"event": "calibrated", "targets": gathering.stream.targets, "seconds": time.monotonic() - began})
+        except Failed as failed:
+            if isinstance(failed.error, Cancelled) and any(run.error is None for run in runs.values()):
+                raise failed.error from failed
+            for run in runs.values():
+                run.fail(failed.error)
+        finally:
+            self._at = None
+            gathering.close()
 
     def _check(self, run: TargetRun, records: Sequence[Record]) -> None:
         """Hold what an earlier run recorded against what is in the files."""
@@ -248,14 +346,16 @@ class _Run:
             run.fail(error)
             return
         try:
-            stats = self._statistics.of(run.target.plan, unit)
+            stats = self._statistics.of(run.asked, unit)
+            stats |= {r.key: run.statistics[r.key] for r in unit.statistics if r.key in run.statistics}
             encoded = run.target.encoder.encode(unit, chunk.rows, [held[k] for k in keys], stats)
             data = buffers(unit, [n for _, _, n in run.layout.pieces(unit, chunk.rows)], encoded.data)
-            report = encoded.report.plain()
+            report, figures = encoded.report.plain(), {k: float(v) for k, v in encoded.figures.items()}
         except Exception as error:  # noqa: BLE001 — a plugin's encoder, likewise
             run.fail(error)
             return
-        record = Record(unit.id, chunk.rows, tuple(zlib.crc32(d) for d in data), report)
+        crcs = tuple(zlib.crc32(d) for d in data)
+        record = Record(unit.id, chunk.rows, crcs, report, figures, encoded.fallback)
         lease.hold()
         self._writer.put(Write(run, chunk, data, record, lease))
 
@@ -270,7 +370,7 @@ class _Run:
         for run in self._runs:
             if run.error is None:
                 try:
-                    self._statistics.check(run.target.plan)
+                    self._statistics.check(run.asked)
                     self._results[run.id] = run.finish(self._tick)
                 except (OSError, QconvdError) as error:
                     run.fail(error)
@@ -287,9 +387,13 @@ class _Run:
             raise self._fatal
         if self._cancelled():
             raise Cancelled
-        if time.monotonic() - self._ticked < TICK:
+        doing = self._at.doing if self._at else ""
+        if time.monotonic() - self._ticked < TICK and doing == self._said:
             return
-        self._ticked = time.monotonic()
+        self._ticked, self._said = time.monotonic(), doing
+        if self._at and not self._runs:
+            for target in self._at.stream.targets:
+                self._on_event({"event": "preparing", "target": target, "doing": self._at.doing})
         for run in self._runs:
             run.check_there()
             if run.error is None:
@@ -309,14 +413,18 @@ class _Run:
                 "read": self._source.bytes_read,
                 "written": self._writer.nbytes,
                 "seconds": round(time.monotonic() - self._began, 3),
+                **({"doing": self._at.doing} if self._at and run.id in self._at.stream.targets else {}),
             }
         )
 
     def _drop(self, run: TargetRun, error: Exception) -> None:
         if run.id not in self._results:
-            self._results[run.id] = error
-            self._report_failed(run.id, error)
+            self._refuse(run.id, error)
             run.free()
+
+    def _refuse(self, target: str, error: Exception) -> None:
+        self._results[target] = error
+        self._report_failed(target, error)
 
     def _report_failed(self, target: str, error: Exception) -> None:
         known = error.as_dict() if isinstance(error, QconvdError) else {"error": type(error).__name__, "what": str(error)}

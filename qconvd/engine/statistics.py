@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,22 @@ class Statistics:
         for file in plan.statistics:
             if (key := (file.path, file.sha256)) not in self._open:
                 self._open[key] = open_statistics(file.kind, Path(file.path), file.sha256)
-        for unit in plan.units:
-            for request in unit.statistics:
-                self._holder(plan, request)
+        if plan.calibration is None:
+            for unit in plan.units:
+                for request in self.missing(plan, unit):
+                    raise QconvdError(
+                        f"{request.linear}: no file of the plan holds its {request.kind}",
+                        fix="`qconvd reconvert JOB` plans anew",
+                    )
 
-    def of(self, plan: Plan, unit: Unit) -> Mapping[str, Any]:
-        """What a unit asked for, by `StatRequest.key`: float32 of shape (values,). Do not write to it."""
-        return {request.key: self._array(self._holder(plan, request), request) for request in unit.statistics}
+    def missing(self, plan: Plan, unit: Unit) -> tuple[StatRequest, ...]:
+        """What a unit asks for that none of the plan's files holds."""
+        return tuple(r for r in unit.statistics if self._holder(plan, r) is None)
+
+    def of(self, plan: Plan, unit: Unit) -> dict[str, Any]:
+        """What the plan's files hold for a unit, by `StatRequest.key`: float32 of shape (values,). Do not write to it."""
+        found = ((request, self._holder(plan, request)) for request in unit.statistics)
+        return {request.key: self._array(holder, request) for request, holder in found if holder is not None}
 
     def check(self, plan: Plan) -> None:
         """Raise `QconvdError` if somebody wrote to a file while it was in use."""
@@ -48,14 +56,12 @@ class Statistics:
             self._open.popitem()[1].close()
         self._kept.clear()
 
-    def _holder(self, plan: Plan, request: StatRequest) -> Imatrix:
+    def _holder(self, plan: Plan, request: StatRequest) -> Imatrix | None:
         for file in plan.statistics:
             found = self._open[file.path, file.sha256]
             if request.kind in file.kinds and request.linear in found.entries:
                 return found
-        raise QconvdError(
-            f"{request.linear}: no file of the plan holds its {request.kind}", fix="`qconvd reconvert JOB` plans anew"
-        )
+        return None
 
     def _array(self, file: Imatrix, request: StatRequest) -> Any:
         key = (file.sha256, request)
@@ -63,7 +69,13 @@ class Statistics:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            array = file.mean_square(request.linear)
+            try:
+                array = file.mean_square(request.linear)
+            except Exception as error:
+                # Of a file that somebody is just writing to, anything may be read.
+                if not file.is_unchanged():
+                    raise changed(file.path) from error
+                raise
             array.flags.writeable = False
             self._kept[key] = array
             while len(self._kept) > 1 and sum(a.nbytes for a in self._kept.values()) > KEPT:

@@ -11,24 +11,29 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from qconvd import __version__
+from qconvd.calibration_folders import need_no_more
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.commit import BEGUN
-from qconvd.engine.durable import sync_folder
-from qconvd.engine.figures import counts, error_figures
-from qconvd.engine.graph import Grid, Rows
+from qconvd.engine.durable import sync_folder, write_whole
+from qconvd.engine.figures import counts, error_figures, said_of
+from qconvd.engine.graph import Grid, Rows, ranges
 from qconvd.engine.journal import JOURNAL, Header, Journal, Record
 from qconvd.engine.layout import Layout
 from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, ManifestFile, read_manifest, write_manifest
-from qconvd.engine.plan import Encoder, Plan, SideFile, Unit, UnitReport, to_json
+from qconvd.engine.plan import Encoder, Plan, SideFile, StatisticsFile, Unit, UnitReport, to_json
 from qconvd.engine.writer import DataFile, DataFiles, no_space
 from qconvd.errors import BadCheckpoint, QconvdError
 
 COPY_BLOCK = 1 << 20
+KEPT = "statistics.json"
+"""In a target's work folder: the files of statistics that calibration made for it."""
+Decode: TypeAlias = Callable[[Unit, Rows, Sequence[Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -44,28 +49,52 @@ class ConvertTarget:
     """Manifest fields known beforehand: artifact, source, recipe, format, options, versions."""
     manifest: str | None = None
     """The manifest's path in the artifact; None: `qconvd.json`, or `.qconvd/<artifact>.json` in a shared folder."""
+    calibration: Path | None = None
+    """The folder of the calibration that its plan asks for; targets with one folder share it."""
+    decode: Decode | None = None
+    """The format's `decode`; needed where a layer is fed what the quantized layers before it give."""
+
+
+def with_kept(plan: Plan, work: Path) -> Plan:
+    """A plan that names the files of statistics, too, that calibration made for the target of this work folder."""
+    try:
+        kept = json.loads((work / KEPT).read_bytes())
+    except FileNotFoundError:
+        return plan
+    return replace(plan, statistics=(*plan.statistics, *(StatisticsFile(**{**f, "kinds": tuple(f["kinds"])}) for f in kept)))
 
 
 class TargetRun:
     """The state of a target in a run. `error` is set once, by whichever thread first sees it fail."""
 
-    def __init__(self, target: ConvertTarget, model: ModelInfo, source: Any) -> None:
+    def __init__(
+        self, target: ConvertTarget, model: ModelInfo, source: Any, calibration: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """`calibration` is what statistics are gathered from, and on what: with another, other bytes come of it."""
         self.target = target
+        self.calibration = calibration
         self.layout = Layout(target.plan)
         self.error: Exception | None = None
         self.done_bytes = 0
         self.resumed_bytes = 0
-        """Of `done_bytes`, those that an earlier run made."""
+        """Of `done_bytes`, those that were made before the pass: by an earlier run, or layer by layer."""
         self.total_bytes = sum(t.nbytes for t in target.plan.tensors)
         self.unit = ""
         """The unit last written, for progress."""
-        self.digest = f"sha256:{hashlib.sha256(_fingerprint(target)).hexdigest()}"
+        self.statistics: Mapping[str, Any] = {}
+        """By `StatRequest.key`, what calibration has just gathered; each is there only while its wave is."""
+        self.unreached: Mapping[str, int] = {}
+        """Units of which some experts saw no token while mean squares were gathered, and how many."""
+        self.asked = target.plan
+        """The plan, with the files of statistics that calibration made."""
+        self.digest = f"sha256:{hashlib.sha256(_fingerprint(target, calibration)).hexdigest()}"
         self.artifact = str(target.about.get("artifact") or _stem(target))
         self.folder = target.work / "files"
         self.files = DataFiles(self.folder, self.layout)
         self._model = model
         self._source = source
-        self._reports: dict[tuple[str, Rows], UnitReport] = {}
+        self._records: dict[tuple[str, Rows], Record] = {}
+        self._cut: Mapping[str, Grid] = {}
         self._lock = threading.Lock()
         self._journal: Journal | None = None
         target.work.mkdir(parents=True, exist_ok=True)
@@ -99,6 +128,7 @@ class TargetRun:
     def begin(self, grid: Mapping[str, Grid]) -> list[Record]:
         """Reserve the disk and open the journal. Returns what an earlier run wrote, to be checked by `check`."""
         self.files.reserve()
+        self._cut = grid
         if self._journal is None:
             self._journal = Journal.create(self.target.work / JOURNAL, Header(self.digest, self._source, grid))
         last = {(r.unit, r.rows): r for r in self._journal.records}
@@ -109,21 +139,40 @@ class TargetRun:
         unit = self.layout.units[record.unit]
         if self.files.crcs(unit, record.rows) != record.crcs:
             return set()
-        grown = self.note(unit, record.rows, record.report)
+        grown = self.note(unit, record)
         with self._lock:
             self.resumed_bytes += self._nbytes(unit, record.rows)
         return grown
 
     def done(self, unit: str, rows: Rows) -> bool:
-        return (unit, rows) in self._reports
+        return (unit, rows) in self._records
 
-    def note(self, unit: Unit, rows: Rows, report: UnitReport) -> set[DataFile]:
+    def read_also(self, files: tuple[StatisticsFile, ...]) -> None:
+        """Files that calibration made are read like those that the plan names."""
+        self.asked = replace(self.target.plan, statistics=(*self.target.plan.statistics, *files))
+        write_whole(self.target.work / KEPT, json.dumps([asdict(f) for f in files]).encode())
+
+    def is_done(self, unit: Unit) -> bool:
+        """Whether all rows of a unit are written."""
+        return all(self.done(unit.id, rows) for rows in ranges(unit.shape[0], self._cut[unit.id]))
+
+    def dequantized(self, unit: Unit) -> Any:
+        """(rows, columns): what a unit that is written stands for.
+
+        Always decoded from the files, whether this run wrote them or an earlier one: the next layer must be fed the same.
+        """
+        assert self.target.decode is not None, "a stream of quantized activations needs the format's decode"
+        whole = (0, unit.shape[0])
+        data = [self.files.files[i].read(offset, nbytes) for i, offset, nbytes in self.layout.pieces(unit, whole)]
+        return self.target.decode(unit, whole, data)[0]
+
+    def note(self, unit: Unit, record: Record) -> set[DataFile]:
         """Rows are written; returns the files that grew."""
         with self._lock:
-            self._reports[unit.id, rows] = report
+            self._records[unit.id, record.rows] = record
             self.unit = unit.id
-            self.done_bytes += self._nbytes(unit, rows)
-            return self.files.written(unit, rows)
+            self.done_bytes += self._nbytes(unit, record.rows)
+            return self.files.written(unit, record.rows)
 
     def record(self, records: Iterable[Record], files: Iterable[DataFile]) -> None:
         """Sync the files and journal the rows that were written to them."""
@@ -155,6 +204,7 @@ class TargetRun:
         self.files.discard()
         self._close_journal()
         (self.target.work / JOURNAL).unlink(missing_ok=True)
+        need_no_more(self.target.work)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def finish(self, progress: Callable[[], None]) -> Manifest:
@@ -227,7 +277,8 @@ class TargetRun:
 
     def _manifest(self, files: tuple[ManifestFile, ...]) -> Manifest:
         plan, about = self.target.plan, dict(self.target.about)
-        reports = self._merged()
+        records = self._by_unit()
+        reports = {name: sum((r.report for r in of_unit), UnitReport()) for name, of_unit in records.items()}
         return Manifest(
             artifact=self.artifact,
             format=str(about.pop("format", plan.name.format)),
@@ -247,18 +298,16 @@ class TargetRun:
                 {"kind": f.kind, "file": PurePosixPath(f.path).name, "sha256": f.sha256, "without": list(f.without)}
                 for f in plan.statistics
             ),
+            calibration=said_of(self.calibration, records, self.unreached),
             extra={k: v for k, v in about.items() if k != "artifact"},
         )
 
-    def _merged(self) -> dict[str, UnitReport]:
-        """A report per unit, added up in the order of rows, so that a resumed run adds up to the same."""
-        found: dict[str, list[tuple[Rows, UnitReport]]] = {u.id: [] for u in self.target.plan.units}
-        for (unit, rows), report in self._reports.items():
-            found[unit].append((rows, report))
-        return {
-            (u.outputs[0].name if len(u.outputs) == 1 else u.id): sum((r for _, r in sorted(found[u.id])), UnitReport())
-            for u in self.target.plan.units
-        }
+    def _by_unit(self) -> dict[str, list[Record]]:
+        """The records of each unit in the order of rows, so that those of a resumed run add up to the same."""
+        found: dict[str, list[Record]] = {u.id: [] for u in self.target.plan.units}
+        for (unit, _), record in sorted(self._records.items()):
+            found[unit].append(record)
+        return {(u.outputs[0].name if len(u.outputs) == 1 else u.id): found[u.id] for u in self.target.plan.units}
 
     def _worded(self, error: Exception) -> Exception:
         if not isinstance(error, OSError) or error.errno is None:
@@ -276,9 +325,11 @@ class TargetRun:
             self._journal = None
 
 
-def _fingerprint(target: ConvertTarget) -> bytes:
+def _fingerprint(target: ConvertTarget, calibration: Mapping[str, Any]) -> bytes:
     """What decides over the bytes. Where a file of statistics lies does not."""
     versions = json.dumps(target.about.get("versions", {}), sort_keys=True)
+    if calibration:
+        versions += json.dumps(calibration, sort_keys=True)
     placeless = tuple(replace(f, path=PurePosixPath(f.path).name) for f in target.plan.statistics)
     return to_json(replace(target.plan, statistics=placeless)) + versions.encode()
 

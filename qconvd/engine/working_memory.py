@@ -17,8 +17,8 @@ def working_memory(plan: Plan, threads: int) -> dict[str, int]:
 
     As the engine counts: each of `threads + 1` pieces holds source, outputs and scratch, and an eighth is idle buffers.
     """
-    cpu = max((_piece(u) for u in plan.units), default=0)
-    gpu = max((_piece(u) - u.memory.get("cpu", 0) + u.memory.get("cuda", 0) for u in plan.units), default=0)
+    cpu = max((piece(u) for u in plan.units), default=0)
+    gpu = max((piece(u) - u.memory.get("cpu", 0) + u.memory.get("cuda", 0) for u in plan.units), default=0)
     return {
         "cpu": max(LEAST_ENGINE_MEMORY, cpu * (threads + 1) * 8 // 7),
         "least": max(LEAST_ENGINE_MEMORY, cpu * 2 * 8 // 7),
@@ -26,7 +26,7 @@ def working_memory(plan: Plan, threads: int) -> dict[str, int]:
     }
 
 
-def _piece(unit: Unit) -> int:
+def piece(unit: Unit) -> int:
     """Bytes of the smallest sensible piece: a unit that may be cut counts as a chunk of it, or one row if that is more."""
     whole = sum(4 * prod(x.shape) for x in unit.inputs) + sum(o.nbytes for o in unit.outputs)
     if isinstance(unit.rows, RowSplit):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qconvd.engine.calibration_cost import shared
 from qconvd.ledger.records import Target
 
 MIB = 1 << 20
@@ -32,12 +33,23 @@ def need_of(kind: str, targets: Sequence[Target]) -> dict[str, int]:
     if kind == "verify":
         return {"memory": VERIFY_MEMORY, "least": VERIFY_MEMORY // 2, "disk": 0, "gpu_memory": 0}
     memory = [t.plan.get("memory", {}) for t in targets]
+    # Targets of one source and text share their calibration; those that do not are calibrated one after the other.
+    memory.append(shared([t.plan["calibration"] for t in targets if t.plan.get("calibration")]))
     return {
         "memory": BASE_MEMORY + max((int(m.get("cpu", 0)) for m in memory), default=0),
         "least": BASE_MEMORY + max((int(m.get("least", 0)) for m in memory), default=0),
-        "disk": sum(int(t.plan.get("nbytes", 0)) for t in targets),
+        "disk": sum(int(t.plan.get("nbytes", 0)) for t in targets) + sum(_scratch(targets).values()),
         "gpu_memory": max((int(m.get("cuda", 0)) for m in memory), default=0),
     }
+
+
+def _scratch(targets: Sequence[Target]) -> dict[str, int]:
+    """Disk that calibrating takes meanwhile, by its folder, which targets may share."""
+    found: dict[str, int] = {}
+    for target in targets:
+        if one := target.plan.get("calibration"):
+            found[one["folder"]] = max(found.get(one["folder"], 0), int(one["scratch"]))
+    return found
 
 
 def fetch_need(nbytes: int) -> dict[str, int]:

@@ -225,7 +225,7 @@ def test_an_encoder_that_returns_the_wrong_amount_is_named(model: ModelInfo, tmp
 
 def test_statistics_are_refused_by_name(model: ModelInfo, tmp_path: Path) -> None:
     gptq = unit("w", Read.of(model.tensors["extra"]), dtype="BF16", statistics=(StatRequest("w", "hessian"),))
-    with pytest.raises(Unsupported, match="w needs statistics from calibration, which this version does not gather"):
+    with pytest.raises(Unsupported, match="w asks for statistics, and the plan names neither a file that holds them nor"):
         raise go(model, target("a", plan([gptq]), tmp_path))["a"]
 
 

@@ -123,9 +123,8 @@ def test_it_resumes_in_the_same_bytes(small: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", ["none", "static", "desc_act"])
-@pytest.mark.parametrize("stream", ["original", "quantized"])
-def test_the_encoder_solves_with_the_statistics_that_it_is_given(small: Path, order: str, stream: str) -> None:
-    options = GptqOptions.model_validate({"group_size": 32, "act_order": order, "calibration": {"activations": stream}})
+def test_the_encoder_solves_with_the_statistics_that_it_is_given(small: Path, order: str) -> None:
+    options = GptqOptions.model_validate({"group_size": 32, "act_order": order})
     form = plugins().formats["gptq"]
     plan = form.plan(inspect(small), options)
     unit = next(u for u in plan.units if u.id == "model.layers.0.mlp.up_proj.weight")
@@ -135,9 +134,7 @@ def test_the_encoder_solves_with_the_statistics_that_it_is_given(small: Path, or
     (decoded,) = form.decode(unit, (0, 192), [np.ascontiguousarray(d).tobytes() for d in encoded.data])
     (bound,) = form.bound(unit, (0, 192), [w.astype(np.float32)], {})
     assert (np.abs(decoded - w) <= bound).all()
-    assert (encoded.dequantized is None) == (stream == "original")
-    if encoded.dequantized:
-        assert np.array_equal(encoded.dequantized[0], decoded.astype(np.float16))
+    assert encoded.figures["output_error"] > 0
     assert encoded.report.weights == w.size
     assert encoded.report.square_error == pytest.approx(((decoded - w.astype(np.float64)) ** 2).sum(), rel=1e-3)
 

@@ -64,7 +64,8 @@ def test_calibration_is_asked_for_and_rounding_needs_none() -> None:
     assert "model.layers.0.self_attn.q_proj.weight:hessian" in asked
     assert not any(u.statistics for u in planned(headers(llama(1)), method="rtn").units)
     quantized = planned(headers(llama(1)), calibration={"activations": "quantized"})
-    assert {bool(u.options.get("dequantized")) for u in quantized.units if u.statistics} == {True}
+    assert quantized.calibration is not None
+    assert quantized.calibration.stream == "quantized"
 
 
 @pytest.mark.parametrize(("bits", "words", "zeros"), [(2, 32, 16), (3, 48, 24), (4, 64, 32), (8, 128, 64)])

@@ -1,0 +1,84 @@
+"""`imatrix: auto`: an importance matrix that is gathered while converting. Which tensors of the checkpoint are behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
+
+from qconvd.api import (
+    Affine,
+    CalibrationSpec,
+    Cast,
+    Concat,
+    Expr,
+    ModelInfo,
+    Permute,
+    Read,
+    Reshape,
+    Slice,
+    Stack,
+    StatRequest,
+    Transpose,
+    Unit,
+    calibration_spec,
+)
+from qconvd_gguf.families.base import Metadata
+from qconvd_gguf.mixes.roles import EMBEDDINGS, OUTPUT
+from qconvd_gguf.options import GgufOptions
+
+
+def weighed(units: Sequence[Unit], using: Mapping[str, Unit], model: ModelInfo, options: GgufOptions) -> tuple[
+    tuple[Unit, ...], CalibrationSpec, Metadata, tuple[str, ...]
+]:  # fmt: skip
+    """The units with their requests, what is run through the model, the metadata, and the tensors that do without.
+
+    `using`: the units whose types look at importance. Embeddings and output are left out, as llama-imatrix leaves them out.
+    """
+    linears = {
+        name: tensors for name, u in using.items() if name not in (*EMBEDDINGS, OUTPUT) and (tensors := linears_of(u.inputs[0]))
+    }
+    spec = calibration_spec(options.calibration, model, linears)
+    asking = tuple(_asking(unit) if unit.id in linears else unit for unit in units)
+    keys: Metadata = [
+        ("quantize.imatrix.file", "str", f"{model.name}.imatrix.gguf"),
+        ("quantize.imatrix.dataset", "str", spec.dataset),
+        ("quantize.imatrix.entries_count", "u32", len(linears)),
+        ("quantize.imatrix.chunks_count", "u32", spec.samples),
+    ]
+    return asking, spec, keys, tuple(name for name in using if name not in linears)
+
+
+def linears_of(expr: Expr) -> tuple[str, ...]:
+    """The checkpoint's weights whose inputs are this tensor's columns, expert after expert.
+
+    Empty where columns are moved (MLA's split of a transposed matrix): what they are multiplied with, no linear is fed.
+    """
+    if isinstance(expr, Read):
+        return (expr.tensor,) if len(expr.shape) > 1 else ()
+    if isinstance(expr, Affine | Cast):
+        return linears_of(expr.x)
+    if isinstance(expr, Transpose):
+        # GPT-2 stores its linears as (in, out).
+        return linears_of(expr.x) if isinstance(expr.x, Read) and len(expr.shape) == 2 else ()
+    last = len(expr.shape) - 1
+    if isinstance(expr, Slice):
+        return linears_of(expr.x) if expr.axis != last else ()
+    if isinstance(expr, Permute):
+        return linears_of(expr.x) if expr.axes[-1] == last else ()
+    if isinstance(expr, Reshape):
+        return linears_of(expr.x) if expr.shape[-1] == expr.x.shape[-1] else ()
+    if isinstance(expr, Concat):
+        # Joined along their rows they have one input.
+        return linears_of(expr.xs[0]) if expr.axis != last else ()
+    if isinstance(expr, Stack):
+        each = [linears_of(x) for x in expr.xs]
+        return tuple(one[0] for one in each) if all(len(one) == 1 for one in each) else ()
+    return ()
+
+
+def _asking(unit: Unit) -> Unit:
+    shape = unit.inputs[0].shape
+    nbytes = 4 * shape[-1] * prod(shape[:-2])
+    memory = {**unit.memory, "cpu": unit.memory["cpu"] + nbytes}
+    return replace(unit, statistics=(StatRequest(unit.id, "mean_square"),), memory=memory)

@@ -1,0 +1,61 @@
+"""What calibration will take, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from qconvd.calibration.errors import not_installed
+from qconvd.calibration.suitable import check_suitable
+from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.plan import CalibrationSpec, StatRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a calibration takes. Bytes, and tokens that are run through the model."""
+
+    layers: int
+    waves: tuple[int, ...]
+    """Per layer, how often the text is run through it: its statistics do not always fit into memory at once."""
+    memory: int
+    """The most RAM that is held at once: a layer's weights, a batch's activations, a wave of statistics, and torch."""
+    statistics: int
+    """Of `memory`, those of the largest wave; what encoders derive from them takes about as much again."""
+    least: int
+    """RAM that it can do with: one sample at a time, and one statistic."""
+    scratch: int
+    """Bytes of hidden states in the work folder: a layer's inputs and its outputs."""
+    tokens: int
+
+
+def price(
+    model: ModelInfo, spec: CalibrationSpec, requests: Collection[StatRequest], memory: int, *, element: int = 4
+) -> Price:
+    """What gathering `requests` takes where `memory` bytes may be used; `element`: bytes of a computed number.
+
+    Reads no weights. Raises `QconvdError` if it cannot be done: not enough memory, torch or transformers not installed, no
+    tokenizer, no causal language model, or a linear that text does not go through.
+    """
+    check_suitable(model)
+    try:
+        from qconvd.calibration.budget import budget
+        from qconvd.calibration.network import Network
+        from qconvd.calibration.survey import survey
+        from qconvd.calibration.wanted import wanted
+    except ModuleNotFoundError as error:
+        raise not_installed(error) from error
+    network = Network(model)
+    traces = survey(network, spec.length)
+    layers = wanted(network, traces, spec, requests)
+    fitted = budget(network, traces, layers, spec, memory, element)
+    states = spec.samples * spec.length * network.hidden * element
+    return Price(
+        layers=len(layers),
+        waves=tuple(len(waves) for waves in fitted.waves),
+        memory=fitted.memory,
+        statistics=fitted.statistics,
+        least=fitted.least,
+        scratch=2 * states,
+        tokens=spec.samples * spec.length,
+    )

@@ -1,0 +1,97 @@
+"""What calibrating for a plan takes: what `qconvd plan` shows is what the scheduler reserves and the engine allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.plan import Plan
+from qconvd.engine.working_memory import piece
+from qconvd.quantities import show_size
+
+if TYPE_CHECKING:
+    from qconvd.calibration.pricing import Price
+
+IDLE_SHARE = 8
+"""One part in this many of the memory limit may be buffers that wait to be used again."""
+PLENTY = 1 << 50
+BESIDE = 4 << 20
+"""Mean squares that another target of the job may ask of the same calibration, beside the largest Hessian."""
+
+
+class Costs:
+    """Prices of the calibrations of one model. Those that ask the same are reckoned once."""
+
+    def __init__(self, model: ModelInfo) -> None:
+        self._model = model
+        self._known: dict[Any, Price] = {}
+
+    def of(self, plan: Plan, memory: int = PLENTY) -> Price | None:
+        """What the calibration of a plan takes where the engine may use `memory` bytes; None without one. Reads no weights.
+
+        Raises `QconvdError` if it cannot be done.
+        """
+        if plan.calibration is None:
+            return None
+        from qconvd.calibration.pricing import price
+
+        requests = tuple(dict.fromkeys(r for u in plan.units for r in u.statistics))
+        allowed = share(memory - memory // IDLE_SHARE, largest_of(plan))
+        key = repr((plan.calibration, requests, allowed))
+        if key not in self._known:
+            self._known[key] = price(self._model, plan.calibration, requests, allowed)
+        return self._known[key]
+
+
+def share(limit: int, largest: int) -> int:
+    """What of the credits calibrating may use: all but what encoding the largest of its units takes."""
+    return max(limit // 2, limit - largest)
+
+
+def largest_of(plan: Plan) -> int:
+    return max((piece(u) for u in plan.units if u.statistics), default=0)
+
+
+def with_calibration(memory: dict[str, int], plan: Plan, price: Price | None) -> dict[str, int]:
+    """`working_memory` of a plan, with what calibrating takes."""
+    if price is None:
+        return memory
+    cost = as_data(plan, price)
+    together = shared([cost])
+    return {k: max(n, together.get(k, 0)) for k, n in memory.items()}
+
+
+def shared(costs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """What the engine must get, `cpu` to be quick and the `least`, so that one calibration serves these targets.
+
+    `costs` are those that `as_data` gave of each.
+    """
+    if not costs:
+        return {}
+    encoding = max(int(c["encoding"]) for c in costs)
+    needs = {"cpu": max(int(c["memory"]) for c in costs), "least": max(int(c["least"]) for c in costs)}
+    return {k: (n + BESIDE + encoding) * IDLE_SHARE // (IDLE_SHARE - 1) for k, n in needs.items()}
+
+
+def as_data(plan: Plan, price: Price | None) -> dict[str, Any]:
+    """As JSON data; empty for a plan without calibration."""
+    spec = plan.calibration
+    if spec is None or price is None:
+        return {}
+    return {
+        "text": spec.name, "samples": spec.samples, "length": spec.length, "activations": spec.stream, "layers": price.layers,
+        "waves": sum(price.waves), "memory": price.memory + price.statistics, "least": price.least,
+        "encoding": largest_of(plan), "scratch": price.scratch, "tokens": price.tokens,
+    }  # fmt: skip
+
+
+def in_words(data: Mapping[str, Any]) -> str:
+    """A sentence for people."""
+    text = "the text that comes with qconvd" if data["text"] == "default" else data["text"]
+    waves, layers = data["waves"], data["layers"]
+    often = "once" if waves <= layers else f"in {waves} waves, for its statistics do not fit into memory at once"
+    return (
+        f"calibrated on {data['samples']} x {data['length']} tokens of {text}, which go through {layers} layers {often}; that "
+        f"takes {show_size(data['memory'])} of memory, and {show_size(data['scratch'])} of disk meanwhile"
+    )

@@ -1,0 +1,158 @@
+"""Calibrated targets end to end: real text through a real model, GPTQ and an importance matrix of one calibration."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import crash
+from command_line import Qconvd, called_in
+from qconvd import checkpoints
+from qconvd.api import Device, ModelInfo
+from qconvd.calibration_folders import folder_name
+from qconvd.engine.manifest import manifests_in, read_manifest
+from qconvd.engine.run import ConvertTarget, Limits, convert
+from qconvd.engine.target import with_kept
+from qconvd.executors.base import environment
+from qconvd.plugins import plugins
+from qconvd.statistics import open_imatrix
+from qconvd.statistics.imatrix_write import MeanSquares, write_imatrix
+from qconvd.targets import resolve_list
+from qconvd.tasks import LimitsSpec, write_spec
+from worker_kit import Shop
+
+CALIBRATION = "calibration: {samples: 4, length: 64}"
+GPTQ = f"gptq: {{bits: 4, group_size: 32, {CALIBRATION}}}"
+AUTO = f"gguf: {{types: [iq4_nl], imatrix: auto, {CALIBRATION}}}"
+LIMITS = Limits(1 << 30, 2)
+
+
+def targets_of(model: ModelInfo, text: str, output: Path) -> list[ConvertTarget]:
+    """What a worker makes of `--to`, for the engine in this process."""
+    made = []
+    for wanted in resolve_list(text):
+        form = plugins().formats[wanted.format]
+        plan = form.plan(model, wanted.options).named(model.name)
+        encoder = form.encoder(plan, Device())
+        for _ in encoder.prepare(plan):
+            pass
+        work = output / "work" / wanted.label.replace(" ", "-")
+        folder = work.parent / folder_name(plan.calibration, "m", target=work.name) if plan.calibration else None
+        about = {"artifact": "a", "format": wanted.format}
+        made.append(ConvertTarget(wanted.label, plan, encoder, work, about, None, folder, form.decode))
+    return made
+
+
+def go(model: ModelInfo, targets: list[ConvertTarget]) -> dict[str, Any]:
+    made = convert(model, targets, LIMITS, operations=plugins().operations, on_event=lambda _: None, cancelled=lambda: False)
+    for error in made.values():
+        if isinstance(error, Exception):
+            raise error
+    return made
+
+
+def files(work: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(work)): p.read_bytes() for p in sorted((work / "files").rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def model(glass: Path) -> ModelInfo:
+    return checkpoints.inspect(glass)
+
+
+def test_a_gathered_matrix_makes_the_file_that_it_makes_when_it_is_named(model: ModelInfo, tmp_path: Path) -> None:
+    (auto,) = targets_of(model, AUTO, tmp_path)
+    go(model, [auto])
+    entries = {}
+    for kept in with_kept(auto.plan, auto.work).statistics:
+        file = open_imatrix(Path(kept.path))
+        origin = {"dataset": file.datasets[0], "samples": file.chunks, "length": 64}
+        entries |= {name: MeanSquares(file.mean_square(name), [4 * 64]) for name in file.entries}
+        file.close()
+    matrix = tmp_path / "glass_en.imatrix.gguf"
+    write_imatrix(matrix, entries, **origin)
+    (named,) = targets_of(model, f"gguf: {{types: [iq4_nl], imatrix: {matrix}}}", tmp_path / "named")
+    go(model, [named])
+    (name,) = (f.path for f in auto.plan.files)
+    assert (auto.work / "files" / name).read_bytes() == (named.work / "files" / name).read_bytes()
+
+
+@pytest.mark.parametrize("activations", ["original", "quantized"])
+def test_a_resumed_run_ends_in_the_same_bytes(model: ModelInfo, tmp_path: Path, activations: str) -> None:
+    text = GPTQ.replace("length: 64", f"length: 64, activations: {activations}")
+    (one,) = targets_of(model, text, tmp_path)
+    manifest = go(model, [one])[one.id]
+    expected = files(one.work)
+    assert manifest.calibration["activations"] == activations
+    (one.work / "files" / "qconvd.json").unlink()
+    journal = one.work / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    # As if it had been killed in the middle of the third layer.
+    last = next(i for i, line in enumerate(lines[1:], 1) if b'"u":"model.layers.2.self_attn.v_proj' in line)
+    journal.write_bytes(b"".join(lines[:last]))
+    if activations == "quantized":
+        shutil.rmtree(one.calibration)
+    (again,) = targets_of(model, text, tmp_path)
+    go(model, [again])
+    assert files(one.work) == expected
+
+
+def test_what_a_layer_is_fed_makes_a_difference(model: ModelInfo, tmp_path: Path) -> None:
+    original = targets_of(model, GPTQ, tmp_path)
+    quantized = targets_of(model, GPTQ.replace("length: 64", "length: 64, activations: quantized"), tmp_path / "q")
+    go(model, [*original, *(replace(t, id="q") for t in quantized)])
+    first, second = (read_manifest(t.work / "files" / "qconvd.json").calibration["linears"] for t in (*original, *quantized))
+    assert first["model.layers.0.self_attn.q_proj.weight"] == second["model.layers.0.self_attn.q_proj.weight"]
+    assert first["model.layers.3.self_attn.o_proj.weight"] != second["model.layers.3.self_attn.o_proj.weight"]
+
+
+def test_a_killed_job_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, glass: Path) -> None:
+    """Both targets share a calibration; the worker is killed when it journals, and when it keeps a layer's states."""
+    shop = Shop(tmp_path, glass, f"{GPTQ}, {AUTO}")
+    for result in shop.step().targets.values():
+        assert result.data["calibration"]["waves"] == 4
+        assert "which go through 4 layers once" in result.data["notes"][0]
+    shop.claim()
+
+    def run(output: Path, crash_at: int | None) -> tuple[int, dict[str, bytes]]:
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        shop.output = output
+        mine = shop.spec(shop.task).model_copy(update={"limits": LimitsSpec(memory=1 << 30, threads=2)})
+        command = [sys.executable, "-P", "-m", "qconvd.worker", str(write_spec(mine))]
+        env = {**environment("cpu", "", 2), **crash.environment(crash_at, log)}
+        done = subprocess.run(command, capture_output=True, env=env, check=False)
+        assert done.returncode in (0, -9), done.stderr.decode()
+        return done.returncode, {f"{t.id}/{p}": d for t in mine.targets for p, d in files(t.work).items()}
+
+    code, expected = run(tmp_path / "whole", None)
+    assert code == 0
+    assert len(list((tmp_path / "whole/.qconvd/work").glob("calibration-*"))) == 1
+    log = [line.split()[1:] for line in (tmp_path / "log").read_text().splitlines()]
+    states = [i for i, (name, *files) in enumerate(log) if name == "replace" and "hidden-0002" in files[-1]]
+    journalled = [i for i, call in enumerate(log) if call == ["write", "journal.jsonl"]]
+    for number, point in enumerate((states[0], journalled[len(journalled) // 2])):
+        output = tmp_path / f"killed-{number}"
+        assert run(output, point)[0] == -9
+        assert run(output, None) == (0, expected)
+
+
+def test_a_job_leaves_nothing_but_its_artifacts(
+    tmp_path: Path, glass: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qconvd: Qconvd = called_in(tmp_path, monkeypatch, capsys)
+    said = qconvd("convert", glass, "--to", f"{GPTQ}, {AUTO}", "--out", "out")
+    assert said.code == 0, said.err
+    assert "calibrating layer 4 of 4" in said.err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["glass_en-4bit-32g", "glass_en-GGUF"]
+    manifests = [m for p in (tmp_path / "out").iterdir() for m in manifests_in(p)]
+    assert all(m.verification and m.calibration["samples"] == 4 for m in manifests)
+    gptq = next(m for m in manifests if m.format == "gptq")
+    assert {"torch", "transformers"} == gptq.calibration["versions"].keys()
+    assert gptq.calibration["linears"]
