@@ -138,7 +138,7 @@ def test_activations_that_nobody_asks_for_name_the_layer(llama: ModelInfo, tmp_p
 
 def test_too_little_memory_is_known_before_the_start(llama: ModelInfo) -> None:
     error = refused(llama, hessian(Q), memory=256 << 20)
-    assert error.what.startswith("calibration needs at least 40")
+    assert error.what.startswith("calibration needs at least 48")
     assert "of memory, and limits.memory allows 256.0 MiB: " in error.what and "for the largest statistic" in error.what
     assert error.fix == "raise limits.memory (--memory), or calibrate with shorter samples"
 
