@@ -51,13 +51,12 @@ def test_a_folder_without_text(llama: ModelInfo, tmp_path: Path) -> None:
 
 def test_a_text_that_is_too_short(llama: ModelInfo, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("x" * 100)
-    calibration = kit.calibration(llama, [], tmp_path / "work", kit.spec_of(llama, text=tmp_path / "short.txt", samples=8))
-    with pytest.raises(QconvdError) as caught:
-        calibration.finish(0)
-    assert caught.value.what == (
+    error = refused(llama, hessian(Q), text=tmp_path / "short.txt", samples=8)
+    assert error.what == (
         "the calibration text is too short: it has 100 tokens, which make 4 samples of 24; 8 of them (192 tokens) are asked for"
     )
-    assert caught.value.where == str(tmp_path / "short.txt")
+    assert error.where == str(tmp_path / "short.txt")
+    assert error.fix == "name a longer text under `calibration`, or ask for fewer or shorter samples"
 
 
 def test_a_text_that_changed(llama: ModelInfo, tmp_path: Path) -> None:
