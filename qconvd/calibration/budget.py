@@ -17,7 +17,7 @@ from qconvd.quantities import show_size
 
 TOKENS = 4096
 """Tokens that are run at once at the most: enough for every matrix product to be efficient."""
-LIBRARIES = 400 << 20
+LIBRARIES = 480 << 20
 """What torch and transformers take themselves, measured."""
 BATCH_SHARE = 4
 """One part in this many of the memory limit may be activations, if more than one sample is run at once."""

@@ -1,4 +1,4 @@
-"""What calibration will take, from headers alone."""
+"""What calibration will take, without reading a weight."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ def price(
 ) -> Price:
     """What gathering `requests` takes where `memory` bytes may be used; `element`: bytes of a computed number.
 
-    Reads no weights. Raises `QconvdError` if it cannot be done: not enough memory, torch or transformers not installed, no
-    tokenizer, no causal language model, or a linear that text does not go through.
+    Reads no weights, but the text. Raises `QconvdError` if it cannot be done: not enough memory or text, torch or transformers
+    not installed, no tokenizer, no causal language model, or a linear that text does not go through.
     """
     check_suitable(model)
     try:
         from qconvd.calibration.budget import budget
         from qconvd.calibration.network import Network
+        from qconvd.calibration.samples import tokens
         from qconvd.calibration.survey import survey
         from qconvd.calibration.wanted import wanted
     except ModuleNotFoundError as error:
@@ -49,6 +50,7 @@ def price(
     traces = survey(network, spec.length)
     layers = wanted(network, traces, spec, requests)
     fitted = budget(network, traces, layers, spec, memory, element)
+    tokens(model, spec)  # a text that is too short is better known now
     states = spec.samples * spec.length * network.hidden * element
     return Price(
         layers=len(layers),

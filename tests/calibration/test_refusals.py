@@ -51,13 +51,12 @@ def test_a_folder_without_text(llama: ModelInfo, tmp_path: Path) -> None:
 
 def test_a_text_that_is_too_short(llama: ModelInfo, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("x" * 100)
-    calibration = kit.calibration(llama, [], tmp_path / "work", kit.spec_of(llama, text=tmp_path / "short.txt", samples=8))
-    with pytest.raises(QconvdError) as caught:
-        calibration.finish(0)
-    assert caught.value.what == (
+    error = refused(llama, hessian(Q), text=tmp_path / "short.txt", samples=8)
+    assert error.what == (
         "the calibration text is too short: it has 100 tokens, which make 4 samples of 24; 8 of them (192 tokens) are asked for"
     )
-    assert caught.value.where == str(tmp_path / "short.txt")
+    assert error.where == str(tmp_path / "short.txt")
+    assert error.fix == "name a longer text under `calibration`, or ask for fewer or shorter samples"
 
 
 def test_a_text_that_changed(llama: ModelInfo, tmp_path: Path) -> None:
@@ -138,7 +137,7 @@ def test_activations_that_nobody_asks_for_name_the_layer(llama: ModelInfo, tmp_p
 
 def test_too_little_memory_is_known_before_the_start(llama: ModelInfo) -> None:
     error = refused(llama, hessian(Q), memory=256 << 20)
-    assert error.what.startswith("calibration needs at least 40")
+    assert error.what.startswith("calibration needs at least 48")
     assert "of memory, and limits.memory allows 256.0 MiB: " in error.what and "for the largest statistic" in error.what
     assert error.fix == "raise limits.memory (--memory), or calibrate with shorter samples"
 
