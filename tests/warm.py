@@ -106,8 +106,7 @@ class Warm:
             self._arm(crash_at, power)
         place = next(i for i, a in enumerate(request["argv"]) if a.endswith("runner.py"))
         folder, timeout, *command = request["argv"][place + 1 :]
-        runner.subprocess.Popen = lambda command, pass_fds: _Worker(command, self)  # type: ignore[assignment, misc]
-        runner.main(Path(folder), float(timeout) or None, command)
+        runner.main(Path(folder), float(timeout) or None, lambda: _Worker(command, self))
         return 0
 
     def _arm(self, crash_at: int | None, power: bool) -> None:
@@ -172,6 +171,9 @@ class _Worker:
     def wait(self, timeout: float | None = None) -> int:
         assert timeout is None or timeout > 60
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
