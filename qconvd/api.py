@@ -23,6 +23,7 @@ from qconvd.engine.expr import (
     Slice,
     Stack,
     Transpose,
+    dequantized,
     reads,
     rows_columns,
 )
@@ -65,6 +66,6 @@ __all__ = [
     "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares", "QconvdError",
     "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile",
     "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "cache_home", "check_report", "container",
-    "gguf_families", "gguf_metadata", "given_by", "hookimpl", "open_statistics", "reads", "row_bytes", "rows_columns",
-    "safetensors_index", "storage",
+    "dequantized", "gguf_families", "gguf_metadata", "given_by", "hookimpl", "open_statistics", "reads", "row_bytes",
+    "rows_columns", "safetensors_index", "storage",
 ]  # fmt: skip
