@@ -36,6 +36,9 @@ def identity(model: ModelInfo) -> str:
     for tensor in model.stored.values():
         by_file.setdefault(tensor.file, []).append(tensor)
     samples = _samples(model)
+    if model.kind == "torch":  # whose headers may stand anywhere in the file
+        for tensor in model.stored.values():
+            digest.update(f"\0{tensor.name}\0{tensor.dtype}\0{tensor.shape}\0{tensor.file}\0{tensor.offset}\0".encode())
     for file in sorted(model.files, key=lambda f: f.path):
         if file.role == "ignored":
             continue
