@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from qconvd.engine.expr import Read
 from qconvd.engine.regions import needs
 from qconvd.engine.source import Source
 from qconvd.errors import BadCheckpoint, QconvdError, Unsupported
+from qconvd.formats import planned
 from qconvd.plugins import plugins
 from quantized_models import Quantizer, awq, compressed, config_of, gptq, write_quantized
 
@@ -262,3 +265,42 @@ def test_a_shape_that_was_not_written_yet_is_taken_from_the_words(tmp_path: Path
             tensors[name] = np.zeros(2, np.int64)
     save_file(tensors, model / "model.safetensors")
     assert inspect(model).tensors[f"{Q}.weight"].shape == (64, 64)
+
+
+@pytest.mark.parametrize("case", ["gptq 3 bits", "awq", "ct 4 bits asymmetric", "ct int8 asymmetric"])
+def test_hostile_headers_and_configs(tmp_path: Path, case: str) -> None:
+    """Whatever shapes, types and settings are claimed, inspecting and planning end with a plan or a QconvdError."""
+    model = toy(tmp_path / "Toy", case)
+    whole = (model / "model.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header, body = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    config = json.loads((model / "config.json").read_text())
+    dice = random.Random(6)
+    values = [None, True, 0, -1, 1, 3, 4, 7, 2**40, 0.5, "", "4", "gptq", [], [4], {}, {"a": {}}]
+    fp16 = plugins().formats["fp16"]
+    count = 0
+    for _ in range(400):
+        said = copy.deepcopy(config["quantization_config"])
+        places = [said, *said.get("config_groups", {}).values()]
+        places += [g["weights"] for g in places[1:]]
+        for _ in range(dice.randint(0, 2)):
+            place = dice.choice(places)
+            place[dice.choice([*place, "group_size", "bits", "strategy", "block_structure"])] = dice.choice(values)
+        changed = copy.deepcopy(header)
+        for _ in range(dice.randint(0, 2)):
+            entry = changed[dice.choice([name for name in changed if Q in name])]
+            shape = list(entry["shape"])
+            dice.shuffle(shape)
+            size = entry["data_offsets"][1] - entry["data_offsets"][0]
+            entry["shape"] = dice.choice([shape, [size // 4], [1, size // 4], [size // 4, 1], entry["shape"][:1], []])
+            entry["dtype"] = dice.choice([entry["dtype"], "I32", "F32", "U32", "F8_E4M3"])
+            entry["data_offsets"] = dice.choice([entry["data_offsets"], [0, 0]])
+        text = json.dumps(changed).encode()
+        (model / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + body)
+        (model / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+        try:
+            planned(fp16, inspect(model), fp16.Options())
+        except QconvdError as error:
+            count += 1
+            assert error.what
+    assert 100 < count < 400

@@ -97,7 +97,7 @@ def _packed(parts: Parts, module: str, packed: TensorInfo, schemes: list[Scheme]
     k = said[1]
     index = parts.find(f"{module}.weight_g_idx", (k,), dtypes=("I32", "I64"))
     scale, block = _scale(parts, module, (n, k), fitting, rows=True)
-    bits, groups = fitting[0].bits, scale.shape[-1]
+    bits, groups = fitting[0].bits, -(-k // block[1])
     zeros = parts.find(f"{module}.weight_zero_point", (-(-n * bits // 32), groups), dtypes=("I32",))
     options: dict[str, Any] = {"bits": bits, "columns": k, "group": block[1]}
     xs: tuple[Expr, ...] = (stored(packed), as_floats(stored(scale)))

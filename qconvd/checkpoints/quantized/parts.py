@@ -65,6 +65,8 @@ class Parts:
         """A tensor of the model in the place of its part `first`, in F32."""
         if name in self._stored and name != first.name:
             raise self.wrong(first, f"is packed, and {quoted(name)} is there as well")
+        if 0 in shape:
+            raise self.wrong(first, f"stands for weights of {list(shape)}, which are none")
         nbytes = ELEMENT_BYTES["F32"]
         for size in shape:
             nbytes *= size
