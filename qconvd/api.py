@@ -26,6 +26,7 @@ from qconvd.engine.expr import (
     Slice,
     Stack,
     Transpose,
+    dequantized,
     reads,
     rows_columns,
 )
@@ -72,6 +73,6 @@ __all__ = [
     "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares", "QconvdError", "Read", "Reader", "Repeat",
     "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile", "TensorInfo", "Transpose",
     "Unit", "UnitReport", "Unsupported", "Whole", "as_float32", "cache_home", "calibration_spec", "check_report", "container",
-    "cuda_device", "gguf_families", "gguf_metadata", "given_by", "hookimpl", "kernel_findings", "open_statistics", "reads",
-    "row_bytes", "rows_columns", "safetensors_index", "storage", "version",
+    "cuda_device", "dequantized", "gguf_families", "gguf_metadata", "given_by", "hookimpl", "kernel_findings",
+    "open_statistics", "reads", "row_bytes", "rows_columns", "safetensors_index", "storage", "version",
 ]  # fmt: skip

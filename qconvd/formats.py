@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runti
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.expr import dequantized
 from qconvd.engine.plan import Array, Buffer, Device, Encoder, NameParts, Plan, Unit, UnitReport
-from qconvd.errors import QconvdError
+from qconvd.errors import QconvdError, Unsupported
 from qconvd.quantities import size
 
 Size: TypeAlias = Annotated[int, BeforeValidator(size), WithJsonSchema({"type": ["string", "integer"], "format": "size"})]
@@ -102,6 +103,31 @@ class Advises(Protocol):
     def advice(self, variant: str) -> str:
         """Half a sentence on a variant, as `NameParts` spells it; empty if there is nothing to say."""
         ...
+
+
+def planned(format: Format, model: ModelInfo, options: Any) -> Plan:
+    """The plan of a format, with what has to be said of the model itself.
+
+    Raises `Unsupported` as `Format.plan` does, and where weights that were quantized once would be quantized again without
+    anybody having asked for it: a format whose options have `allow_requantize` may be asked.
+    """
+    plan = format.plan(model, options)
+    if model.quantization and not getattr(options, "allow_requantize", False):
+        for unit in plan.units:
+            again = [t.dtype for t in unit.outputs if t.dtype not in PLAIN]
+            if again and any(dequantized(x) for x in unit.inputs):
+                asked = f"say `allow_requantize: true` under {format.name}"
+                fix = asked if hasattr(options, "allow_requantize") else "make fp16 or bf16 of this one"
+                raise Unsupported(
+                    f"is quantized already ({model.quantization}), and {again[0]} made from it is worse than from the original",
+                    where=str(model.path),
+                    fix=f"start from the model that it was made from, or {fix}",
+                )
+    return plan.noting(model.notes)
+
+
+PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
+"""Types that hold dequantized weights without quantizing them again."""
 
 
 def check_report(unit: Unit, report: UnitReport, options: FormatOptions | Mapping[str, Any]) -> None:

@@ -272,7 +272,7 @@ def _check_holes(model: ModelInfo) -> None:
     """Raise `Incomplete` if a weights file has a hole that the weights do not explain (holes.py)."""
     for file in model.files:
         if file.role == "weights":
-            tensors = [t for t in model.tensors.values() if t.file == file.path]
+            tensors = [t for t in model.stored.values() if t.file == file.path]
             found = unwritten(model.path / file.path, tensors)
             if found:
                 start, end = found

@@ -13,6 +13,7 @@ from qconvd.engine.calibration_cost import Costs, as_data, in_words, with_calibr
 from qconvd.engine.plan import LeftOut, Plan
 from qconvd.engine.working_memory import working_memory
 from qconvd.errors import QconvdError
+from qconvd.formats import planned
 from qconvd.ledger.needs import BASE_MEMORY
 from qconvd.plugins import plugins
 from qconvd.quantities import show_size
@@ -98,7 +99,7 @@ def preview(model: ModelInfo, target: Target, policy: Policy, profile: str = "de
     place = f"{names.folder}/"
     format = plugins().formats[target.format]
     try:
-        plan = format.plan(model, target.options).named(names.stem)
+        plan = planned(format, model, target.options).named(names.stem)
     except QconvdError as error:
         return Preview(target, place, error=error)
     place = f"{place}{plan.files[0].path}" if names.shared and len(plan.files) == 1 else place

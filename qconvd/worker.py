@@ -42,7 +42,7 @@ from qconvd.engine.working_memory import LEAST_ENGINE_MEMORY, working_memory
 from qconvd.engine.written import written
 from qconvd.errors import BadCheckpoint, Busy, OutOfSpace, QconvdError, TakenAway, Unsupported
 from qconvd.executors.base import MARK
-from qconvd.formats import Format
+from qconvd.formats import Format, planned
 from qconvd.input_files import published
 from qconvd.ledger.needs import BASE_MEMORY
 from qconvd.memory_limit import limit_memory, too_much
@@ -287,7 +287,7 @@ def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo, costs: Costs)
     path = _plan_path(spec, target, form)
     plan = _kept_plan(path)
     if plan is None or plan.calibration is not None:  # whose text may have changed
-        plan = form.plan(model, form.Options.model_validate(target.options))
+        plan = planned(form, model, form.Options.model_validate(target.options))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, to_json(plan))
     plan = plan.named(target.stem)
@@ -392,7 +392,8 @@ def _remove_unneeded(spec: TaskSpec) -> None:
 def _about(source: SourceSpec, model: ModelInfo) -> dict[str, Any]:
     """What a manifest says of the source. A path on this machine is nobody's business; a repository and its commit are."""
     remote = {"locator": source.locator, "revision": source.revision} if source.locator else {}
-    return {"name": model.name, "identity": source.known_as, **remote}
+    quantized = {"quantization": model.quantization} if model.quantization else {}
+    return {"name": model.name, "identity": source.known_as, **remote, **quantized}
 
 
 def _prepare(target: TargetSpec, wanted: ConvertTarget, on_event: Emit, cancelled: Callable[[], bool]) -> None:

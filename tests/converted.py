@@ -11,6 +11,7 @@ from qconvd.checkpoints import inspect
 from qconvd.engine.manifest import Manifest
 from qconvd.engine.run import Limits, convert
 from qconvd.engine.target import ConvertTarget
+from qconvd.formats import planned
 from qconvd.plugins import plugins
 from qconvd.quality.verify import Report, verify
 
@@ -38,7 +39,7 @@ def converted(source: Path, out: Path, fmt: Format | str = "fp16", **options: An
     fmt = plugins().formats[fmt] if isinstance(fmt, str) else fmt
     model = inspect(source)
     chosen = fmt.Options(**options)
-    plan = fmt.plan(model, chosen)
+    plan = planned(fmt, model, chosen)
     plan = replace(plan, files=tuple(replace(f, path=f.path.replace("{stem}", model.name)) for f in plan.files))
     about = {"artifact": model.name, "format": fmt.name, "options": chosen.model_dump(mode="json")}
     target = ConvertTarget("t1", plan, fmt.encoder(plan, Device()), out, about)

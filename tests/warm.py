@@ -175,9 +175,6 @@ class _Worker:
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
 
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-
 
 _real_kill = os.kill
 

@@ -60,7 +60,7 @@ def apply(family: Family, model: ModelInfo) -> MappedModel:
         expr = made_tensor.make(config, numbers)
         if expr is not None:
             made.append(Mapped(made_tensor.name, expr, None))
-    order = {name: (model.tensors[name].file, name) for name in model.tensors}
+    order = {part: (t.file, t.name) for t in model.tensors.values() for part in reads(Read.of(t))}
     # What is made of several tensors stands where the last of them does.
     mapped.sort(key=lambda m: max(order[name] for name in reads(m.expr)))
     notes = [note for make in family.notes if (note := make(config, numbers))]

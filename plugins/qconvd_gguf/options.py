@@ -141,8 +141,8 @@ class GgufOptions(FormatOptions):
     split_max_tensors: int | None = Field(None, gt=0, description="Split the file after this many tensors.")
     allow_requantize: bool = Field(
         False,
-        description="From a GGUF that is quantized already: make the type from its rounded weights, which are worse than "
-        "the original's.",
+        description="From a model that is quantized already (a GGUF, GPTQ, AWQ …): make the type from its rounded weights, "
+        "which are worse than the original's.",
     )
 
     @model_validator(mode="after")

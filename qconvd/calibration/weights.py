@@ -12,9 +12,11 @@ from torch import nn
 
 from qconvd.calibration.errors import unsupported
 from qconvd.calibration.network import Network, Origin
+from qconvd.engine import evaluate
 from qconvd.engine.expr import Read
 from qconvd.engine.source import Source
 from qconvd.errors import QconvdError
+from qconvd.plugins import plugins
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -50,9 +52,7 @@ class Weights:
 
     def rows(self, tensor: str, rows: NDArray[np.int64]) -> torch.Tensor:
         """Some rows of a matrix, ascending, in the compute type."""
-        info = self._network.model.tensors[tensor]
-        read = Read(tensor, info.dtype, info.shape)
-        parts = [self._source.block(read, int(a), int(b), 0, info.columns) for a, b in _runs(rows)]
+        parts = [self._read(tensor, int(a), int(b)) for a, b in _runs(rows)]
         return self._converted(np.concatenate(parts), tensor)
 
     def _value(self, origin: Origin, replaced: Mapping[str, NDArray[Any]]) -> torch.Tensor:
@@ -74,8 +74,11 @@ class Weights:
             if given.size != int(np.prod(info.shape)):
                 raise QconvdError(f"{name}: weights of the shape {given.shape} cannot stand for {info.shape}")
             return torch.tensor(np.asarray(given), device=self.device).to(self.dtype).reshape(info.shape)
-        raw = self._source.block(Read(name, info.dtype, info.shape), 0, info.rows, 0, info.columns)
-        return self._converted(raw, name).reshape(info.shape)
+        return self._converted(self._read(name, 0, info.rows), name).reshape(info.shape)
+
+    def _read(self, name: str, first: int, last: int) -> NDArray[Any]:
+        """Some rows, also of a tensor that does not lie in the files as it is (turned, or quantized)."""
+        return evaluate.rows(Read.of(self._network.model.tensors[name]), first, last, self._source, plugins().operations)
 
     def _converted(self, raw: NDArray[Any], name: str) -> torch.Tensor:
         kind = self._network.model.tensors[name].dtype

@@ -13,9 +13,11 @@ from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, Tenso
 from qconvd.checkpoints.files import absolute, entries, is_folder, model_name, unreadable
 from qconvd.checkpoints.gguf import GgufReader
 from qconvd.checkpoints.identity import identity
+from qconvd.checkpoints.quantized.operations import Awq, Packed, Scaled
 from qconvd.checkpoints.refusals import NotAModel, unclaimed
 from qconvd.checkpoints.safetensors import SafetensorsReader
 from qconvd.checkpoints.torch import TorchReader
+from qconvd.engine.operations import Operation
 from qconvd.hookspecs import hookimpl
 
 __all__ = ["CheckpointReader", "FileInfo", "ModelInfo", "NotAModel", "TensorInfo", "identity", "inspect", "model_name"]
@@ -25,6 +27,12 @@ __all__ = ["CheckpointReader", "FileInfo", "ModelInfo", "NotAModel", "TensorInfo
 def qconvd_checkpoint_readers() -> Iterable[CheckpointReader]:
     """The readers that come with qconvd. In a folder of several formats safetensors is what counts."""
     return (SafetensorsReader(), GgufReader(), TorchReader())
+
+
+@hookimpl
+def qconvd_operations() -> Iterable[Operation]:
+    """The arithmetic of quantized safetensors and torch checkpoints."""
+    return (Packed(), Awq(), Scaled())
 
 
 def inspect(path: Path) -> ModelInfo:

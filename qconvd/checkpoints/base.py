@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from qconvd.checkpoints import json_text
 from qconvd.errors import BadCheckpoint
+
+if TYPE_CHECKING:
+    from qconvd.engine.expr import Expr
 
 SIDE_FILE_LIMIT = 256 << 20
 """Bytes of a tokenizer or config that will be read into memory; the largest tokenizers in use are about 35 MB."""
@@ -22,7 +25,9 @@ class TensorInfo:
     """One tensor of a checkpoint: where its bytes are, and what they mean.
 
     `shape` is in row-major order (the last axis is contiguous), `offset` counts from the start of `file`, `file` is
-    relative to the model's folder.
+    relative to the model's folder. A tensor that lies otherwise in the file than the model means it, packed by a quantizer or
+    turned, says in `made` how it is computed from what lies there (`ModelInfo.stored`): then `nbytes` are those of its
+    elements, `file` and `offset` those of its first part.
     """
 
     name: str
@@ -31,6 +36,7 @@ class TensorInfo:
     file: str
     offset: int
     nbytes: int
+    made: Expr | None = None
 
     @property
     def columns(self) -> int:
@@ -63,10 +69,22 @@ class ModelInfo:
     kind: str
     """The reader that understood it: `safetensors`, `gguf`, …"""
     tensors: Mapping[str, TensorInfo]
+    """What the model consists of, under the names and in the shapes that its architecture gives them."""
     files: Sequence[FileInfo]
     config: Mapping[str, Any] = field(default_factory=dict)
     """config.json, or what the container's own metadata says."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    stored_as: Mapping[str, TensorInfo] | None = None
+    """What lies in the files, where that is something else than `tensors`."""
+    quantization: str = ""
+    """How the weights were quantized before they came here (`GPTQ, 4 bits, group size 128`); empty if they were not."""
+    notes: tuple[str, ...] = ()
+    """What everybody should know who makes something of the model: each plan repeats it."""
+
+    @property
+    def stored(self) -> Mapping[str, TensorInfo]:
+        """The tensors that lie in the files: those that `Read` means."""
+        return self.tensors if self.stored_as is None else self.stored_as
 
     @property
     def architecture(self) -> str:
@@ -81,7 +99,7 @@ class ModelInfo:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(t.nbytes for t in self.tensors.values())
+        return sum(t.nbytes for t in self.stored.values())
 
     def has(self, name: str) -> bool:
         """Whether the folder holds a side file of this name."""

@@ -33,9 +33,12 @@ def identity(model: ModelInfo) -> str:
     """
     digest = hashlib.sha256(_SCHEME)
     by_file: dict[str, list[TensorInfo]] = {}
-    for tensor in model.tensors.values():
+    for tensor in model.stored.values():
         by_file.setdefault(tensor.file, []).append(tensor)
     samples = _samples(model)
+    if model.kind == "torch":  # whose headers may stand anywhere in the file
+        for tensor in model.stored.values():
+            digest.update(f"\0{tensor.name}\0{tensor.dtype}\0{tensor.shape}\0{tensor.file}\0{tensor.offset}\0".encode())
     for file in sorted(model.files, key=lambda f: f.path):
         if file.role == "ignored":
             continue
@@ -58,7 +61,7 @@ def identity(model: ModelInfo) -> str:
 
 def _samples(model: ModelInfo) -> dict[str, list[tuple[int, int]]]:
     """Which byte ranges of which files are hashed, in the order of the files."""
-    tensors = sorted((t for t in model.tensors.values() if t.nbytes), key=lambda t: (t.file, t.offset))
+    tensors = sorted((t for t in model.stored.values() if t.nbytes), key=lambda t: (t.file, t.offset))
     whole = model.weight_bytes <= SMALL
     chosen = tensors if whole else _spread(tensors, BLOCKS)
     each = max(1, min(PER_TENSOR, BLOCKS // max(1, len(chosen))))

@@ -39,6 +39,9 @@ OTHER_WEIGHTS = {
     ".ggml": "GGML (before GGUF)", ".llamafile": "llamafile",
 }  # fmt: skip
 
+QUANTIZER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files beside config.json by which older checkpoints say that, and how, they are quantized."""
+
 TEXT_START = 256
 """Bytes that tell text from anything else."""
 
@@ -57,15 +60,14 @@ def refuse_layout(folder: Path, names: Collection[str], weights: Iterable[str]) 
         raise _adapter(folder, names)
 
 
-def refuse_config(folder: Path, config: Mapping[str, Any], names: Collection[str]) -> None:
-    """Raise `Unsupported` for what a config.json says of quantization or diffusion, or if it names no architecture."""
+def refuse_quantized(label: str, where: str, read: str = "") -> Unsupported:
+    """The error for a quantized model that is not read; `read` says what of its kind is."""
+    return Unsupported(f"is already quantized ({label})", where=where, fix=f"{read}; {_ORIGINAL}" if read else _ORIGINAL)
+
+
+def refuse_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise `Unsupported` if a config.json is that of a diffusion model, or names no architecture."""
     where = str(folder / "config.json")
-    label = quantization(config)
-    if label:
-        raise Unsupported(f"is already quantized ({label})", where=where, fix=_ORIGINAL)
-    leftover = next((n for n in ("quantize_config.json", "quant_config.json") if n in names), None)
-    if leftover:
-        raise Unsupported("is already quantized (GPTQ or AWQ)", where=str(folder / leftover), fix=_ORIGINAL)
     if "_class_name" in config or "_diffusers_version" in config:
         raise _diffusion(folder, "config.json")
     architectures = config.get("architectures")
@@ -89,6 +91,14 @@ def refuse_tensors(where: str, names: Iterable[str]) -> None:
             raise Unsupported(f"is a LoRA adapter, as its tensor {quoted(name)} shows", where=where, fix=_MERGE)
         if name.startswith("model.diffusion_model."):
             raise Unsupported(f"is a diffusion model, as its tensor {quoted(name)} shows", where=where, fix=_LANGUAGE)
+
+
+def no_config(folder: Path, names: Collection[str]) -> Unsupported:
+    """The error for weights without a config.json."""
+    fix = "add the config.json of the model, with its tokenizer"
+    if "params.json" in names:
+        fix = "this is the layout of its makers (params.json); take the Hugging Face version of the model"
+    return Unsupported("no config.json in the folder", where=str(folder), fix=fix)
 
 
 def refuse_text(path: Path, start: bytes, size: int, kind: str) -> None:
@@ -178,6 +188,8 @@ def _label(found: Mapping[str, Any], family: str) -> str:
     if not method and (found.get("load_in_4bit") or found.get("load_in_8bit")):
         method = "bitsandbytes"
     parts = [QUANTIZERS.get(method, method[:40]) or family or "unknown method"]
+    if parts[0] == "compressed-tensors":
+        return _compressed_label(found)
     bits = (
         found.get("bits")
         or found.get("w_bit")
@@ -188,4 +200,18 @@ def _label(found: Mapping[str, Any], family: str) -> str:
         parts.append(f"{bits} bits")
     if isinstance(group, int) and group > 0:
         parts.append(f"group size {group}")
+    return ", ".join(parts)
+
+
+def _compressed_label(found: Mapping[str, Any]) -> str:
+    """`compressed-tensors pack-quantized, 4 bits, group size 128`; several groups of modules may have several bits."""
+    groups = found.get("config_groups")
+    weights = [g.get("weights") for g in groups.values() if isinstance(g, Mapping)] if isinstance(groups, Mapping) else []
+    bits = sorted({w["num_bits"] for w in weights if isinstance(w, Mapping) and isinstance(w.get("num_bits"), int)})
+    sizes = sorted({w["group_size"] for w in weights if isinstance(w, Mapping) and isinstance(w.get("group_size"), int)})
+    parts = ["compressed-tensors" + (f" {str(found['format'])[:40]}" if found.get("format") else "")]
+    if bits:
+        parts.append(f"{' and '.join(map(str, bits))} bits")
+    if any(size > 0 for size in sizes):
+        parts.append(f"group size {' and '.join(str(size) for size in sizes if size > 0)}")
     return ", ".join(parts)

@@ -7,7 +7,7 @@ exact length, so a file is complete when it is that long.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,12 +17,10 @@ from qconvd.checkpoints.base import ModelInfo, TensorInfo
 from qconvd.checkpoints.files import (
     CONFIG_LIMIT,
     entries,
-    inventory,
     is_folder,
     is_hidden,
     is_temporary,
     is_there,
-    model_name,
     once,
     opened,
     parse_json,
@@ -31,8 +29,11 @@ from qconvd.checkpoints.files import (
     read_json,
     truncated,
 )
-from qconvd.checkpoints.refusals import TEXT_START, refuse_config, refuse_layout, refuse_tensors, refuse_text
-from qconvd.checkpoints.shards import check_shards, choose_shards
+from qconvd.checkpoints.folder import Tensors, folder_model
+from qconvd.checkpoints.quantized import packing
+from qconvd.checkpoints.refusals import TEXT_START, no_config, refuse_config, refuse_layout, refuse_text
+from qconvd.checkpoints.shards import choose_shards
+from qconvd.checkpoints.torch.complete import WEIGHTS
 from qconvd.dtypes import ELEMENT_BYTES
 from qconvd.errors import BadCheckpoint, Incomplete, Unsupported
 
@@ -59,7 +60,7 @@ class SafetensorsReader:
     def inspect(self, path: Path) -> ModelInfo:
         """Read config.json, the index and every shard's header.
 
-        Raises `Incomplete` for missing shards or bytes, `Unsupported` for quantized models, adapters and diffusion models,
+        Raises `Incomplete` for missing shards or bytes, `Unsupported` for adapters, diffusion and some quantized models,
         `BadCheckpoint` for everything that contradicts itself.
         """
         if not is_folder(path):
@@ -68,21 +69,20 @@ class SafetensorsReader:
         index, shards = choose_shards(path, names)
         refuse_layout(path, names, shards)
         if "config.json" not in names:
-            raise _no_config(path, names)
+            raise no_config(path, names)
         config = read_json(path / "config.json", CONFIG_LIMIT)
-        refuse_config(path, config, names)
+        packed = packing(path, config, names)
+        refuse_config(path, config)
         headers = {shard: read_header(path, shard) for shard in shards}
-        tensors = check_shards(path, index, {shard: header.tensors for shard, header in headers.items()})
-        refuse_tensors(str(path), tensors)
-        metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
-        return ModelInfo(
-            path=path,
-            name=model_name(path),
-            kind=self.name,
-            tensors=tensors,
-            files=inventory(path, set(shards)),
-            config=config,
-            metadata=metadata,
+        return folder_model(
+            path,
+            self.name,
+            packed.config if packed else config,
+            index,
+            {shard: Tensors(header.tensors, header.tensors) for shard, header in headers.items()},
+            packed,
+            metadata={key: value for header in headers.values() for key, value in header.metadata.items()},
+            notes=_passed_over(names),
         )
 
 
@@ -190,16 +190,17 @@ def _visible(path: Path) -> list[Any]:
         return []
 
 
+def _passed_over(names: Iterable[str]) -> tuple[str, ...]:
+    beside = [name for name in names if WEIGHTS.fullmatch(name) and not name.startswith("adapter_model")]
+    if not beside:
+        return ()
+    more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
+    return (f"{beside[0]}{more} beside the safetensors: the safetensors are read",)
+
+
 def _lone(path: Path) -> Unsupported | Incomplete:
     read_header(path.parent, path.name)  # a broken or half-copied file has better reasons
     if is_there(path.parent / "config.json"):
         return Unsupported("is one file of a model", where=str(path), fix=f"give qconvd the folder: {path.parent}")
     fix = "put it with the config.json and tokenizer of its model into a folder of their own, and give qconvd that"
     return Unsupported("no config.json goes with a lone .safetensors file", where=str(path), fix=fix)
-
-
-def _no_config(path: Path, names: Mapping[str, Any]) -> Unsupported:
-    fix = "add the config.json of the model, with its tokenizer"
-    if "params.json" in names:
-        fix = "this is the layout of its makers (params.json); take the Hugging Face version of the model"
-    return Unsupported("no config.json in the folder", where=str(path), fix=fix)

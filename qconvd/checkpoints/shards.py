@@ -9,52 +9,70 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from qconvd.checkpoints.base import TensorInfo
 from qconvd.checkpoints.files import INDEX_LIMIT, once, quoted, read_json
 from qconvd.errors import BadCheckpoint, Incomplete, Unsupported
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-_SHARD = re.compile(r"(.+)-(\d{5,6})-of-(\d{5,6})\.safetensors")
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How the files of one kind of checkpoint are called in a folder. `files` matches all that may hold the model."""
+
+    kind: str
+    single: str
+    index_ending: str
+    files: re.Pattern[str]
+
+    @property
+    def index(self) -> str:
+        return f"{self.single}.index.json"
+
+
+SAFETENSORS = Naming("safetensors", "model.safetensors", ".safetensors.index.json", re.compile(r".*\.safetensors"))
+_SHARD = re.compile(r"(.+)-(\d{5,6})-of-(\d{5,6})\.(\w+)")
 # Beside the files of transformers these hold the same weights in the layout of the model's makers, or no model at all.
-_BESIDE = re.compile(r"consolidated([.-].*)?\.safetensors|adapter_model([.-].*)?\.safetensors")
+_BESIDE = re.compile(r"(consolidated|adapter_model)([.-].*)?\.\w+")
 
 
-def choose_shards(folder: Path, names: Collection[str]) -> tuple[Mapping[str, str], tuple[str, ...]]:
+def choose_shards(
+    folder: Path, names: Collection[str], naming: Naming = SAFETENSORS
+) -> tuple[Mapping[str, str], tuple[str, ...]]:
     """The index (tensor name to file, empty if there is none) and the files that hold the model, in order.
 
-    `names` are the folder's visible entries. The order of choice: the files that the index names, else `model.safetensors`,
-    else a numbered set, else all. Raises `Incomplete` for missing shards, `BadCheckpoint` for a bad index, `Unsupported`
-    if the folder holds more than one model.
+    `names` are the folder's visible entries. The order of choice: the files that the index names, else `model.safetensors` (or
+    what `naming` calls so), else a numbered set, else all. Raises `Incomplete` for missing shards, `BadCheckpoint` for a bad
+    index, `Unsupported` if the folder holds more than one model.
     """
-    held = sorted(n for n in names if n.endswith(".safetensors"))
-    index_file = _index_file(folder, names, held)
+    single = naming.single
+    held = sorted(n for n in names if naming.files.fullmatch(n))
+    index_file = _index_file(folder, names, held, naming)
     if index_file:
-        index = read_index(folder, index_file)
+        index = read_index(folder, index_file, naming)
         shards = tuple(sorted(set(index.values())))
-        if SINGLE in names and SINGLE not in shards:
+        if single in names and single not in shards:
             if any(shard in names for shard in shards):
-                raise _two(folder, (SINGLE, shards[0]))
-            return {}, (SINGLE,)  # transformers, too, prefers the single file to the index of shards that are not there
+                raise _two(folder, (single, shards[0]))
+            return {}, (single,)  # transformers, too, prefers the single file to the index of shards that are not there
         _check_there(folder, shards, names)
         return index, shards
-    if SINGLE in held:
-        return {}, (SINGLE,)
+    if single in held:
+        return {}, (single,)
     files = [n for n in held if not _BESIDE.fullmatch(n)] or [n for n in held if not n.startswith("adapter_model")] or held
     return {}, _numbered(folder, files)
 
 
-def read_index(folder: Path, file: str) -> dict[str, str]:
+def read_index(folder: Path, file: str, naming: Naming = SAFETENSORS) -> dict[str, str]:
     """The `weight_map` of an index. Raises `BadCheckpoint` unless it maps names, each once, to plain file names."""
     where = str(folder / file)
     found = read_json(folder / file, INDEX_LIMIT, object_pairs_hook=once(where)).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise BadCheckpoint("has no weight_map", where=where, fix=_AGAIN)
     for tensor, shard in found.items():
-        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-            raise BadCheckpoint(f"names no safetensors file for tensor {quoted(tensor)}", where=where, fix=_AGAIN)
+        if not isinstance(shard, str) or not naming.files.fullmatch(shard.rpartition("/")[2]):
+            raise BadCheckpoint(f"names no {naming.kind} file for tensor {quoted(tensor)}", where=where, fix=_AGAIN)
         if "/" in shard or "\\" in shard or "\0" in shard or shard.startswith(".") or not shard.isprintable():
             what = f"points outside the folder: tensor {quoted(tensor)} is said to be in {quoted(shard)}"
             raise BadCheckpoint(what, where=where, fix="an index may only name files that lie beside it")
@@ -89,12 +107,12 @@ def check_shards(
 _AGAIN = "copy or download the file again"
 
 
-def _index_file(folder: Path, names: Collection[str], held: Collection[str]) -> str:
-    if INDEX in names:
-        return INDEX
+def _index_file(folder: Path, names: Collection[str], held: Collection[str], naming: Naming) -> str:
+    if naming.index in names:
+        return naming.index
     # transformers' variants (`model.fp16.safetensors.index.json`) count only if nothing plainer is there.
-    others = sorted(n for n in names if n.endswith(".safetensors.index.json") and not n.startswith("consolidated"))
-    if SINGLE in held or not others:
+    others = sorted(n for n in names if n.endswith(naming.index_ending) and not n.startswith("consolidated"))
+    if naming.single in held or not others:
         return ""
     if len(others) > 1:
         raise _two(folder, others[:2])
@@ -102,15 +120,15 @@ def _index_file(folder: Path, names: Collection[str], held: Collection[str]) -> 
 
 
 def _numbered(folder: Path, files: list[str]) -> tuple[str, ...]:
-    sets = {(m[1], int(m[3]), len(m[3])) for m in map(_SHARD.fullmatch, files) if m}
+    sets = {(m[1], int(m[3]), len(m[3]), m[4]) for m in map(_SHARD.fullmatch, files) if m}
     if not sets:
         return tuple(files)
     if len(sets) > 1 or any(not _SHARD.fullmatch(f) for f in files):
         raise _two(folder, (files[0], files[-1]))
-    stem, count, digits = next(iter(sets))
+    stem, count, digits, ending = next(iter(sets))
     if count > 10_000:
         raise BadCheckpoint(f"{files[0]} claims to be one of {count} shards", where=str(folder))
-    wanted = tuple(f"{stem}-{i:0{digits}}-of-{count:0{digits}}.safetensors" for i in range(1, count + 1))
+    wanted = tuple(f"{stem}-{i:0{digits}}-of-{count:0{digits}}.{ending}" for i in range(1, count + 1))
     _check_there(folder, wanted, files)
     return wanted
 

@@ -25,6 +25,7 @@ def inspect(
     """
     from qconvd.cli import output
     from qconvd.cli.models import named
+    from qconvd.engine.expr import Read, dequantized
     from qconvd.quantities import show_count, show_size
 
     with named(model, config) as (found, remote):
@@ -32,11 +33,11 @@ def inspect(
     path = remote.address.locator if remote else found.path
     weights: Counter[str] = Counter()
     for tensor in found.tensors.values():
-        weights[tensor.dtype] += prod(tensor.shape)
+        weights["quantized" if dequantized(Read.of(tensor)) else tensor.dtype] += prod(tensor.shape)
     if json:
         output.as_json({
             "name": found.name, "path": path, **({"commit": remote.remote.commit} if remote else {}), "kind": found.kind,
-            "architecture": found.architecture,
+            "architecture": found.architecture, "quantization": found.quantization, "notes": found.notes,
             "parameters": found.parameters, "weight_bytes": found.weight_bytes, "weights_by_type": weights,
             "files": [{"path": f.path, "bytes": f.size, "role": f.role} for f in found.files],
             "tensors": [
@@ -51,10 +52,13 @@ def inspect(
         *([("commit", remote.remote.commit)] if remote else []),
         ("kind", found.kind),
         ("architecture", found.architecture or "none is named"),
+        *([("quantization", found.quantization)] if found.quantization else []),
         ("parameters", f"{show_count(found.parameters)} in {len(found.tensors)} tensors"),
         ("weights", f"{show_size(found.weight_bytes)} ({_shares(weights)})"),
         *((key.replace("_", " "), found.config.get(key, "")) for key in CONFIG_KEYS),
     ])  # fmt: skip
+    for note in found.notes:
+        print(f"\n{output.filled(note)}")
     print()
     output.table(("FILE", "SIZE", "ROLE"), [(f.path, show_size(f.size), f.role) for f in found.files], right=(1,))
     if tensors:

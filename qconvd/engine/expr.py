@@ -11,20 +11,22 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 from typing_extensions import TypeAliasType
 
-from qconvd.checkpoints.base import TensorInfo
 from qconvd.errors import Unsupported
+
+if TYPE_CHECKING:
+    from qconvd.checkpoints.base import TensorInfo
 
 Shape: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A tensor of the checkpoint as it is stored."""
+    """A tensor of the checkpoint as it is stored (`ModelInfo.stored`)."""
 
     tensor: str
     dtype: str
@@ -32,8 +34,9 @@ class Read:
     op: Literal["read"] = "read"
 
     @staticmethod
-    def of(tensor: TensorInfo) -> Read:
-        return Read(tensor.name, tensor.dtype, tensor.shape)
+    def of(tensor: TensorInfo) -> Expr:
+        """A tensor of the model, from wherever and however it is stored."""
+        return tensor.made or Read(tensor.name, tensor.dtype, tensor.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +285,11 @@ def reads(expr: Expr) -> frozenset[str]:
     if isinstance(expr, Read):
         return frozenset({expr.tensor})
     return frozenset().union(*(reads(x) for x in children(expr)))
+
+
+def dequantized(expr: Expr) -> bool:
+    """Whether the numbers were quantized once already, wholly or in part."""
+    return isinstance(expr, Dequantize) or any(dequantized(x) for x in children(expr))
 
 
 def rows_columns(shape: Shape) -> tuple[int, int]:

@@ -87,7 +87,7 @@ class Graph:
     ) -> None:
         self._operations = operations
         self._memory = memory
-        self._place = {name: i for i, name in enumerate(model.tensors)}
+        self._place = {name: i for i, name in enumerate(model.stored)}
         self._numbers: dict[str, int] = {}
         self._kept: dict[tuple[int, Rows], list[Need]] = {}
         self._groups = self._grouped(plans)

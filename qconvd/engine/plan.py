@@ -250,6 +250,10 @@ class Plan:
     def tensors(self) -> Sequence[OutputTensor]:
         return [t for u in self.units for t in u.outputs]
 
+    def noting(self, notes: Sequence[str]) -> Plan:
+        """The plan with more notes, before its own."""
+        return replace(self, notes=(*notes, *self.notes)) if notes else self
+
     def named(self, stem: str) -> Plan:
         """The plan with `{stem}` filled in."""
         return replace(

@@ -64,9 +64,9 @@ class Source:
 
     def __enter__(self) -> Source:
         try:
-            for name in sorted({t.file for t in self.model.tensors.values()}):
+            for name in sorted({t.file for t in self.model.stored.values()}):
                 self._files[name] = self._open(name)
-            for tensor in self.model.tensors.values():
+            for tensor in self.model.stored.values():
                 if tensor.offset + tensor.nbytes > self._files[tensor.file][1].st_size:
                     raise self._truncated(tensor, self._files[tensor.file][1].st_size)
         except BaseException:
@@ -98,7 +98,7 @@ class Source:
 
     def tensor(self, read: Read) -> TensorInfo:
         """What a `Read` refers to. Raises `BadCheckpoint` if the model has no such tensor, or another type or shape."""
-        tensor = self.model.tensors.get(read.tensor)
+        tensor = self.model.stored.get(read.tensor)
         if tensor is None or (tensor.dtype, tensor.shape) != (read.dtype, tuple(read.shape)):
             found = f"{tensor.dtype} {tensor.shape}" if tensor else "nothing of that name"
             raise BadCheckpoint(

@@ -48,12 +48,14 @@ def beside(files: Iterable[RemoteFile]) -> list[RemoteFile]:
 
 
 def refuse_pickles(where: str, names: Sequence[str]) -> None:
-    """Raise `Unsupported` where torch's pickles are the only weights: nothing here runs one."""
+    """Raise `Unsupported` where torch's pickles are the only weights: what they hold is known only from the whole file."""
     pickles = sorted(n for n in names if _PICKLES.fullmatch(n))
     if pickles and not any(n.endswith((".safetensors", ".gguf")) for n in names):
         more = f" and {len(pickles) - 1} more" if len(pickles) > 1 else ""
-        fix = "ask its author for safetensors: https://huggingface.co/spaces/safetensors/convert makes a pull request with them"
-        raise Unsupported(f"has its weights as pickles only ({pickles[0]}{more}), which are not run", where=where, fix=fix)
+        fix = "fetch it with `hf download`, and give qconvd the folder; or ask its author for safetensors: "
+        fix += "https://huggingface.co/spaces/safetensors/convert makes a pull request with them"
+        what = f"has its weights as pickles only ({pickles[0]}{more}), which are not read over the network"
+        raise Unsupported(what, where=where, fix=fix)
 
 
 def digest(files: Iterable[RemoteFile]) -> str:

@@ -143,6 +143,14 @@ def test_safetensors_are_for_transformers_and_vllm_at_their_revision(model: Path
     assert "- Commit: not known" in body
 
 
+def test_a_card_says_that_the_model_was_quantized_before(ggufs: list[Manifest]) -> None:
+    quantized = [replace(m, source={**m.source, "quantization": "GPTQ, 4 bits"}) for m in ggufs]
+    body, _ = render(card(Upstream("glass_en"), quantized, title="g"))
+    assert body.count("- The model was quantized before: GPTQ, 4 bits. These files hold its rounded weights") == 1
+    assert "\n\n\n" not in body
+    assert "quantized before" not in render(card(Upstream("glass_en"), ggufs, title="g"))[0]
+
+
 def test_what_is_missing_is_called_not_measured(ggufs: list[Manifest]) -> None:
     bare = [replace(m, errors={}, verification=None, versions={}) for m in ggufs[:1]]
     body, _ = render(card(Upstream("glass_en"), bare, title="g"))

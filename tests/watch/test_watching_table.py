@@ -198,16 +198,16 @@ def test_touched(home: Home, draft: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("gptq", "already quantized"),
+        ("hqq", "already quantized"),
         ("adapter", "adapter"),
         ("diffusion", "diffusion"),
     ],
 )
 def test_refused(home: Home, change: str, reason: str) -> None:
     place = tiny_model(home.root / "drafts" / f"refused-{change}")
-    if change == "gptq":
+    if change == "hqq":
         config = json.loads((place / "config.json").read_text())
-        (place / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+        (place / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "hqq", "bits": 4}}))
     elif change == "adapter":
         (place / "config.json").unlink()
         (place / "model.safetensors").rename(place / "adapter_model.safetensors")
