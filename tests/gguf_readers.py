@@ -120,11 +120,11 @@ def reference(folder: Path, tokens: Sequence[int]) -> np.ndarray:
 
 def mean_kl(theirs: np.ndarray, ours: np.ndarray) -> float:
     """Mean over positions of KL(theirs || ours) in nats, from logits."""
-    p, q = _log_softmax(theirs), _log_softmax(ours)
+    p, q = log_softmax(theirs), log_softmax(ours)
     return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
     x = logits.astype(np.float64)
     x -= x.max(axis=1, keepdims=True)
     return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)))

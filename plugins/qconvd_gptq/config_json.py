@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qconvd.api import SideFile
@@ -58,7 +58,7 @@ def files(config: Mapping[str, Any], quantization: Mapping[str, Any], dtype: str
 def _dynamic(options: GptqOptions, linears: Sequence[Linear], kept: Sequence[Kept]) -> dict[str, Any]:
     """Regular expressions from the start of a module's name, the first that fits decides: what is left out comes first."""
     found: dict[str, Any] = {}
-    quantized = {x.module for x in linears}
+    quantized = _joined(x.module for x in linears)
     for module in dict.fromkeys(_pattern(m, quantized) for m in _with_fused([k.module for k in kept], quantized)):
         found[f"-:{module}"] = {}
     usual = (options.bits[0], options.group_size[0], options.sym)
@@ -66,8 +66,9 @@ def _dynamic(options: GptqOptions, linears: Sequence[Linear], kept: Sequence[Kep
         if (x.bits, x.group_size, x.sym) != usual:
             changed = {"bits": x.bits, "group_size": x.group_size, "sym": x.sym}
             base = {"bits": usual[0], "group_size": usual[1], "sym": usual[2]}
-            others = {y.module for y in linears if (y.bits, y.group_size, y.sym) != (x.bits, x.group_size, x.sym)}
-            found.setdefault(f"+:{_pattern(x.module, others)}", {k: v for k, v in changed.items() if v != base[k]})
+            others = _joined(y.module for y in linears if (y.bits, y.group_size, y.sym) != (x.bits, x.group_size, x.sym))
+            for module in sorted(_joined([x.module]) - others):
+                found.setdefault(f"+:{_pattern(module, others)}", {k: v for k, v in changed.items() if v != base[k]})
     return found
 
 
@@ -78,6 +79,15 @@ def _pattern(module: str, others: set[str]) -> str:
         # Some checkpoints leave out what their model puts in front: `h.0.` is `transformer.h.0.`.
         return rf"(?:.*\.)?{re.escape(module)}$"
     return rf".*\.{re.escape(inside)}$"
+
+
+def _joined(modules: Iterable[str]) -> set[str]:
+    """The modules, and what vLLM joins them into."""
+    found = set(modules)
+    for module in tuple(found):
+        before, _, last = module.rpartition(".")
+        found |= {f"{before}.{joined}" for members, joined in FUSED if last in members}
+    return found
 
 
 def _with_fused(modules: Sequence[str], quantized: set[str]) -> list[str]:

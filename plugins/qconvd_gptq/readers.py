@@ -27,7 +27,7 @@ NOTES: dict[ReaderName, str] = {
     "vllm-marlin": "on GPUs; its CPU build loads the same with groups of any width",
     "vllm": "releases that still have its gptq kernel; newer ones take what vLLM (Marlin) takes",
     "exllamav2": "",
-    "transformers": "with gptqmodel and optimum installed",
+    "transformers": "with gptqmodel and optimum installed; on a CPU not 4 bits in groups of 512 or 1024",
     "gptqmodel": "",
 }
 GPTQMODEL_GROUPS = (-1, 16, 32, 64, 128, 256, 512, 1024)

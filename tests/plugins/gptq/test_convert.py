@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from converted import LIMITS, converted
 from gptq_linears import hessian, read, weights
-from qconvd.api import Device, QconvdError, Unit
+from qconvd.api import Device, Hessian, QconvdError, Unit
 from qconvd.checkpoints import inspect
 from qconvd.engine.run import Cancelled, convert
 from qconvd.engine.target import ConvertTarget
@@ -139,13 +139,17 @@ def test_the_encoder_solves_with_the_statistics_that_it_is_given(small: Path, or
     assert encoded.report.square_error == pytest.approx(((decoded - w.astype(np.float64)) ** 2).sum(), rel=1e-3)
 
 
-def test_an_expert_without_statistics_is_rounded_to_nearest(small: Path) -> None:
+def test_an_expert_that_no_token_reached_is_rounded_to_nearest(small: Path) -> None:
     form = plugins().formats["gptq"]
     solved, rounded = (form.plan(inspect(small), GptqOptions.model_validate({"method": m})) for m in ("gptq", "rtn"))
     unit, other = (next(u for u in p.units if u.id == "model.layers.0.mlp.up_proj.weight") for p in (solved, rounded))
     w = load_file(small / "model.safetensors")[unit.id]
-    data, expected = (form.encoder(solved, Device()).encode(u, (0, 192), [w], {}).data for u in (unit, other))
-    assert all(np.array_equal(a, b) for a, b in zip(data, expected, strict=True))
+    unreached = {unit.statistics[0].key: Hessian(np.zeros((128, 128), np.float32), 0)}
+    encoder = form.encoder(solved, Device())
+    found, expected = (encoder.encode(u, (0, 192), [w], stats) for u, stats in ((unit, unreached), (other, {})))
+    assert all(np.array_equal(a, b) for a, b in zip(found.data, expected.data, strict=True))
+    assert found.fallback == "rounded to nearest: no token of the calibration text reached it"
+    assert not found.figures
 
 
 def test_weights_that_are_not_finite_are_refused_where_that_is_wanted(small: Path) -> None:

@@ -176,14 +176,18 @@ def test_routers_heads_towers_and_stacks_are_no_linears() -> None:
 
 def test_gpt2_stores_its_linears_the_other_way_round() -> None:
     shapes = {"h.0.attn.c_attn.weight": (256, 768), "h.0.mlp.c_proj.weight": (1024, 256), "wte.weight": (300, 256)}
-    plan = planned(headers(shapes, config={"model_type": "gpt2", "torch_dtype": "float16"}, dtype="F16"))
+    plan = planned(
+        headers(
+            shapes, config={"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "torch_dtype": "float16"}, dtype="F16"
+        )
+    )
     found = {t.name: t.shape for t in plan.tensors}
     assert found["h.0.attn.c_attn.qweight"] == (32, 768)
     assert found["h.0.mlp.c_proj.scales"] == (8, 256)
 
 
 def test_a_model_in_float32_becomes_float16_and_a_few_such_tensors_in_another_stay() -> None:
-    plan = planned(headers(llama(1), "F32", {"torch_dtype": "float32"}))
+    plan = planned(headers(llama(1), "F32", {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float32"}))
     assert {t.dtype for t in plan.tensors} == {"I32", "F16"}
     assert json.loads(next(s.text or "" for s in plan.side_files if s.path == "config.json"))["torch_dtype"] == "float16"
     mixed = planned(headers(llama(1), "BF16", None, model_norm_weight="F32"))

@@ -1,0 +1,200 @@
+"""GPTQ against GPTQModel and llm-compressor: whole commands on one model, the solver alone, and three variants in one job.
+
+    tests/readers/gptq/environment.sh gptqmodel .envs && tests/readers/gptq/environment.sh llmcompressor .envs
+    apt-get download r-cran-janeaustenr
+    python benchmarks/gptq.py --work /tmp/bench --model .cache/models/SmolLM2-135M-Instruct --novels r-cran-janeaustenr*.deb
+        --environments .envs [--rounds 1] [--parts commands,variants,solver] [--shapes 2048x2048,4096x11008]
+
+Commands: ours is `qconvd convert` (start-up, plan, calibration, solving, writing, SHA-256, verification). Theirs is
+benchmarks/peer_gptq.py: load, quantize, save. All sides get the same samples, 64 of 256 tokens of Emma: ours draws them, and
+what it draws is handed to the others. All quantize every linear of every layer; with 128 columns a group SmolLM2's last groups
+are short, which llm-compressor refuses, so there it is ours against GPTQModel, and with 64 all three. Linears are counted and
+bits per weight printed, so that it can be seen. Perplexity is measured by benchmarks/gptq_measure.py, and for llm-compressor's
+format by its own decoder in float32.
+
+The solver alone: weights and a Hessian are given; seconds of solving, and the output error tr((W - Q) H (W - Q)^T) of what came
+of it. The others take columns as they stand; ours is run so and by activation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gptq_measure import bits_per_weight, calibration_text, of_logits, perplexity, windows
+from measure import Cost, cost, machine, middle
+
+from qconvd.checkpoints import inspect
+
+HERE = Path(__file__).parent
+SAMPLES, LENGTH = 64, 256
+VARIANTS = ("4bit-128g", "4bit-32g", "8bit-128g")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--novels", type=Path, required=True)
+    parser.add_argument("--environments", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--parts", default="commands,variants,solver")
+    parser.add_argument("--shapes", default="2048x2048,4096x11008", help="rows x columns for the solver alone")
+    a = parser.parse_args()
+    a.work.mkdir(parents=True, exist_ok=True)
+    print(f"{machine()}; {SAMPLES} x {LENGTH} tokens; medians of {a.rounds} in turn\n")
+    bench = Bench(a.work, a.model, a.novels, a.environments, a.windows)
+    parts = a.parts.split(",")
+    if "commands" in parts:
+        bench.commands(128, ("ours", "gptqmodel"), a.rounds)
+        bench.commands(64, ("ours", "gptqmodel", "llmcompressor"), a.rounds)
+    if "variants" in parts:
+        bench.variants(a.rounds)
+    if "solver" in parts:
+        for shape in a.shapes.split(","):
+            rows, columns = (int(n) for n in shape.split("x"))
+            bench.solvers(rows, columns)
+
+
+class Bench:
+    """The model, the text, all sides, and the work folder between them."""
+
+    def __init__(self, work: Path, model: Path, package: Path, environments: Path, count: int) -> None:
+        self.work, self.model, self.environments = work, model, environments
+        self.text = calibration_text(package, work / "calibration.txt")
+        self.test = windows(model, package, count)
+        np.save(work / "windows.npy", self.test)
+        np.save(work / "samples.npy", self._samples())
+
+    def _samples(self) -> np.ndarray:
+        """What our side will draw: int64 (SAMPLES, LENGTH)."""
+        from qconvd.api import CalibrationOptions, calibration_spec
+        from qconvd.calibration.samples import tokens
+
+        model = inspect(self.model)
+        options = CalibrationOptions(text=str(self.text), samples=SAMPLES, length=LENGTH, chat=False)
+        return np.asarray(tokens(model, calibration_spec(options, model)))
+
+    def commands(self, group: int, sides: Sequence[str], rounds: int) -> None:
+        """Every side's whole command, in turn; then what its result is worth."""
+        found: dict[str, list[Cost]] = {side: [] for side in sides}
+        for _ in range(rounds):
+            for side in sides:
+                found[side].append(self.ours([f"4bit-{group}g"]) if side == "ours" else self.theirs(side, group))
+        plain = perplexity(self.model, self.test)
+        print(f"4 bits, groups of {group}; the model itself has perplexity {plain:.2f}")
+        print("| side | wall s | CPU s | peak RSS MB | linears | bits per weight | perplexity |\n|---|---|---|---|---|---|---|")
+        for side in sides:
+            took, folder = middle(found[side]), self.made(side)
+            bits, linears = bits_per_weight(folder, self.model)
+            said = self._by_its_decoder(folder) if side == "llmcompressor" else perplexity(folder, self.test)
+            figures = f"{took.wall:.1f} | {took.cpu:.1f} | {took.rss / 1e6:.0f} | {linears} | {bits:.3f} | {said:.2f}"
+            print(f"| {side} | {figures} |", flush=True)
+        print()
+
+    def variants(self, rounds: int) -> None:
+        """Three variants in one job against one; all have one order of columns, one damping and one calibration."""
+        one, all_ = [], []
+        for _ in range(rounds):
+            one.append(self.ours(VARIANTS[:1]))
+            all_.append(self.ours(VARIANTS))
+        first, together = middle(one), middle(all_)
+        print(f"{VARIANTS[0]:34} {first}\n{', '.join(VARIANTS):34} {together}")
+        print(
+            f"{'together / one':34} {together.cpu / first.cpu:.2f} x CPU {together.wall / first.wall:.2f} x wall\n", flush=True
+        )
+
+    def ours(self, variants: Sequence[str]) -> Cost:
+        out = fresh(self.work / "ours")
+        calibration = f"{{text: {self.text}, samples: {SAMPLES}, length: {LENGTH}, chat: false}}"
+        target = f"gptq: {{variants: [{', '.join(variants)}], partial_groups: true, calibration: {calibration}}}"
+        qconvd = str(Path(sys.executable).with_name("qconvd"))
+        return cost([qconvd, "convert", str(self.model), "--to", target, "--out", str(out)], self.work / "ours.log")
+
+    def theirs(self, side: str, group: int) -> Cost:
+        out = fresh(self.work / side)
+        samples = str(self.work / "samples.npy")
+        return cost(
+            [*self._peer(side), "quantize", str(self.model), str(out), samples, "4", str(group)], self.work / f"{side}.log"
+        )
+
+    def made(self, side: str) -> Path:
+        """The checkpoint of a side's last command."""
+        return next((self.work / "ours").glob(f"{self.model.name}*")) if side == "ours" else self.work / side
+
+    def _by_its_decoder(self, folder: Path) -> float:
+        out = self.work / "logits.npy"
+        command = [*self._peer("llmcompressor"), "logits", str(folder), str(self.work / "windows.npy"), str(out)]
+        cost(command, self.work / "logits.log")
+        return of_logits(np.load(out), self.test)
+
+    def _peer(self, side: str) -> list[str]:
+        return [str(self.environments / side / "bin" / "python"), "-P", str(HERE / "peer_gptq.py"), side]
+
+    def solvers(self, rows: int, columns: int, bits: int = 4, group: int = 128) -> None:
+        """All solvers on the same linear."""
+        given = linear(rows, columns)
+        np.savez(self.work / "linear.npz", **given)
+        print(
+            f"{rows} x {columns}, {bits} bits, groups of {group}\n| solver | wall s | CPU s | output error |\n|---|---|---|---|"
+        )
+        for side in ("gptqmodel", "llmcompressor"):
+            out = self.work / "solved.npy"
+            command = [*self._peer(side), "solve", str(self.work / "linear.npz"), str(bits), str(group), str(out)]
+            said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+            took = json.loads(said.splitlines()[-1])
+            print(f"| {side} | {took['wall']:.2f} | {took['cpu']:.2f} | {output_error(given, np.load(out)):.2f} |", flush=True)
+        for name, took, solved in our_solver(given, bits, group):
+            print(f"| {name} | {took[0]:.2f} | {took[1]:.2f} | {output_error(given, solved):.2f} |", flush=True)
+        print()
+
+
+def our_solver(given: Mapping[str, Any], bits: int, group: int) -> list[tuple[str, tuple[float, float], np.ndarray]]:
+    """With the kernels compiled and loaded: the first call on something small is not timed."""
+    from qconvd.api import Hessian
+    from qconvd_gptq.solve import Grid, Weights, nearest, solve
+
+    grid, weights = Grid(bits, group), Weights(given["w"])
+    small = linear(64, 2 * group)
+    solve(Weights(small["w"]), Hessian(small["h"], small["tokens"]), grid)
+    found = [("round to nearest", (0.0, 0.0), nearest(weights, grid).dequantized())]
+    for order in ("none", "static"):
+        wall, cpu = time.perf_counter(), time.process_time()
+        solved = solve(weights, Hessian(given["h"].copy(), given["tokens"]), grid, order=order)
+        took = time.perf_counter() - wall, time.process_time() - cpu
+        found.append((f"ours, act_order: {order}", took, solved.dequantized()))
+    return found
+
+
+def linear(rows: int, columns: int, tokens: int = 8192) -> dict[str, Any]:
+    """Weights, and X^T X of activations whose columns are correlated and of very different size."""
+    rng = np.random.default_rng(0)
+    inside = rng.standard_normal((tokens, columns // 8), np.float32) @ rng.standard_normal((columns // 8, columns), np.float32)
+    x = inside / np.float32((columns / 8) ** 0.5) + np.float32(0.5) * rng.standard_normal((tokens, columns), np.float32)
+    x *= np.exp(np.float32(0.8) * rng.standard_normal(columns, np.float32))
+    return {"w": rng.standard_normal((rows, columns), np.float32) * np.float32(0.02), "h": x.T @ x, "tokens": tokens}
+
+
+def output_error(given: Mapping[str, Any], q: np.ndarray) -> float:
+    """tr((W - Q) H (W - Q)^T) per token."""
+    error = given["w"] - q.astype(np.float32)
+    return float(((error @ given["h"]) * error).sum(dtype=np.float64)) / given["tokens"]
+
+
+def fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
