@@ -18,16 +18,16 @@ from qconvd.engine.plan import UnitReport
 
 JOURNAL = "journal.jsonl"
 """Its name in a target's work folder."""
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Rows of a unit that are written: a crc32 per output, and what encoding them did."""
+    """Rows of a unit that are written: a checksum per output, and what encoding them did."""
 
     unit: str
     rows: tuple[int, int]
-    crcs: tuple[int, ...]
+    sums: tuple[int, ...]
     report: UnitReport
     figures: Mapping[str, float] = field(default_factory=dict)
     fallback: str = ""
@@ -78,7 +78,7 @@ class Journal:
 
     def append(self, records: Iterable[Record]) -> None:
         """Record rows, on disk when this returns. Their data must have been synced before."""
-        lines = ({"u": r.unit, "r": r.rows, "c": r.crcs, "e": r.report, **_more(r)} for r in records)
+        lines = ({"u": r.unit, "r": r.rows, "c": r.sums, "e": r.report, **_more(r)} for r in records)
         text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
         rest = memoryview(text.encode())
         while rest:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import resource
 import threading
 import time
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any, TypeAlias
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.calibrated import Layers, said_of
 from qconvd.engine.calibration_cost import IDLE_SHARE, largest_of, share
+from qconvd.engine.checksum import checksum
 from qconvd.engine.credits import Credits
 from qconvd.engine.elements import AnyArray
 from qconvd.engine.evaluate import rows as evaluate
@@ -354,8 +354,8 @@ class _Run:
         except Exception as error:  # noqa: BLE001 — a plugin's encoder, likewise
             run.fail(error)
             return
-        crcs = tuple(zlib.crc32(d) for d in data)
-        record = Record(unit.id, chunk.rows, crcs, report, figures, encoded.fallback)
+        sums = tuple(checksum(d) for d in data)
+        record = Record(unit.id, chunk.rows, sums, report, figures, encoded.fallback)
         lease.hold()
         self._writer.put(Write(run, chunk, data, record, lease))
 

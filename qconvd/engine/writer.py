@@ -7,11 +7,11 @@ import hashlib
 import os
 import queue
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qconvd.engine.checksum import Checksum
 from qconvd.engine.durable import sync_folder
 from qconvd.engine.layout import Layout
 from qconvd.engine.plan import Unit
@@ -56,15 +56,16 @@ class DataFile:
         """Up to `nbytes` from `offset`."""
         return os.pread(self.descriptor, nbytes, offset)
 
-    def crc(self, offset: int, nbytes: int) -> int:
-        """The crc32 of a range as it is in the file."""
-        value, end = 0, offset + nbytes
+    def checksum(self, offset: int, nbytes: int) -> int:
+        """The checksum of a range as it is in the file."""
+        found, end = Checksum(), offset + nbytes
         while offset < end:
             data = self.read(offset, min(HASH_BLOCK, end - offset))
             if not data:
                 break
-            value, offset = zlib.crc32(data, value), offset + len(data)
-        return value
+            found.update(data)
+            offset += len(data)
+        return found.value()
 
     def written(self, start: int, stop: int) -> None:
         """Note that a range holds its final bytes."""
@@ -141,9 +142,9 @@ class DataFiles:
             touched.add(self.files[index])
         return touched
 
-    def crcs(self, unit: Unit, rows: tuple[int, int]) -> tuple[int, ...]:
-        """The crc32 of each output of a unit for some rows, as read back."""
-        return tuple(self.files[i].crc(offset, nbytes) for i, offset, nbytes in self._layout.pieces(unit, rows))
+    def sums(self, unit: Unit, rows: tuple[int, int]) -> tuple[int, ...]:
+        """The checksum of each output of a unit for some rows, as read back."""
+        return tuple(self.files[i].checksum(offset, nbytes) for i, offset, nbytes in self._layout.pieces(unit, rows))
 
     def discard(self) -> None:
         """Free the disk space at once; the files stay open, so that a late write in another thread harms nobody."""

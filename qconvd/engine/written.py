@@ -1,14 +1,14 @@
-"""What a finished run wrote, for whoever checks it: headers, and the crc32 of every piece as it left the encoder."""
+"""What a finished run wrote, for whoever checks it: headers, and the checksum of every piece as it left the encoder."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from qconvd.engine.checksum import Checksum
 from qconvd.engine.journal import JOURNAL, Journal
 from qconvd.engine.layout import Layout
 from qconvd.engine.plan import Plan
@@ -17,7 +17,7 @@ from qconvd.errors import BadCheckpoint
 
 @dataclass(frozen=True)
 class Written:
-    """One data file: its header, and (start, stop, crc32) of the pieces behind it, in their order. Between them are zeros."""
+    """A data file: its header, and (start, stop, checksum) of the pieces behind it, in their order. Between them are zeros."""
 
     header: bytes
     pieces: tuple[tuple[int, int, int], ...]
@@ -29,13 +29,13 @@ def written(work: Path, plan: Plan) -> Mapping[str, Written] | None:
     layout = Layout(plan)
     found: list[list[tuple[int, int, int]]] = [[] for _ in plan.files]
     for record in {(r.unit, r.rows): r for r in records}.values():
-        if record.unit not in layout.units or len(record.crcs) != len(layout.units[record.unit].outputs):
+        if record.unit not in layout.units or len(record.sums) != len(layout.units[record.unit].outputs):
             return None
-        for (index, offset, nbytes), crc in zip(
-            layout.pieces(layout.units[record.unit], record.rows), record.crcs, strict=True
+        for (index, offset, nbytes), value in zip(
+            layout.pieces(layout.units[record.unit], record.rows), record.sums, strict=True
         ):
             if nbytes:
-                found[index].append((offset, offset + nbytes, crc))
+                found[index].append((offset, offset + nbytes, value))
     for file, pieces in zip(plan.files, found, strict=True):
         pieces.sort()
         overlap = any(a[1] > b[0] for a, b in pairwise(pieces))
@@ -52,7 +52,7 @@ class Follow:
         self._header = wanted.header
         self._pieces = iter(wanted.pieces)
         self._piece = next(self._pieces, None)
-        self._crc = 0
+        self._sum = Checksum()
         self._at = 0
 
     def update(self, data: Any) -> None:
@@ -77,13 +77,13 @@ class Follow:
         elif self._at < self._piece[0]:
             count = min(len(data), self._piece[0] - self._at)
         else:
-            start, stop, crc = self._piece
+            start, stop, value = self._piece
             count = min(len(data), stop - self._at)
-            self._crc = zlib.crc32(data[:count], self._crc)
+            self._sum.update(data[:count])
             if self._at + count == stop:
-                if self._crc != crc:
+                if self._sum.value() != value:
                     raise self._wrong(start, stop)
-                self._piece, self._crc = next(self._pieces, None), 0
+                self._piece, self._sum = next(self._pieces, None), Checksum()
         self._at += count
         return count
 

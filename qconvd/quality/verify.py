@@ -45,7 +45,7 @@ def verify(
     """Verify one artifact whose files lie in `folder`. Raises `QconvdError` naming the file, the tensor and the figures.
 
     Without `plan` and `model` (by hand), what needs them is left out and said so in the report. With `pieces`, data files are
-    held against the crc32 that each piece had when it was encoded, as was what their SHA-256 was taken of: that is the same
+    held against the checksum that each piece had when it was encoded, as was what their SHA-256 was taken of: that is the same
     proof in less time, and one more, that what was hashed is what was encoded.
     """
     formats = plugins().formats if formats is None else formats

@@ -9,6 +9,7 @@ import pytest
 
 from qconvd.api import CalibrationSpec, ModelInfo, Plan, QconvdError, Read, StatRequest, Whole
 from qconvd.calibration.pricing import Price
+from qconvd.calibration.sources import digest
 from qconvd.checkpoints import inspect
 from qconvd.engine.calibration_cost import IDLE_SHARE, Costs, as_data, in_words, largest_of, share, shared, with_calibration
 from qconvd.engine.credits import Credits
@@ -86,7 +87,10 @@ def test_a_real_model_is_priced_from_its_headers(glass: Path) -> None:
         for n, t in model.tensors.items()
         if n.endswith("_proj.weight")
     ]
-    costs, asking = Costs(model), replace(plan(units), calibration=replace(SPEC, text="default", length=64))
+    costs, asking = (
+        Costs(model),
+        replace(plan(units), calibration=replace(SPEC, text="default", sha256=digest("default"), length=64)),
+    )
     price = costs.of(asking)
     assert price
     assert costs.of(asking) is price, "those that ask the same are reckoned once"
