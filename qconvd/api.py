@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qconvd.cache_home import cache_home
 from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
+from qconvd.checkpoints.ggml import ggml_vocabulary
 from qconvd.checkpoints.gguf import gguf_metadata
 from qconvd.containers.base import Container
 from qconvd.containers.safetensors import safetensors_index
@@ -56,15 +57,16 @@ from qconvd.formats import Advises, Detail, Format, FormatOptions, Size, check_r
 from qconvd.hookspecs import hookimpl
 from qconvd.input_files import InputFile
 from qconvd.plugins import container, gguf_families, given_by
+from qconvd.rebuilt import GgmlSource, Rebuilder, Rebuilt, rebuilt
 from qconvd.statistics import Imatrix, open_statistics
 
 __all__ = [
     "BLOCKS", "ELEMENT_BYTES", "FLOATS", "Advises", "Affine", "Array", "BadCheckpoint", "Buffer", "Cast", "CheckpointReader",
     "Concat", "ConfigError", "Constant", "Container", "ContainerSpec", "Dequantize", "Detail", "Device", "Encoded", "Encoder",
-    "Expr", "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "Imatrix", "Incomplete", "InputFile", "LeftOut",
-    "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares", "QconvdError",
-    "Read", "Reader", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile",
-    "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole", "cache_home", "check_report", "container",
-    "gguf_families", "gguf_metadata", "given_by", "hookimpl", "open_statistics", "reads", "row_bytes", "rows_columns",
-    "safetensors_index", "storage",
+    "Expr", "FileInfo", "FileSpec", "Finding", "Format", "FormatOptions", "GgmlSource", "Imatrix", "Incomplete", "InputFile",
+    "LeftOut", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan", "Prepares",
+    "QconvdError", "Read", "Reader", "Rebuilder", "Rebuilt", "Repeat", "Reshape", "RowSplit", "SideFile", "Size", "Slice",
+    "Stack", "StatRequest", "StatisticsFile", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole",
+    "cache_home", "check_report", "container", "ggml_vocabulary", "gguf_families", "gguf_metadata", "given_by", "hookimpl",
+    "open_statistics", "reads", "rebuilt", "row_bytes", "rows_columns", "safetensors_index", "storage",
 ]  # fmt: skip

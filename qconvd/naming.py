@@ -30,7 +30,10 @@ BARE = {"q4": "q4_0", "q5": "q5_0"}
 
 
 class Row(NamedTuple):
-    """Templates for one family. `{model}`, `{variant}` and `{format}` are filled in; `:lower` and `:upper` change the case."""
+    """Templates for one family. `{model}`, `{variant}` and `{format}` are filled in; `:lower` and `:upper` change the case.
+
+    `{variant:bare}` is `q4` for `q4_0`, as people say it.
+    """
 
     folder: str
     stem: str
@@ -56,7 +59,7 @@ class Names:
 
 OWN = Row("{model}-{variant}", "model")
 GGUF = Row("{model}-GGUF", "{model}-{variant}", shared=True)
-GGML = Row("{model}-GGML", "{model:lower}.ggmlv3.{variant:lower}", shared=True)
+GGML = Row("{model}-GGML", "{model:lower}.ggmlv3.{variant}", shared=True)
 
 DEFAULT: dict[str, Row] = {
     "fp16": OWN,
@@ -80,6 +83,7 @@ PROFILES: dict[str, dict[str, Row]] = {
     },
     "bartowski": DEFAULT | {"gguf": GGUF},
     "gguf-my-repo": DEFAULT | {"gguf": Row("{model}-{variant}-GGUF", "{model:lower}-{variant:lower}")},
+    "soulteary": DEFAULT | {"ggml": Row("{model}-ggml-{variant:bare}", "{model}.ggmlv3.{variant}")},
     "gptq-for-llama": DEFAULT | {"gptq": Row("{model}-{variant}", "{variant}")},
 }  # fmt: skip
 
@@ -182,10 +186,9 @@ def check_template(template: str) -> None:
                 f"the name template {template!r} has an unknown field {found[0]}{hint}",
                 fix="fields: {model}, {variant}, {format}",
             )
-        if found[2] not in (None, "lower", "upper"):
-            raise ConfigError(
-                f"the name template {template!r} wants {found[2]!r} of a field", fix="write {model:lower} or {model:upper}"
-            )
+        if found[2] not in (None, "lower", "upper", "bare"):
+            fix = "write {model:lower}, {model:upper} or {variant:bare}"
+            raise ConfigError(f"the name template {template!r} wants {found[2]!r} of a field", fix=fix)
     rest = _FIELD.sub("x", template)
     if "{" in rest or "}" in rest:
         raise ConfigError(
@@ -239,7 +242,8 @@ def _fill(template: str, model: str, fields: dict[str, str], limit: int) -> str:
 def _substitute(template: str, fields: dict[str, str]) -> str:
     def fill(found: re.Match[str]) -> str:
         value = fields[found[1]]
-        return {"lower": value.lower(), "upper": value.upper()}.get(found[2] or "", value)
+        bare = value[:-2] if value.lower() in (*BARE.values(), "q8_0") else value
+        return {"lower": value.lower(), "upper": value.upper(), "bare": bare}.get(found[2] or "", value)
 
     return _FIELD.sub(fill, template)
 
