@@ -207,7 +207,7 @@ class Match(_Section):
 
     architectures: Words = Field((), description="Class names as in config.json, e.g. `LlamaForCausalLM`; globs are allowed.")
     names: Words = Field((), description="Globs for the model's name, e.g. `*-Instruct`; case does not count.")
-    containers: Words = Field((), description="What the weights come in: `safetensors`, `gguf`; globs are allowed.")
+    containers: Words = Field((), description="What the weights come in: `safetensors`, `gguf`, `ggml`; globs are allowed.")
     min_parameters: Count | None = Field(None, description="The fewest weights, e.g. `100M`.")
     max_parameters: Count | None = Field(None, description="The most weights, e.g. `70B`.")
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qconvd.engine.operations import Operation
     from qconvd.examination import Finding
     from qconvd.formats import Detail, Format
+    from qconvd.rebuilt import Rebuilder
 
 hookspec = pluggy.HookspecMarker("qconvd")
 hookimpl = pluggy.HookimplMarker("qconvd")
@@ -51,6 +52,11 @@ def qconvd_operations() -> Iterable[Operation]:  # type: ignore[empty-body]
 @hookspec
 def qconvd_gguf_families() -> Iterable[Any]:  # type: ignore[empty-body]
     """Model families that the gguf format can map (see docs/how-to)."""
+
+
+@hookspec
+def qconvd_rebuilders() -> Iterable[Rebuilder]:  # type: ignore[empty-body]
+    """Who knows the checkpoint that a model in another container was made from (qconvd/rebuilt.py)."""
 
 
 @hookspec

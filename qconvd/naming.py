@@ -33,6 +33,7 @@ class Row(NamedTuple):
     """Templates for one family; `:lower` and `:upper` change the case.
 
     `{model}`, `{variant}`, `{format}` and `{bits}`, the number that a variant such as `4bit-128g` begins with, are filled in.
+    `{variant:bare}` is `q4` for `q4_0`, as people say it.
     """
 
     folder: str
@@ -62,7 +63,7 @@ class Names:
 
 OWN = Row("{model}-{variant}", "model")
 GGUF = Row("{model}-GGUF", "{model}-{variant}", shared=True)
-GGML = Row("{model}-GGML", "{model:lower}.ggmlv3.{variant:lower}", shared=True)
+GGML = Row("{model}-GGML", "{model:lower}.ggmlv3.{variant}", shared=True)
 
 DEFAULT: dict[str, Row] = {
     "fp16": OWN,
@@ -87,6 +88,7 @@ PROFILES: dict[str, dict[str, Row]] = {
     "qwen": DEFAULT | {"gptq": Row("{model}-GPTQ-Int{bits}", "model")},
     "bartowski": DEFAULT | {"gguf": GGUF},
     "gguf-my-repo": DEFAULT | {"gguf": Row("{model}-{variant}-GGUF", "{model:lower}-{variant:lower}")},
+    "soulteary": DEFAULT | {"ggml": Row("{model}-ggml-{variant:bare}", "{model}.ggmlv3.{variant}")},
     "gptq-for-llama": DEFAULT | {"gptq": Row("{model}-{variant}", "{variant}")},
 }  # fmt: skip
 
@@ -200,10 +202,9 @@ def check_template(template: str) -> None:
                 f"the name template {template!r} has an unknown field {found[0]}{hint}",
                 fix=KNOWN,
             )
-        if found[2] not in (None, "lower", "upper"):
-            raise ConfigError(
-                f"the name template {template!r} wants {found[2]!r} of a field", fix="write {model:lower} or {model:upper}"
-            )
+        if found[2] not in (None, "lower", "upper", "bare"):
+            fix = "write {model:lower}, {model:upper} or {variant:bare}"
+            raise ConfigError(f"the name template {template!r} wants {found[2]!r} of a field", fix=fix)
     rest = _FIELD.sub("x", template)
     if "{" in rest or "}" in rest:
         raise ConfigError(f"the name template {template!r} has a brace that belongs to no field", fix=KNOWN)
@@ -261,7 +262,8 @@ def _fill(template: str, model: str, fields: dict[str, str], limit: int) -> str:
 def _substitute(template: str, fields: dict[str, str]) -> str:
     def fill(found: re.Match[str]) -> str:
         value = fields[found[1]]
-        return {"lower": value.lower(), "upper": value.upper()}.get(found[2] or "", value)
+        bare = value[:-2] if value.lower() in (*BARE.values(), "q8_0") else value
+        return {"lower": value.lower(), "upper": value.upper(), "bare": bare}.get(found[2] or "", value)
 
     return _FIELD.sub(fill, template)
 

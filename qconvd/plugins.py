@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qconvd.engine.operations import Operation
     from qconvd.examination import Finding
     from qconvd.formats import Detail, Format
+    from qconvd.rebuilt import Rebuilder
 
 log = logging.getLogger(__name__)
 GROUP = "qconvd"
@@ -63,6 +64,11 @@ class Plugins:
         self.containers: dict[str, Container] = self._named(self._given("qconvd_containers"), "container", "kind")
         self.operations: dict[str, Operation] = self._named(self._given("qconvd_operations"), "operation", "name")
         self.readers: list[CheckpointReader] = self._given("qconvd_checkpoint_readers")
+
+    @cached_property
+    def rebuilders(self) -> list[Rebuilder]:
+        """Who knows what checkpoint a model in another container was made from."""
+        return self._given("qconvd_rebuilders")
 
     @cached_property
     def gguf_families(self) -> list[Any]:

@@ -203,14 +203,15 @@ def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[li
 
 def _of_a_format(name: str) -> str:
     """A hint for what is no target of its own but a format's option as text: `f16` is `gguf: f16`."""
+    likely = []
     for format in plugins().formats.values():
         try:
             found = format.Options.model_validate(format.from_text(name))
         except ValueError:
             continue
-        likely = format.name_parts(format.expand(found)[0]).variant
-        return f" (did you mean {format.name}: {name}?)" if likely.casefold() == name.casefold() else ""
-    return ""
+        if format.name_parts(format.expand(found)[0]).variant.casefold() == name.casefold():
+            likely.append(f"{format.name}: {name}")
+    return f" (did you mean {' or '.join(likely)}?)" if likely else ""
 
 
 def _given(format: Format, value: Any) -> Mapping[str, Any] | str:

@@ -68,7 +68,7 @@ def test_every_commented_line_of_the_example_is_right(tmp_path: Path) -> None:
     assert found.limits.jobs == 2
     assert found.watch[0].settle == 2.0
     assert found.recipes["everyday"].match.max_parameters == 70 * 10**9
-    assert len(found.recipes["everyday"].targets) == 7
+    assert len(found.recipes["everyday"].targets) == 8
     assert [d.hub is not None for d in found.recipes["everyday"].publish] == [True, False]
     assert found.recipes["everyday"].confirm and found.recipes["everyday"].dry_run
 
@@ -203,7 +203,7 @@ TARGETS = [
         "gguf", ".types",
         "this key is missing (Types to make, one file each, as llama-quantize calls them, e.g. `[q8_0, q4_k_m]`)",
     ),
-    ("F16", "", "there is no format 'F16' (did you mean gguf: F16?)"),
+    ("F16", "", "there is no format 'F16' (did you mean ggml: F16 or gguf: F16?)"),
     (
         "{fp16: {name: '{modl}'}}", ".fp16.name",
         "the name template '{modl}' has an unknown field {modl} (did you mean model?). "

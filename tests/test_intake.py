@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import ggml_files
 from checkpoint_files import CONFIG, header_of, safetensors, whole_gguf, write_model, write_safetensors, write_sharded
 from qconvd.intake import LEFT_OVER, Look, candidates, fingerprint, look, name_of
 
@@ -510,3 +511,16 @@ while not Path({str(stop)!r}).exists():
     assert busy.returncode == 0
     assert len(states) >= 150
     assert set(states) <= {"complete", "incomplete", "refused", "not-a-model"}
+
+
+def test_a_lone_ggml_file_is_complete_when_all_its_layers_are_there(tmp_path: Path) -> None:
+    path, whole = tmp_path / "llama-7b.ggmlv3.f16.bin", ggml_files.llama()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert candidates(tmp_path) == [path]
+    found = look(path)
+    assert (found.state, "of at least" in found.reason or "missing" in found.reason) == ("incomplete", True)
+    path.write_bytes(whole)
+    found = look(path)
+    assert found.state == "complete"
+    assert found.model is not None
+    assert (found.model.name, found.model.kind) == ("llama-7b", "ggml")

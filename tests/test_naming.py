@@ -31,6 +31,7 @@ MODEL = "Llama-2-13B-chat"
         ("default", NameParts("int8", "int8"), f"{MODEL}-int8", "model", f"{MODEL}-int8", "main"),
         ("default", NameParts("int4", "int4"), f"{MODEL}-int4", "model", f"{MODEL}-int4", "main"),
         ("default", GGML, f"{MODEL}-GGML", "llama-2-13b-chat.ggmlv3.q4_0", f"{MODEL}-GGML", "main"),
+        ("soulteary", GGML, f"{MODEL}-ggml-q4", f"{MODEL}.ggmlv3.q4_0", f"{MODEL}-ggml-q4", "main"),
         ("default", NameParts("awq", "4bit"), f"{MODEL}-AWQ", "model", f"{MODEL}-AWQ", "main"),
         ("default", NameParts("exl3", "2.5bpw"), f"{MODEL}-exl3-2.5bpw", "model", f"{MODEL}-exl3", "2.5bpw"),
         ("default", NameParts("mlx", "4bit-g32"), f"{MODEL}-4bit-g32", "model", f"{MODEL}-4bit-g32", "main"),
@@ -81,7 +82,11 @@ def test_templates(template: str, parts: NameParts, folder: str, stem: str) -> N
             "the name template '{modl}-x' has an unknown field {modl} (did you mean model?)\n"
             "  fields: {model}, {variant}, {format}, {bits}",
         ),
-        ("{model:title}", "the name template '{model:title}' wants 'title' of a field\n  write {model:lower} or {model:upper}"),
+        (
+            "{model:title}",
+            "the name template '{model:title}' wants 'title' of a field\n"
+            "  write {model:lower}, {model:upper} or {variant:bare}",
+        ),
         (
             "{model",
             "the name template '{model' has a brace that belongs to no field\n  fields: {model}, {variant}, {format}, {bits}",

@@ -162,11 +162,15 @@ def test_plugins_import_nothing_of_qconvd_but_its_api(package: Path) -> None:
         assert not private, f"{path} imports {', '.join(sorted(private))}"
 
 
-def test_only_gguf_uses_another_plugin() -> None:
+USES = {"qconvd_gguf": {"qconvd_ggml"}, "qconvd_ggjt": {"qconvd_gguf", "qconvd_ggml"}}
+"""Block kernels, families and tokenizers are there once."""
+
+
+def test_only_gguf_and_ggml_use_other_plugins() -> None:
     names = {p.name for p in OWN}
     for package in OWN:
         used = {m.partition(".")[0] for path in package.rglob("*.py") for m in imports(path)} & (names - {package.name})
-        assert used <= ({"qconvd_ggml"} if package.name == "qconvd_gguf" else set()), package.name
+        assert used <= USES.get(package.name, set()), package.name
 
 
 def test_the_guide_names_what_a_family_may_import() -> None:

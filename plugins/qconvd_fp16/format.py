@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import prod
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -17,33 +17,32 @@ from qconvd.api import (
     ContainerSpec,
     Device,
     Encoder,
+    Expr,
     FormatOptions,
+    GgmlSource,
     LeftOut,
     ModelInfo,
     NameParts,
     OutputTensor,
     Plan,
-    Read,
     Reader,
-    SideFile,
     Size,
-    TensorInfo,
     Unit,
     Unsupported,
     container,
     safetensors_index,
 )
 from qconvd_fp16.config_json import with_dtype
+from qconvd_fp16.seen import LAYER, seen
 
 STORED = {"fp16": "F16", "bf16": "BF16", "f32": "F32"}
 IN_CONFIG = {"fp16": "float16", "bf16": "bfloat16", "f32": "float32"}
 CASTABLE = FLOATS - {"F8_E4M3", "F8_E5M2"}
 SCRATCH = 2 << 20
 """Bytes that one call of the encoder uses beyond its input and output (chunks of 32,768 elements)."""
-LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.")
 
 
-class CastOptions(FormatOptions):
+class CastOptions(GgmlSource):
     """What a recipe may say under `fp16`."""
 
     dtype: Literal["fp16", "bf16", "f32"] = Field("fp16", description="The type that every float tensor is cast to.")
@@ -93,26 +92,21 @@ class PlainCast:
         return ADVICE.get(variant, "")
 
     def plan(self, model: ModelInfo, options: CastOptions) -> Plan:
-        """One unit per tensor, in the order of the layers. Raises `Unsupported` for a GGUF, packed or 8-bit weights."""
-        if model.kind == "gguf":
-            # Its tensors have llama.cpp's names and order of rows, and there is no config.json: nobody could load the copy.
-            raise Unsupported(
-                "a GGUF's tensors are named and ordered for llama.cpp; no reader of safetensors could load them",
-                where=str(model.path),
-                fix="convert the checkpoint that it was made from; `gguf` makes other types from a GGUF, also `gguf: f16`",
-            )
+        """One unit per tensor, in the order of the layers. Raises `Unsupported` for packed or 8-bit weights."""
         target = STORED[options.dtype]
-        tensors = sorted(model.tensors.values(), key=_order)
-        if not tensors:
+        found = seen(model, options.said)
+        if not found.tensors:
             raise Unsupported("the model has no tensors", where=str(model.path))
-        kept = {t.name for t in tensors if any(fnmatchcase(t.name, pattern) for pattern in options.keep)}
-        units = tuple(_unit(t, t.dtype if t.name in kept else target, options) for t in tensors)
+        names = [name for name, _ in found.tensors]
+        kept = {name for name in names if any(fnmatchcase(name, pattern) for pattern in options.keep)}
+        units = tuple(_unit(name, x, x.dtype if name in kept else target, options) for name, x in found.tensors)
         outputs = [u.outputs[0] for u in units]
         spec = ContainerSpec("safetensors", (("format", "str", "pt"),), {"max_shard_size": options.max_shard_size})
         files = container("safetensors").layout(spec, outputs)
         index = safetensors_index(files, outputs)
-        notes = _unmatched(options.keep, model)
-        if not model.config:
+        config = [with_dtype(found.config, IN_CONFIG[options.dtype])] if found.config else []
+        notes = (*found.notes, *_unmatched(options.keep, names))
+        if not found.config:
             notes = (
                 *notes,
                 "the model has no config.json: the tensors are converted, but transformers and vLLM will not load them",
@@ -122,13 +116,16 @@ class PlainCast:
             files=files,
             units=units,
             name=self.name_parts(options),
-            side_files=(*_side_files(model, options), *([index] if index else [])),
-            left_out=tuple(
-                LeftOut(t.name, t.dtype, "kept by name" if t.dtype in FLOATS else "not a float")
-                for t in tensors
-                if t.dtype not in FLOATS or (t.name in kept and t.dtype != target)
+            side_files=(*config, *found.side_files, *([index] if index else [])),
+            left_out=(
+                *(
+                    LeftOut(name, x.dtype, "kept by name" if x.dtype in FLOATS else "not a float")
+                    for name, x in found.tensors
+                    if x.dtype not in FLOATS or (name in kept and x.dtype != target)
+                ),
+                *found.left_out,
             ),
-            loads_with=_readers(model),
+            loads_with=_readers(bool(found.config)),
             notes=notes,
         )
 
@@ -159,55 +156,34 @@ class PlainCast:
         return (bound(unit.inputs[0].dtype, unit.outputs[0].dtype, x[0]),)
 
 
-def _order(tensor: TensorInfo) -> tuple[int, int, str, int]:
-    """Embedding, layers by number, head; as stored within each, so that a pass reads and writes from front to back."""
-    layer = LAYER.search(tensor.name)
-    if layer:
-        return 1, int(layer[1]), tensor.file, tensor.offset
-    return (0 if re.search(r"embed|wte|wpe", tensor.name) else 2), 0, tensor.file, tensor.offset
-
-
-def _unit(tensor: TensorInfo, target: str, options: CastOptions) -> Unit:
-    if tensor.dtype not in ELEMENT_BYTES:
-        raise Unsupported(f"is packed as {tensor.dtype}; fp16 is made from unquantized weights", where=tensor.name)
-    if tensor.dtype in FLOATS and tensor.dtype not in CASTABLE:
+def _unit(name: str, expr: Expr, target: str, options: CastOptions) -> Unit:
+    if expr.dtype not in ELEMENT_BYTES:
+        raise Unsupported(f"is packed as {expr.dtype}; fp16 is made from unquantized weights", where=name)
+    if expr.dtype in FLOATS and expr.dtype not in CASTABLE:
         raise Unsupported(
-            f"has 8-bit floats ({tensor.dtype}), whose scales fp16 does not read",
-            where=tensor.name,
+            f"has 8-bit floats ({expr.dtype}), whose scales fp16 does not read",
+            where=name,
             fix="convert from the model's 16-bit release",
         )
-    dtype = target if tensor.dtype in FLOATS else tensor.dtype
-    layer = LAYER.search(tensor.name)
+    dtype = target if expr.dtype in FLOATS else expr.dtype
+    layer = LAYER.search(name)
     said = {"on_overflow": options.on_overflow, "non_finite": options.non_finite}
     return Unit(
-        id=tensor.name,
+        id=name,
         layer=int(layer[1]) if layer else None,
-        inputs=(Read.of(tensor),),
-        outputs=(OutputTensor(tensor.name, dtype, tensor.shape, _elements(tensor) * ELEMENT_BYTES[dtype]),),
+        inputs=(expr,),
+        outputs=(OutputTensor(name, dtype, expr.shape, prod(expr.shape) * ELEMENT_BYTES[dtype]),),
         memory={"cpu": SCRATCH},
         # Only what is not the default: a plan holds one unit per tensor.
         options={key: value for key, value in said.items() if value != "report"},
     )
 
 
-def _elements(tensor: TensorInfo) -> int:
-    return tensor.nbytes // ELEMENT_BYTES[tensor.dtype]
-
-
-def _side_files(model: ModelInfo, options: CastOptions) -> list[SideFile]:
-    files = [
-        SideFile(f.path, f.size, source=f.path)
-        for f in model.files
-        if f.role == "side" and f.path != "config.json" and not f.path.endswith(".safetensors.index.json")
-    ]
-    return [with_dtype(model.config, IN_CONFIG[options.dtype]), *files] if model.config else files
-
-
-def _readers(model: ModelInfo) -> tuple[Reader, ...]:
-    if not model.config:
+def _readers(whole: bool) -> tuple[Reader, ...]:
+    if not whole:
         return (Reader("safetensors", "tensors only: there is no config.json"),)
     return (Reader("transformers"), Reader("vLLM"), Reader("llama.cpp", "through its converter, convert_hf_to_gguf.py"))
 
 
-def _unmatched(patterns: Sequence[str], model: ModelInfo) -> tuple[str, ...]:
-    return tuple(f"keep: no tensor is called {p}" for p in patterns if not any(fnmatchcase(name, p) for name in model.tensors))
+def _unmatched(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"keep: no tensor is called {p}" for p in patterns if not any(fnmatchcase(name, p) for name in names))

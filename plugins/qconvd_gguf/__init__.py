@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qconvd.api import Detail, Format, hookimpl
+from qconvd.api import Detail, Format, Rebuilder, hookimpl
 
 
 @hookimpl
@@ -23,3 +23,11 @@ def qconvd_format_details(format: str) -> Iterable[Detail]:
     from qconvd_gguf.families import details
 
     return (details(),)
+
+
+@hookimpl
+def qconvd_rebuilders() -> Iterable[Rebuilder]:
+    """GGUF and GGML files as checkpoints."""
+    from qconvd_gguf.backwards.rebuild import GgufRebuilder
+
+    return (GgufRebuilder(),)

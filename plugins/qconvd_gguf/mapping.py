@@ -26,6 +26,8 @@ class Mapped:
     expr: Expr
     layer: int | None
     multiple: int = 1
+    packed: Expr | None = None
+    """The same as a GGUF or GGML source stores it, for a file in which it keeps its type."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def apply(family: Family, model: ModelInfo) -> MappedModel:
     tied = _tied(family, model)
     config = language_config(model.config)
     model = replace(model, config=config)
-    numbers = _numbers(family, config, str(model.path / "config.json"))
+    numbers = numbers_of(family, config, str(model.path / "config.json"))
     _check_limits(family, model, numbers)
     if numbers[family.layers] > len(model.tensors):
         what = f"config.json says {numbers[family.layers]} layers, but the model has {len(model.tensors)} tensors"
@@ -117,7 +119,8 @@ def _key(prefix: str, entry: Key | Fixed, numbers: Mapping[str, Any]) -> Metadat
     return [(prefix + entry.name, entry.type, float(value) if entry.type == "f32" else value)]
 
 
-def _numbers(family: Family, config: Config, where: str) -> dict[str, Any]:
+def numbers_of(family: Family, config: Config, where: str) -> dict[str, Any]:
+    """The family's numbers from a config. Raises `Unsupported` for one that is missing or none."""
     numbers: dict[str, Any] = {}
     for name, number in family.numbers.items():
         value = next((v for key in number.keys if (v := _find(config, key)) is not None), None)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from qconvd.api import CalibrationOptions, FileOrAuto, FormatOptions, Size
+from qconvd.api import CalibrationOptions, FileOrAuto, GgmlSource, Size
 from qconvd_gguf.file_types import ALIASES, FILE_TYPES, PLAIN, WEIGHT_TYPES
 
 SHORT = {
@@ -90,7 +90,7 @@ WeightType = Annotated[str | None, BeforeValidator(weight_type)]
 TensorTypes = Annotated[tuple[tuple[str, str], ...], BeforeValidator(tensor_types, json_schema_input_type=Any)]
 
 
-class GgufOptions(FormatOptions):
+class GgufOptions(GgmlSource):
     """One file for every type."""
 
     types: Types = Field(
@@ -141,8 +141,8 @@ class GgufOptions(FormatOptions):
     split_max_tensors: int | None = Field(None, gt=0, description="Split the file after this many tensors.")
     allow_requantize: bool = Field(
         False,
-        description="From a model that is quantized already (a GGUF, GPTQ, AWQ …): make the type from its rounded weights, "
-        "which are worse than the original's.",
+        description="From a model that is quantized already (a GGUF or GGML file, GPTQ, AWQ …): make the type from its rounded "
+        "weights, which are worse than the original's.",
     )
 
     @model_validator(mode="after")

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from qconvd.api import ContainerSpec, LeftOut, ModelInfo, NameParts, Plan, Reader, container
 from qconvd_gguf import gpu, mapping, requantize
+from qconvd_gguf.backwards.rebuild import as_checkpoint
 from qconvd_gguf.families import family_of
 from qconvd_gguf.families.base import Metadata
 from qconvd_gguf.file_types import FILE_TYPES, PLAIN
 from qconvd_gguf.general import general_metadata
+from qconvd_gguf.legacy import source as legacy
+from qconvd_gguf.legacy.vocabulary import typed_keys
 from qconvd_gguf.mapping import Mapped
 from qconvd_gguf.mixes import Traits, traits_of
 from qconvd_gguf.model_name import Counts
@@ -24,8 +27,9 @@ QUANTIZATION_VERSION = ("general.quantization_version", "u32", 2)
 
 def plan(model: ModelInfo, options: GgufOptions) -> Plan:
     """The plan of `options.types[0]`. Raises `Unsupported`."""
-    contents = _requantized(model, options) if model.kind == "gguf" else _converted(model, options)
-    made = typed(model, contents.tensors, contents.traits, options)
+    makers = {"gguf": _requantized, "ggml": _from_ggml}
+    contents = makers.get(model.kind, _converted)(model, options)
+    made = typed(model, contents.tensors, contents.traits, options, as_stored=contents.as_stored)
     if options.device == "cuda":
         gpu.check(made.units)
     keys = contents.keys
@@ -61,6 +65,8 @@ class Contents:
     notes: Sequence[str] = ()
     late_notes: Sequence[str] = ()
     """Notes that are worth less than those about the types."""
+    as_stored: bool = False
+    """Whether the source is a file of the type that is asked for: then only the container changes."""
 
 
 def _converted(model: ModelInfo, options: GgufOptions) -> Contents:
@@ -85,6 +91,25 @@ def _requantized(model: ModelInfo, options: GgufOptions) -> Contents:
     file_type = ("general.file_type", "u32", FILE_TYPES[options.types[0]].number)
     keys = [*requantize.metadata(model), QUANTIZATION_VERSION, file_type]
     return Contents(requantize.tensors(model), keys, traits_of(model.metadata))
+
+
+def _from_ggml(model: ModelInfo, options: GgufOptions) -> Contents:
+    """From a GGML file: its tensors under GGUF's names, its vocabulary, and what else llama.cpp needs to know."""
+    wanted = options.types[0]
+    seen = legacy.seen(model, options.said)
+    virtual = as_checkpoint(seen.family, seen.config, seen.tensors, model)
+    again = mapping.apply(seen.family, virtual)
+    general, card_notes = general_metadata(virtual, seen.family.name, Counts.of({n: x.shape for n, x in seen.tensors.items()}))
+    file_type = ("general.file_type", "u32", FILE_TYPES[wanted].number)
+    architecture = mapping.metadata(again, virtual, file_type)
+    architecture = [key for key in architecture if key != file_type]
+    keys = [*general, *architecture, *typed_keys(seen.keys), QUANTIZATION_VERSION, file_type]
+    tensors = tuple(
+        Mapped(name, expr, requantize.layer_of(name), packed=seen.packed[name]) for name, expr in seen.tensors.items()
+    )
+    traits = traits_of({key: value for key, _, value in (*general, *architecture)})
+    same = int(model.metadata["ftype"]) % 1000 == FILE_TYPES[wanted].number
+    return Contents(tensors, keys, traits, (), seen.notes, card_notes, as_stored=same)
 
 
 def name_parts(options: GgufOptions) -> NameParts:

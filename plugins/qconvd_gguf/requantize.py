@@ -25,10 +25,10 @@ def tensors(model: ModelInfo) -> tuple[Mapped, ...]:
 
     Raises `Unsupported` for a type that cannot be decoded.
     """
-    return tuple(Mapped(t.name, _weights(t, model), _layer(t.name)) for t in model.tensors.values())
+    return tuple(Mapped(t.name, weights(t, model), layer_of(t.name), packed=Read.of(t)) for t in model.tensors.values())
 
 
-def choice(tensor: TensorInfo, wanted: Choice, allowed: bool, model: ModelInfo) -> Choice:
+def choice(tensor: TensorInfo, wanted: Choice, allowed: bool, model: ModelInfo, form: str = "gguf") -> Choice:
     """The type of a tensor for which `wanted` was chosen.
 
     Raises `Unsupported` where weights that were rounded once would be rounded again without anybody having asked for it.
@@ -37,14 +37,16 @@ def choice(tensor: TensorInfo, wanted: Choice, allowed: bool, model: ModelInfo) 
         raise Unsupported(
             f"is quantized already ({tensor.dtype}), and {wanted.dtype} made from it is worse than from the original",
             where=f"{model.path / tensor.file}, tensor {tensor.name}",
-            fix="start from the F16, BF16 or F32 file or the original checkpoint, or say `allow_requantize: true` under gguf",
+            fix="start from the F16, BF16 or F32 file or the original checkpoint, or say `allow_requantize: true` "
+            f"under {form}",
         )
     return wanted
 
 
-def copied(mapped: Mapped, tensor: TensorInfo, chosen: Choice) -> Mapped:
+def copied(mapped: Mapped, chosen: Choice) -> Mapped:
     """A tensor that keeps its type is copied byte for byte."""
-    return replace(mapped, expr=Read.of(tensor)) if chosen.dtype == tensor.dtype else mapped
+    packed = mapped.packed
+    return replace(mapped, expr=packed) if packed is not None and chosen.dtype == packed.dtype else mapped
 
 
 def metadata(model: ModelInfo) -> Metadata:
@@ -61,7 +63,8 @@ def metadata(model: ModelInfo) -> Metadata:
     return keys
 
 
-def _weights(tensor: TensorInfo, model: ModelInfo) -> Expr:
+def weights(tensor: TensorInfo, model: ModelInfo) -> Expr:
+    """A tensor of a GGUF or GGML file as float weights. Raises `Unsupported` for a type that cannot be decoded."""
     read = Read.of(tensor)
     if tensor.dtype in BLOCKS:
         from qconvd_ggml.decode import TYPES
@@ -74,6 +77,7 @@ def _weights(tensor: TensorInfo, model: ModelInfo) -> Expr:
     return Cast(read, "F32") if tensor.dtype == "F64" else read
 
 
-def _layer(name: str) -> int | None:
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor of GGUF belongs to."""
     found = _LAYER.match(name)
     return int(found[1]) if found else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from qconvd.api import ModelInfo, OutputTensor, RowSplit, Unit, row_bytes, rows_columns
+from qconvd.api import ModelInfo, OutputTensor, RowSplit, Unit, reads, row_bytes, rows_columns
 from qconvd_gguf import gpu, requantize
 from qconvd_gguf.file_types import PLAIN
 from qconvd_gguf.importance import Importance, weigh
@@ -28,20 +28,28 @@ class Typed:
     notes: tuple[str, ...]
 
 
-def typed(model: ModelInfo, tensors: Sequence[Mapped], traits: Traits, options: GgufOptions) -> Typed:
-    """Choose a type for every tensor and put them in the order of the file. Raises `Unsupported`."""
-    wanted, from_gguf = options.types[0], model.kind == "gguf"
+def typed(
+    model: ModelInfo, tensors: Sequence[Mapped], traits: Traits, options: GgufOptions, *, as_stored: bool = False
+) -> Typed:
+    """Choose a type for every tensor and put them in the order of the file. Raises `Unsupported`.
+
+    `as_stored`: every tensor keeps the type that the source has it in.
+    """
+    wanted, from_gguf = options.types[0], model.kind in ("gguf", "ggml")
     by_name = {m.name: m for m in tensors}
     as_converted = wanted in PLAIN and not from_gguf
     names = list(by_name) if as_converted else file_order(list(by_name))
     shapes = {name: by_name[name].expr.shape for name in names}
-    found = [Tensor(n, s, model.tensors[n].dtype if from_gguf else _before(by_name[n])) for n, s in shapes.items()]
+    found = [Tensor(n, s, _before(by_name[n])) for n, s in shapes.items()]
     wish = wish_of(options)
     choices = convert(found, wanted) if as_converted else choose(found, wish, traits)
+    if as_stored:
+        choices = {t.name: Choice(t.dtype) for t in found}
     check_imatrix(choices, wish)
     if from_gguf:
-        choices = {n: requantize.choice(model.tensors[n], c, options.allow_requantize, model) for n, c in choices.items()}
-        by_name = {n: requantize.copied(m, model.tensors[n], choices[n]) for n, m in by_name.items()}
+        stored = {n: model.tensors[next(iter(reads(m.expr)))] for n, m in by_name.items()}
+        choices = {n: requantize.choice(stored[n], c, options.allow_requantize, model) for n, c in choices.items()}
+        by_name = {n: requantize.copied(m, choices[n]) for n, m in by_name.items()}
     units = tuple(_unit(by_name[name], choices[name], options) for name in names)
     importance = weigh(units, model, options)
     notes = (*_fallbacks(wanted, choices), *_without_effect(options, by_name), *(importance.notes if importance else ()))
@@ -63,6 +71,8 @@ def wish_of(options: GgufOptions) -> Wish:
 
 def _before(tensor: Mapped) -> str:
     """The type that llama-quantize would find a tensor in, had the converter written the checkpoint's own."""
+    if tensor.packed is not None:
+        return tensor.packed.dtype
     return "F32" if always_f32(tensor.name, tensor.expr.shape) else tensor.expr.dtype
 
 

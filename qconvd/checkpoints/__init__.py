@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
 from qconvd.checkpoints.files import absolute, entries, is_folder, model_name, unreadable
+from qconvd.checkpoints.ggml import GgmlReader
 from qconvd.checkpoints.gguf import GgufReader
 from qconvd.checkpoints.identity import identity
 from qconvd.checkpoints.quantized.operations import Awq, Packed, Scaled
@@ -26,7 +27,7 @@ __all__ = ["CheckpointReader", "FileInfo", "ModelInfo", "NotAModel", "TensorInfo
 @hookimpl
 def qconvd_checkpoint_readers() -> Iterable[CheckpointReader]:
     """The readers that come with qconvd. In a folder of several formats safetensors is what counts."""
-    return (SafetensorsReader(), GgufReader(), TorchReader())
+    return (SafetensorsReader(), GgufReader(), GgmlReader(), TorchReader())
 
 
 @hookimpl

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SIDE_FILE_LIMIT = 256 << 20
 """Bytes of a tokenizer or config that will be read into memory; the largest tokenizers in use are about 35 MB."""
 
+TENSOR_LIMIT = 1 << 20
+"""Bytes of a tensor that a plan may read: a table of the rotation's frequencies, never weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -117,6 +120,22 @@ class ModelInfo:
             return Path(place).read_bytes()
         except OSError as error:
             raise BadCheckpoint(f"cannot be read: {os.strerror(error.errno or 0)}", where=place) from error
+
+    def tensor_bytes(self, name: str) -> bytes:
+        """A small tensor as it is stored. Raises `BadCheckpoint` above `TENSOR_LIMIT` bytes, or if the file ends before."""
+        tensor = self.tensors[name]
+        where = f"{self.path / tensor.file}, tensor {name}"
+        if tensor.nbytes > TENSOR_LIMIT:
+            raise BadCheckpoint(f"{tensor.nbytes} bytes are more than a plan reads of a tensor", where=where)
+        try:
+            with (self.path / tensor.file).open("rb") as file:
+                file.seek(tensor.offset)
+                data = file.read(tensor.nbytes)
+        except OSError as error:
+            raise BadCheckpoint(f"cannot be read: {os.strerror(error.errno or 0)}", where=where) from error
+        if len(data) != tensor.nbytes:
+            raise BadCheckpoint("ends before its last byte", where=where)
+        return data
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON side file. Raises `BadCheckpoint` with line and column if it is not JSON."""

@@ -35,7 +35,7 @@ ENTRIES = 20_000
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LFS_POINTER_SIZE = 1024
 
-MODEL_ENDINGS = frozenset({".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt"})
+MODEL_ENDINGS = frozenset({".safetensors", ".gguf", ".ggml", ".bin", ".pt", ".pth", ".ckpt"})
 """Endings of single files that are, or look like, a model."""
 
 _SIDE = re.compile(
@@ -112,12 +112,14 @@ def is_side_file(path: str) -> bool:
 
 _GGUF_TYPE = re.compile(r"(?<=.)[-._](?:I?Q\d(?:_[0-9A-Z]+)*|TQ\d_\d|MXFP4(?:_MOE)?|BF16|FP?16|FP?32)$", re.IGNORECASE)
 
+_GGML_TYPE = re.compile(r"(?<=.)[-._]ggml(?:v\d)?(?:[-._](?:Q\d(?:_[0-9A-Z]+)*|FP?16|FP?32))?$", re.IGNORECASE)
+
 
 def model_name(path: Path) -> str:
     """The name that a model's outputs are made from: the folder's, or the file's without its ending and shard number.
 
-    What only says that the model is a GGUF, and of which type (`-GGUF`, `.Q4_K_M`), is no part of its name. A snapshot in the
-    Hugging Face cache (`models--owner--name/snapshots/<revision>`) is called by its repository's name.
+    What only says that the model is a GGUF or GGML, and of which type (`-GGUF`, `.Q4_K_M`, `.ggmlv3.q4_0`), is no part of it.
+    A snapshot in the Hugging Face cache (`models--owner--name/snapshots/<revision>`) is called by its repository's name.
     """
     path = absolute(path)
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
@@ -125,8 +127,10 @@ def model_name(path: Path) -> str:
     ending = path.suffix.lower()
     if ending in MODEL_ENDINGS and not is_folder(path):
         name = re.sub(r"-\d{5,6}-of-\d{5,6}$", "", path.name[: -len(ending)])
+        if ending in (".bin", ".ggml"):
+            return _GGML_TYPE.sub("", name)
         return _GGUF_TYPE.sub("", name) if ending == ".gguf" else name
-    name = re.sub(r"(?<=.)-GGUF$", "", path.name, flags=re.IGNORECASE)
+    name = re.sub(r"(?<=.)-(?:GGUF|GGML)$|(?<=.)-ggml-q\d\w*$", "", path.name, flags=re.IGNORECASE)
     return _GGUF_TYPE.sub("", name) if name != path.name else name
 
 

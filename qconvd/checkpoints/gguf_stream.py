@@ -67,6 +67,12 @@ class Stream:
         self._at += count
         return self._buffer[self._at - count : self._at]
 
+    def peek(self, count: int, what: str) -> bytes:
+        """The next `count` bytes, which are still the next afterwards."""
+        found = self.take(count, what)
+        self._at -= count
+        return found
+
     def skip(self, count: int, what: str) -> None:
         """Pass over `count` bytes without reading them."""
         position = self.position

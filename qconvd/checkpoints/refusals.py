@@ -36,7 +36,7 @@ _QUANTIZED_TENSORS = {
 OTHER_WEIGHTS = {
     ".onnx": "ONNX", ".h5": "Keras (.h5)", ".msgpack": "Flax (.msgpack)", ".tflite": "TensorFlow Lite", ".ckpt": "a .ckpt",
     ".nemo": "NeMo", ".ot": "rust-bert (.ot)", ".mlmodel": "Core ML", ".mlpackage": "Core ML", ".engine": "TensorRT",
-    ".ggml": "GGML (before GGUF)", ".llamafile": "llamafile",
+    ".llamafile": "llamafile",
 }  # fmt: skip
 
 QUANTIZER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 @hookimpl
 def qconvd_containers() -> Iterable[Container]:
-    """safetensors and GGUF. Imported here, not above: `containers.base` must not pull in its own implementations."""
+    """safetensors, GGUF and GGML. Imported here, not above: `containers.base` must not pull in its own implementations."""
+    from qconvd.containers.ggml import GgmlContainer
     from qconvd.containers.gguf import GgufContainer
     from qconvd.containers.safetensors import SafetensorsContainer
 
-    return (SafetensorsContainer(), GgufContainer())
+    return (SafetensorsContainer(), GgufContainer(), GgmlContainer())

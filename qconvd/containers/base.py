@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from qconvd.checkpoints.base import TensorInfo
 from qconvd.engine.plan import ContainerSpec, FileSpec, OutputTensor
@@ -28,4 +28,17 @@ class Container(Protocol):
 
         `TensorInfo.file` is the path's name. Gaps between tensors must be zero bytes; the caller checks.
         """
+        ...
+
+
+@runtime_checkable
+class Interleaves(Protocol):
+    """A container with data of its own between the tensors: GGML writes a record before each."""
+
+    def between(self, spec: ContainerSpec, file: FileSpec, tensors: Sequence[OutputTensor]) -> Mapping[int, bytes]:
+        """These data by where they begin in the file; they overlap neither the header nor a tensor."""
+        ...
+
+    def ranges(self, path: Path) -> Sequence[tuple[int, int]]:
+        """Where they lie in a finished file (start, stop), in order, by code other than the writer's."""
         ...

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+from qconvd.containers.base import Interleaves
 from qconvd.engine.graph import matrix_rows, share
 from qconvd.engine.plan import FileSpec, OutputTensor, Plan, RowSplit, Unit
 from qconvd.errors import QconvdError, Unsupported
@@ -53,8 +54,17 @@ class Layout:
             )
         return data
 
+    def between(self, file: FileSpec) -> Mapping[int, bytes]:
+        """What the container writes between the tensors, by its place; nothing for most containers."""
+        if file.header:  # the plan holds all that is written beside the tensors
+            return {}
+        kind = container(self.plan.container.kind)
+        if not isinstance(kind, Interleaves):
+            return {}
+        return kind.between(self.plan.container, file, [self.tensors[p.tensor] for p in file.tensors])
+
     def gaps(self, file: FileSpec, header: int) -> Iterator[tuple[int, int]]:
-        """The ranges of a file that no tensor and no header fills: zero bytes."""
+        """The ranges of a file that no tensor and no header fills: zero bytes, but for what is `between`."""
         at = header
         for placed in sorted(file.tensors, key=lambda p: p.offset):
             yield at, placed.offset

@@ -179,12 +179,14 @@ class FileSpec:
 
 @dataclass(frozen=True, slots=True)
 class SideFile:
-    """A file that is no weights: copied from the model (`source`), or written as `text`. `path` may hold `{stem}`."""
+    """A file that is no weights: copied from the model (`source`), or written as `text` or `data`. `path` may hold `{stem}`."""
 
     path: str
     nbytes: int
     source: str | None = None
     text: str | None = None
+    data: str | None = None
+    """Base64 of bytes that are no text."""
 
 
 @dataclass(frozen=True, slots=True)

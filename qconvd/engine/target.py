@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import json
@@ -265,7 +266,7 @@ class TargetRun:
 
     def _side_blocks(self, side: SideFile) -> Iterable[bytes]:
         if side.source is None:
-            yield (side.text or "").encode()
+            yield (side.text or "").encode() if side.data is None else base64.b64decode(side.data)
             return
         path = self._model.path / side.source
         try:

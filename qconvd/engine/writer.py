@@ -109,6 +109,8 @@ class DataFiles:
                 header = self._layout.header(spec)
                 file.write(0, memoryview(header))
                 file.written(0, len(header))
+                for place, data in self._layout.between(spec).items():
+                    file.write(place, memoryview(data))
                 for start, stop in self._layout.gaps(spec, len(header)):
                     file.written(start, stop)
         except OSError as error:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from qconvd.engine.checksum import Checksum
+from qconvd.engine.checksum import Checksum, checksum
 from qconvd.engine.journal import JOURNAL, Journal
 from qconvd.engine.layout import Layout
 from qconvd.engine.plan import Plan
@@ -17,7 +17,7 @@ from qconvd.errors import BadCheckpoint
 
 @dataclass(frozen=True)
 class Written:
-    """A data file: its header, and (start, stop, checksum) of the pieces behind it, in their order. Between them are zeros."""
+    """A data file: its header, and (start, stop, checksum) of what is behind it, in its order. Between them are zeros."""
 
     header: bytes
     pieces: tuple[tuple[int, int, int], ...]
@@ -41,6 +41,8 @@ def written(work: Path, plan: Plan) -> Mapping[str, Written] | None:
         overlap = any(a[1] > b[0] for a, b in pairwise(pieces))
         if overlap or sum(stop - start for start, stop, _ in pieces) != sum(p.nbytes for p in file.tensors):
             return None
+        pieces += [(place, place + len(data), checksum(data)) for place, data in layout.between(file).items()]
+        pieces.sort()
     return {f.path: Written(layout.header(f), tuple(pieces)) for f, pieces in zip(plan.files, found, strict=True)}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qconvd.checkpoints.base import TensorInfo
+from qconvd.containers.base import Interleaves
 from qconvd.plugins import container
 
 SUFFIXES = {".safetensors": "safetensors", ".gguf": "gguf"}
@@ -17,3 +18,9 @@ SUFFIXES = {".safetensors": "safetensors", ".gguf": "gguf"}
 def tensors_in(path: Path, kind: str) -> list[TensorInfo]:
     """The tensors of a finished file in the order of their offsets. Raises `BadCheckpoint` if the reader refuses it."""
     return sorted(container(kind).read(path), key=lambda t: (t.offset, t.nbytes))
+
+
+def ranges_in(path: Path, kind: str) -> list[tuple[int, int]]:
+    """Where a container's own data lies between the tensors of a finished file; nowhere for most."""
+    found = container(kind)
+    return list(found.ranges(path)) if isinstance(found, Interleaves) else []

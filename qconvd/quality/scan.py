@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,9 +76,15 @@ class Follows(Protocol):
     def update(self, data: Any) -> None: ...
 
 
-def scan(path: Path, tensors: Sequence[TensorInfo], instead: Follows | None = None) -> FileScan:
+def scan(
+    path: Path,
+    tensors: Sequence[TensorInfo],
+    instead: Follows | None = None,
+    between: Sequence[tuple[int, int]] = (),
+) -> FileScan:
     """Read a file from front to back. `tensors` are its tensors in the order of their offsets.
 
+    `between` are ranges between tensors that hold the container's own data, in order.
     The SHA-256 is left empty if something is to look at the bytes `instead`, because it is known what they must be.
 
     Raises `BadCheckpoint` if tensors overlap or lie beyond the end, or if bytes between or behind them are not zero: those
@@ -96,11 +103,11 @@ def scan(path: Path, tensors: Sequence[TensorInfo], instead: Follows | None = No
             if tensor.offset < at or tensor.offset + tensor.nbytes > size:
                 what = "overlaps the one before it" if tensor.offset < at else f"ends behind the file's {size} bytes"
                 raise BadCheckpoint(what, where=f"{path}, tensor {tensor.name}")
-            _padding(file, tensor.offset - at, buffer, digest, path)
+            _padding(file, at, tensor.offset, between, buffer, digest, path)
             _tensor(file, tensor, buffer, digest, path, result)
             at = tensor.offset + tensor.nbytes
         if tensors:
-            _padding(file, size - at, buffer, digest, path)
+            _padding(file, at, size, between, buffer, digest, path)
     result.sha256, result.nbytes = "" if instead else made.hexdigest(), size
     return result
 
@@ -119,7 +126,20 @@ def _tensor(file: Any, tensor: TensorInfo, buffer: Bytes, digest: Follows, path:
         result.not_scanned[tensor.name] = tensor.dtype
 
 
-def _padding(file: Any, nbytes: int, buffer: Bytes, digest: Follows, path: Path) -> None:
+def _padding(
+    file: Any, at: int, stop: int, between: Sequence[tuple[int, int]], buffer: Bytes, digest: Follows, path: Path
+) -> None:
+    """The bytes from `at` to `stop`: zeros, except for ranges that are `between`."""
+    first = bisect_left(between, (at, at))
+    for start, end in between[first : bisect_left(between, (stop, stop))]:
+        _zeros(file, start - at, buffer, digest, path)
+        for piece in _pieces(file, end - start, buffer, PIECE, path):
+            digest.update(piece)
+        at = end
+    _zeros(file, stop - at, buffer, digest, path)
+
+
+def _zeros(file: Any, nbytes: int, buffer: Bytes, digest: Follows, path: Path) -> None:
     for piece in _pieces(file, nbytes, buffer, PIECE, path):
         digest.update(piece)
         if piece.any():

@@ -23,7 +23,7 @@ from qconvd.engine.written import Follow, Written
 from qconvd.errors import BadCheckpoint, QconvdError
 from qconvd.formats import Format
 from qconvd.plugins import plugins
-from qconvd.quality.parse import SUFFIXES, tensors_in
+from qconvd.quality.parse import SUFFIXES, ranges_in, tensors_in
 from qconvd.quality.report import Failure, Report
 from qconvd.quality.rows import Comparison
 from qconvd.quality.scan import FileScan, NonFinite, scan
@@ -60,7 +60,7 @@ def verify(
         kind = _kind(file.path, manifest, plan)
         tensors[file.path] = tensors_in(paths[file.path], kind) if kind else []
         follow = Follow(paths[file.path], pieces[file.path]) if pieces and file.path in pieces else None
-        scans[file.path] = scan(paths[file.path], tensors[file.path], follow)
+        scans[file.path] = scan(paths[file.path], tensors[file.path], follow, ranges_in(paths[file.path], kind) if kind else ())
         if follow:
             follow.finish()
         elif scans[file.path].sha256 != file.sha256:
@@ -141,7 +141,7 @@ def _told(error: OSError | QconvdError, where: Path) -> QconvdError:
 def _foreign(path: Path, files: Sequence[Path]) -> Report:
     """Files that nobody described: they can be parsed and scanned, no more."""
     tensors = {p.name: tensors_in(p, SUFFIXES[p.suffix]) for p in files}
-    scans = {p.name: scan(p, tensors[p.name]) for p in files}
+    scans = {p.name: scan(p, tensors[p.name], between=ranges_in(p, SUFFIXES[p.suffix])) for p in files}
     return Report(
         artifact=path.name,
         files=len(files),

@@ -36,7 +36,7 @@ class Plugin:
 
 def test_a_plugins_reader_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Plugins(extra=[("theirs", Plugin)])
-    assert [r.name for r in found.readers] == ["theirs", "safetensors", "gguf", "torch"]
+    assert [r.name for r in found.readers] == ["theirs", "safetensors", "gguf", "ggml", "torch"]
     monkeypatch.setattr("qconvd.plugins.plugins", lambda: found)
     assert inspect(write_model(tmp_path / "special")).kind == "theirs"
     assert inspect(write_model(tmp_path / "plain")).kind == "safetensors"

@@ -220,7 +220,10 @@ def test_torch_folders(tmp_path: Path) -> None:
 def test_older_files_under_torchs_endings(tmp_path: Path) -> None:
     path = tmp_path / "ggml-model-q4_0.bin"
     path.write_bytes(struct.pack("<II", 0x67676A74, 3) + data(100))
-    assert refused(path).what == "is a GGJT file, from before GGUF"
+    assert refused(path, BadCheckpoint).what == "has a header that is no LLaMA model's"
+    other = tmp_path / "ggml-model-q4_0.pt"
+    other.write_bytes(path.read_bytes())
+    assert refused(other).what == "is a GGJT file under another ending"
     path.write_bytes(gguf())
     assert refused(path).what == "is a GGUF file under another ending"
     path.write_bytes(b"firmware\1\2\3")

@@ -240,7 +240,7 @@ def test_one_format_and_the_models_that_it_is_made_from(qconvd: Qconvd, name: st
 def test_a_format_that_is_not_there(qconvd: Qconvd) -> None:
     said = qconvd("formats", "ggfu")
     assert (said.code, said.out) == (3, "")
-    assert said.err == "qconvd: there is no format 'ggfu' (did you mean gguf?)\n  there are: fp16, gguf, gptq\n"
+    assert said.err == "qconvd: there is no format 'ggfu' (did you mean gguf?)\n  there are: fp16, ggml, gguf, gptq\n"
 
 
 def test_schema(qconvd: Qconvd) -> None:

@@ -10,7 +10,7 @@ are names of `numbers`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -25,6 +25,10 @@ class Step(Protocol):
     """One change on the way from the checkpoint's tensor to GGUF's."""
 
     def apply(self, x: Expr, numbers: Numbers) -> Expr: ...
+
+    def undo(self, x: Expr, numbers: Numbers) -> Expr:  # noqa: ARG002
+        """The checkpoint's tensor from GGUF's. Raises `Unsupported` for a step that cannot be undone."""
+        raise Unsupported(f"what became of a tensor by {type(self).__name__} cannot be undone")
 
     def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
         """Rows that belong together: a chunk that is a multiple of them reads its source without waste."""
@@ -158,6 +162,10 @@ class Family:
     """Warnings for the person who converts."""
     vocabulary: Sequence[Key | Fixed | FromFiles] = ()
     """Keys that llama.cpp's converter writes with the tokenizer, before it, by their whole names."""
+    recover: Sequence[Callable[[Mapping[str, Any], Collection[str]], Config]] = ()
+    """Back to config.json where `metadata` has functions: from GGUF's keys, without `{arch}.`, and the names of its tensors."""
+    other_names: Callable[[Collection[str]], bool] | None = None
+    """Whether a checkpoint with these tensors of GGUF calls them by the first name in `Tensor.also`, where there is one."""
     applies: Callable[[Config], bool] | None = None
     """Tells families apart that share an architecture's name."""
 

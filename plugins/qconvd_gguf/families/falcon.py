@@ -7,6 +7,9 @@ one key and one value head.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from qconvd_gguf.families.base import FILE_TYPE, Config, Family, Fixed, Key, Limit, Number, Numbers, Tensor
 from qconvd_gguf.families.decoder import linear, norm
 from qconvd_gguf.families.rope import THETA, dynamic_note, no_scaling, uncommon_theta
@@ -24,6 +27,19 @@ def _kv_heads(config: Config, numbers: Numbers) -> int:
     if not config.get("new_decoder_architecture", False):
         return 1 if config.get("multi_query", True) else heads
     return said if isinstance(said, int) and said > 0 else heads
+
+
+def _two_norms(tensors: Collection[str]) -> bool:
+    """Falcon 40B has a norm for attention and one for the MLP, which it calls by other names than the one for both."""
+    return "blk.0.attn_norm_2.weight" in tensors
+
+
+def _recovered(found: Mapping[str, Any], tensors: Collection[str]) -> Config:
+    """Falcon 7B has one key head and one norm; those of the later style have several of one or the other."""
+    kept = found.get("attention.head_count_kv")
+    new = kept != 1 or _two_norms(tensors)
+    style = {"num_kv_heads": kept, "num_ln_in_parallel_attn": 1 + _two_norms(tensors)} if new else {}
+    return {"new_decoder_architecture": new, "multi_query": not new, **style}
 
 
 def _one_block(config: Config, numbers: Numbers) -> str | None:  # noqa: ARG001
@@ -87,5 +103,7 @@ FAMILY = Family(
         Limit("activation", ("gelu",), "llama.cpp's graph for this family has the GELU built in"),
     ),
     checks=(_one_block, no_scaling),
+    recover=(_recovered,),
+    other_names=_two_norms,
     notes=(dynamic_note,),
 )

@@ -5,6 +5,9 @@ Source: transformers' modeling_gemma2; the tensor and key names of llama.cpp's a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
 from qconvd_gguf.families.base import Config, Family, Key, Number, Numbers
 from qconvd_gguf.families.decoder import (
     BLOCK,
@@ -35,6 +38,17 @@ def query_scale(config: Config, numbers: Numbers, wide: int) -> str | None:
     return None if said == expected else f"query_pre_attn_scalar is {said}: llama.cpp takes it to be {expected} in this model"
 
 
+def recovered_scale(wide: int) -> Callable[[Mapping[str, Any], Collection[str]], Config]:
+    """For `Family.recover`: what `query_scale` asks for."""
+
+    def recover(found: Mapping[str, Any], tensors: Collection[str]) -> Config:  # noqa: ARG001
+        hidden, heads, width = (found.get(k) for k in ("embedding_length", "attention.head_count", "attention.key_length"))
+        usual = hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
+        return {"query_pre_attn_scalar": usual if found.get("block_count") == wide else width or usual}
+
+    return recover
+
+
 FAMILY = Family(
     name="gemma2",
     architectures=("Gemma2ForCausalLM",),
@@ -57,4 +71,5 @@ FAMILY = Family(
     limits=LIMITS,
     checks=(no_scaling, window_every(2), lambda config, numbers: query_scale(config, numbers, wide=46)),
     notes=(dynamic_note,),
+    recover=(recovered_scale(wide=46),),
 )

@@ -19,7 +19,7 @@ from qconvd_gguf.families.decoder import (
     window_every,
 )
 from qconvd_gguf.families.gemma import GEMMA, LIMITS, ONE
-from qconvd_gguf.families.gemma2 import AROUND, query_scale
+from qconvd_gguf.families.gemma2 import AROUND, query_scale, recovered_scale
 from qconvd_gguf.families.rope import LOCAL_THETA, THETA
 
 GEMMA3 = {
@@ -54,4 +54,5 @@ FAMILY = Family(
     limits=(*LIMITS, Limit("attn_logit_softcapping", (), "llama.cpp caps no attention scores in this family")),
     checks=(window_every(6), lambda config, numbers: query_scale(config, numbers, wide=62)),
     notes=(text_only,),
+    recover=(recovered_scale(wide=62),),
 )

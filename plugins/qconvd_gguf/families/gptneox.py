@@ -5,9 +5,12 @@ Source: transformers' modeling_gpt_neox; the tensor and key names of llama.cpp's
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from qconvd_gguf.families.base import Config, Family, Key, Limit, Metadata, Number, Numbers, Tensor
 from qconvd_gguf.families.decoder import linear, norm
-from qconvd_gguf.families.rope import THETA, dynamic_note, no_scaling, rotated, uncommon_theta
+from qconvd_gguf.families.rope import THETA, dynamic_note, no_scaling, rotated, rotated_share, uncommon_theta
 from qconvd_gguf.families.steps import Ungrouped
 
 BLOCK, LAYER = "blk.{i}.", "{p}layers.{i}."
@@ -16,6 +19,11 @@ HIDDEN, FFN = "hidden", "ffn"
 
 def _parallel(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
     return [("use_parallel_residual", "bool", bool(config.get("use_parallel_residual", True)))]
+
+
+def _recovered(found: Mapping[str, Any], tensors: Collection[str]) -> Config:  # noqa: ARG001
+    return {"use_parallel_residual": bool(found.get("use_parallel_residual", True)),
+            "rotary_emb_base": found.get("rope.freq_base", 10000)}  # fmt: skip
 
 
 FAMILY = Family(
@@ -65,4 +73,5 @@ FAMILY = Family(
     ),
     checks=(no_scaling,),
     notes=(dynamic_note,),
+    recover=(_recovered, rotated_share("rotary_pct")),
 )

@@ -6,6 +6,9 @@ Source: transformers' modeling_granitemoe and modeling_granitemoeshared; the ten
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from qconvd_gguf.families import llama
 from qconvd_gguf.families.base import Config, Family, Key, Number, Tensor
 from qconvd_gguf.families.decoder import (
@@ -30,6 +33,13 @@ SPARSE, SHARED = LAYER + "block_sparse_moe.", LAYER + "shared_mlp."
 
 def _shares(config: Config) -> bool:
     return bool(config.get("shared_intermediate_size"))
+
+
+def _recovered(found: Mapping[str, Any], tensors: Collection[str]) -> Config:  # noqa: ARG001
+    """Those with a shared expert are of a class of their own."""
+    if "blk.0.ffn_gate_shexp.weight" not in tensors:
+        return {}
+    return {"architectures": ["GraniteMoeSharedForCausalLM"], "model_type": "granitemoeshared"}
 
 
 FAMILY = Family(
@@ -82,4 +92,5 @@ FAMILY = Family(
     limits=(SILU,),
     checks=(usual_head_width,),
     notes=(dynamic_note,),
+    recover=(_recovered,),
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from qconvd_gguf.families.base import FILE_TYPE, Family, Key, Limit, Number, Tensor
 from qconvd_gguf.families.decoder import BLOCK, EMBEDDINGS, FFN, HIDDEN, KV, LAYER, Q, linear, norm
-from qconvd_gguf.families.rope import THETA, dynamic_note, no_scaling, rotated, uncommon_theta
+from qconvd_gguf.families.rope import THETA, dynamic_note, no_scaling, rotated, rotated_share, uncommon_theta
 
 FAMILY = Family(
     name="phi2",
@@ -60,4 +60,5 @@ FAMILY = Family(
     ),
     checks=(no_scaling,),
     notes=(dynamic_note,),
+    recover=(rotated_share("partial_rotary_factor"),),
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from qconvd.api import Constant, Expr, Unsupported
@@ -70,6 +70,19 @@ def uncommon_theta(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG00
     """The rotation's base for families whose converter writes none, where it is not the 10000 that readers assume."""
     theta = float(numbers["rope_theta"])
     return [] if theta == 10000.0 else [("rope.freq_base", "f32", theta)]
+
+
+def rotated_share(key: str) -> Callable[[Mapping[str, Any], Collection[str]], Config]:
+    """For `Family.recover`: the share of a head that is rotated, under the key that config.json has for it."""
+
+    def recover(found: Mapping[str, Any], tensors: Collection[str]) -> Config:  # noqa: ARG001
+        count, width, heads = (found.get(k) for k in ("rope.dimension_count", "embedding_length", "attention.head_count"))
+        if not all(isinstance(n, int) and n > 0 for n in (count, width, heads)):
+            return {}
+        assert count and width and heads
+        return {key: count / (width // heads)} if width >= heads else {}
+
+    return recover
 
 
 def rotated(config: Config, numbers: Numbers) -> int:  # noqa: ARG001

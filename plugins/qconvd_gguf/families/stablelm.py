@@ -6,6 +6,9 @@ norm for each head, kept in a tensor of its own, and adds attention and MLP up i
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from qconvd_gguf.families.base import FILE_TYPE, Config, Family, Key, Limit, Metadata, Number, Numbers, Tensor
 from qconvd_gguf.families.decoder import (
     BLOCK,
@@ -21,7 +24,7 @@ from qconvd_gguf.families.decoder import (
     norm,
     usual_head_width,
 )
-from qconvd_gguf.families.rope import dynamic_note, no_scaling, rotated, uncommon_theta
+from qconvd_gguf.families.rope import dynamic_note, no_scaling, rotated, rotated_share, uncommon_theta
 
 
 def _parallel(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
@@ -30,6 +33,13 @@ def _parallel(config: Config, numbers: Numbers) -> Metadata:  # noqa: ARG001
 
 def _in_turn(config: Config) -> bool:
     return not config.get("use_parallel_residual", False)
+
+
+def _recovered(found: Mapping[str, Any], tensors: Collection[str]) -> Config:
+    return {
+        "use_parallel_residual": bool(found.get("use_parallel_residual", False)),
+        "qk_layernorm": "blk.0.attn_q_norm.weight" in tensors,
+    }
 
 
 FFN_NORM = LAYER + "post_attention_layernorm"
@@ -85,4 +95,5 @@ FAMILY = Family(
     limits=(SILU, Limit("tie_word_embeddings", (False,), "llama.cpp wants an output layer of its own in this family")),
     checks=(usual_head_width, no_scaling),
     notes=(dynamic_note,),
+    recover=(_recovered, rotated_share("partial_rotary_factor")),
 )

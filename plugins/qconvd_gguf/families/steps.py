@@ -26,6 +26,12 @@ class RopePairs(Step):
         pairs = Permute(halves, (0, 2, 1, *range(3, 3 + len(rest))))
         return Reshape(pairs, x.shape)
 
+    def undo(self, x: Expr, numbers: Numbers) -> Expr:
+        heads, width = product(self.heads, numbers), product(self.width, numbers)
+        rest = x.shape[1:]
+        pairs = Reshape(x, (heads, width // 2, 2, *rest))
+        return Reshape(Permute(pairs, (0, 2, 1, *range(3, 3 + len(rest)))), x.shape)
+
     def rows(self, numbers: Numbers) -> int:
         return int(product(self.width, numbers))
 
@@ -35,6 +41,9 @@ class Transposed(Step):
     """`[in, out]` to `[out, in]`: GPT-2 stores its linears the other way round."""
 
     def apply(self, x: Expr, numbers: Numbers) -> Expr:  # noqa: ARG002
+        return Transpose(x)
+
+    def undo(self, x: Expr, numbers: Numbers) -> Expr:  # noqa: ARG002
         return Transpose(x)
 
     def rows(self, numbers: Numbers) -> int:  # noqa: ARG002
@@ -48,6 +57,9 @@ class PlusOne(Step):
 
     def apply(self, x: Expr, numbers: Numbers) -> Expr:  # noqa: ARG002
         return Affine(x, offset=1.0)
+
+    def undo(self, x: Expr, numbers: Numbers) -> Expr:  # noqa: ARG002
+        return Affine(x, offset=-1.0)
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,9 @@ class RowsFrom(Step):
         start = product(self.start, numbers)
         return Slice(x, 0, start, x.shape[0]) if start else x
 
+    def undo(self, x: Expr, numbers: Numbers) -> Expr:
+        return super().undo(x, numbers) if product(self.start, numbers) else x
+
 
 @dataclass(frozen=True)
 class Ungrouped(Step):
@@ -93,6 +108,14 @@ class Ungrouped(Step):
         spans = ((0, heads), (heads, heads + 1), (heads + 1, heads + 2))
         return Concat(tuple(Reshape(Slice(grouped, 1, a, b), (groups * (b - a) * width, *rest)) for a, b in spans), 0)
 
+    def undo(self, x: Expr, numbers: Numbers) -> Expr:
+        groups, width = product(self.groups, numbers), product(self.width, numbers)
+        heads = product(self.queries, numbers)
+        rest, ends = x.shape[1:], (0, groups * heads * width, groups * (heads + 1) * width, groups * (heads + 2) * width)
+        parts = [Slice(x, 0, ends[n], ends[n + 1]) for n in range(3)]
+        apart = tuple(Reshape(part, (groups, -(-part.shape[0] // (groups * width)), width, *rest)) for part in parts)
+        return Reshape(Concat(apart, 1), x.shape)
+
     def rows(self, numbers: Numbers) -> int:
         return int(product(self.width, numbers))
 
@@ -107,6 +130,9 @@ class PerHead(Step):
         heads = product(self.heads, numbers)
         return Reshape(x, (heads, x.shape[0] // heads, *x.shape[1:]))
 
+    def undo(self, x: Expr, numbers: Numbers) -> Expr:  # noqa: ARG002
+        return Reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]))
+
 
 @dataclass(frozen=True)
 class Times(Step):
@@ -117,3 +143,9 @@ class Times(Step):
     def apply(self, x: Expr, numbers: Numbers) -> Expr:
         factor = float(product(self.factor, numbers))
         return x if factor == 1 else Affine(x, scale=factor)
+
+    def undo(self, x: Expr, numbers: Numbers) -> Expr:
+        factor = float(product(self.factor, numbers))
+        if not factor:
+            return super().undo(x, numbers)
+        return x if factor == 1 else Affine(x, scale=1 / factor)

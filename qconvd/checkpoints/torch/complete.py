@@ -31,8 +31,8 @@ def check_complete(path: Path) -> None:
     if not first.strip(b"\0"):
         raise Incomplete("is empty, or begins with zeros", where=str(path), fix="wait for the copy to finish")
     if first[:4] in _GGML:
-        what = f"is a {_GGML[first[:4]]} file, from before GGUF"
-        raise Unsupported(what, where=str(path), fix="give qconvd the original model as safetensors")
+        what = f"is a {_GGML[first[:4]]} file under another ending"
+        raise Unsupported(what, where=str(path), fix="rename it to end in .bin")
     if first[:4] == b"GGUF":
         raise Unsupported("is a GGUF file under another ending", where=str(path), fix="rename it to end in .gguf")
     if first[:2] in (b"P", b"PK"):

@@ -125,14 +125,13 @@ def test_refusals_name_the_tensor(tensors: Any, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-def test_a_gguf_is_refused_because_nobody_could_load_its_tensors_as_safetensors(glass: Path, tmp_path: Path) -> None:
+def test_a_gguf_becomes_the_checkpoint_that_it_was_made_from(glass: Path, tmp_path: Path) -> None:
+    """More on this: tests/plugins/gguf/test_backwards.py."""
     source = gguf_files.converted(glass, ["f16"], tmp_path)["f16"]
-    with pytest.raises(Unsupported) as caught:
-        PlainCast().plan(inspect(source), CastOptions())
-    assert str(caught.value) == (
-        f"{source.parent}: a GGUF's tensors are named and ordered for llama.cpp; no reader of safetensors could load them\n"
-        "  convert the checkpoint that it was made from; `gguf` makes other types from a GGUF, also `gguf: f16`"
-    )
+    plan = PlainCast().plan(inspect(source), CastOptions())
+    wanted = {name: t.shape for name, t in inspect(glass).tensors.items()}
+    assert {t.name: t.shape for t in plan.tensors} == wanted
+    assert {f.path for f in plan.side_files} == {"config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"}
 
 
 def test_there_is_no_gpu_encoder() -> None:
