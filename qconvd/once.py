@@ -202,7 +202,7 @@ class _Run:
         self.wanted, self.state, self.listener = wanted, state, listener
         self.ledger = Ledger(state / "ledger.sqlite")
         # Killed in whatever way, this process must not leave a worker that goes on alone.
-        self.executor = LocalExecutor(state, tied=True)
+        self.executor = LocalExecutor(state, tied=True, forks=True)
         locator = remote.address.locator if remote else str(wanted.path.absolute())
         found = self.ledger.source_seen(locator, wanted.identity, wanted.called, "")
         if remote:

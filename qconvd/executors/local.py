@@ -29,6 +29,7 @@ from typing import Any
 from qconvd.errors import QconvdError
 from qconvd.executors import runner
 from qconvd.executors.base import Status, events_in
+from qconvd.executors.nursery import Nursery
 
 COMMAND = (sys.executable, "-P", "-m", "qconvd.worker")
 """-P: the current folder is not searched for modules."""
@@ -38,18 +39,26 @@ CHUNK = 1 << 20
 class LocalExecutor:
     """One session per attempt, led by a small runner that records the exit code. `state` is the state folder.
 
-    Attempts outlive this process, unless they are `tied` to it: then they are stopped when it ends, however it ends.
+    Attempts outlive this process, unless they are `tied` to it: then they are stopped when it ends, however it ends. With
+    `forks`, tied attempts with the environment of the first are forks of one process that has imported what workers need.
     """
 
-    def __init__(self, state: Path, command: Sequence[str] = COMMAND, *, nice: int = 0, tied: bool = False) -> None:
+    def __init__(
+        self, state: Path, command: Sequence[str] = COMMAND, *, nice: int = 0, tied: bool = False, forks: bool = False
+    ) -> None:
         self._state = state
         self._command = tuple(command)
         self._nice = nice
         self._children: dict[str, int] = {}
         self._tie = _high_pipe() if tied else None
+        self._forks = forks and tied
+        self._nursery: Nursery | None = None
 
     def close(self) -> None:
         """Let go of the pipe that `tied` attempts hang on; those that still run are stopped."""
+        if self._nursery:
+            self._nursery.close()
+            self._nursery = None
         for end in self._tie or ():
             os.close(end)
         self._tie = None
@@ -146,6 +155,8 @@ class LocalExecutor:
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             runner.record(spec.parent / "start.json", {"offset": os.fstat(log).st_size})
+            if self._tie and self._forked(env, spec, timeout, log=log, lock=lock, tie=self._tie[0]):
+                return
             command = (*self._command, str(spec))
             if self._nice:
                 command = ("nice", "-n", str(self._nice), *command)
@@ -167,6 +178,14 @@ class LocalExecutor:
             )
         finally:
             os.close(log)
+
+    def _forked(self, env: Mapping[str, str], spec: Path, timeout: float | None, *, log: int, lock: int, tie: int) -> bool:
+        """Start an attempt as a fork, if that is possible."""
+        if self._forks and self._nursery is None:
+            self._nursery = Nursery(env)
+        if self._nursery is None or self._nursery.env != env:
+            return False
+        return self._nursery.start(spec, timeout, log=log, lock=lock, tie=tie)
 
     def _reap(self) -> None:
         """Collect the runners that have ended, where they are children of this process and not of a daemon before it.
@@ -208,21 +227,13 @@ def _status_of(code: int, reason: str, *, cancelled: bool) -> Status:
 
 
 def _open_high(path: Path) -> int:
-    return _high(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    return runner.high(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 
 def _high_pipe() -> tuple[int, int]:
     """The reading and the writing end."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    return _high(reading), writing
-
-
-def _high(descriptor: int) -> int:
-    """The same file under a number that the runner's own descriptors 0 to 4 cannot collide with."""
-    try:
-        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
-    finally:
-        os.close(descriptor)
+    return runner.high(reading), writing
 
 
 def locked(path: Path) -> bool:

@@ -9,6 +9,7 @@ standard library is imported: this process exists once per running task.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -16,15 +17,24 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 LOCK = 3
 TIE = 4
 TIMEOUT_GRACE = 5.0
 
 
-def main(folder: Path, timeout: float | None, command: list[str], *, tied: bool = False) -> None:
+class Worker(Protocol):
+    """A process that was started, as subprocess.Popen is one."""
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def kill(self) -> None: ...
+
+
+def main(folder: Path, timeout: float | None, start: Callable[[], Worker], *, tied: bool = False) -> None:
     # A handler, not SIG_IGN: that would be inherited by the worker, which must hear the signal.
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, lambda *_: None)
@@ -35,7 +45,7 @@ def main(folder: Path, timeout: float | None, command: list[str], *, tied: bool 
         record(folder / "exit.json", {"code": -signal.SIGTERM})
         return
     try:
-        worker = subprocess.Popen(command, pass_fds=(LOCK,))
+        worker = start()
     except OSError as error:
         record(folder / "exit.json", {"code": 127, "reason": f"cannot be started: {error}"})
         return
@@ -59,6 +69,14 @@ def end_with_parent() -> None:
     os.killpg(0, signal.SIGTERM)
     time.sleep(TIMEOUT_GRACE)
     os.killpg(0, signal.SIGKILL)
+
+
+def high(descriptor: int) -> int:
+    """The same file under a number that descriptors 0 to 4 cannot collide with; the old number is closed."""
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    finally:
+        os.close(descriptor)
 
 
 def record(path: Path, data: dict[str, Any]) -> None:
@@ -92,4 +110,4 @@ if __name__ == "__main__":
     given = sys.argv[1:]
     to_parent = given[0] == "--tied"
     where, seconds, *program = given[1:] if to_parent else given
-    main(Path(where), float(seconds) or None, program, tied=to_parent)
+    main(Path(where), float(seconds) or None, lambda: subprocess.Popen(program, pass_fds=(LOCK,)), tied=to_parent)

@@ -21,7 +21,7 @@ class Hessian:
     """X^T X over all tokens, and what was derived from it."""
 
     def __init__(self, array: NDArray[np.float32], tokens: int) -> None:
-        """`array` is float32 (columns, columns), symmetric: the sum of x x^T over `tokens` rows x. It is not copied."""
+        """`array` is float32 of shape (columns, columns), symmetric: the sum of x x^T over `tokens` rows x. Not copied."""
         array.flags.writeable = False
         self.array = array
         self.tokens = tokens
@@ -31,7 +31,7 @@ class Hessian:
 
     @property
     def columns(self) -> int:
-        return len(self.array)
+        return int(self.array.shape[0])
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` gives, computed by the first who asks for `key` and handed to all others; they wait meanwhile.

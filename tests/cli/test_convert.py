@@ -393,9 +393,12 @@ def test_a_worker_that_is_killed_leaves_its_log(
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
         "import os, sys\n"
-        "if 'qconvd.worker' in sys.orig_argv[:5]:\n"
-        "    print('last words', flush=True)\n"
-        "    os.kill(os.getpid(), 9)\n"
+        "if 'qconvd.executors.nursery' in sys.orig_argv:\n"
+        "    import qconvd.worker\n"
+        "    def main(argv):\n"
+        "        print('last words', flush=True)\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    qconvd.worker.main = main\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -413,10 +416,14 @@ def test_a_target_that_kills_its_worker_takes_no_other_with_it(
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
         "import json, os, sys\n"
-        "if 'qconvd.worker' in sys.orig_argv[:5]:\n"
-        "    spec = json.load(open(sys.orig_argv[-1]))\n"
-        f"    if spec['kind'] == '{kind}' and any(t['format'] == 'gguf' for t in spec['targets']):\n"
-        "        os.kill(os.getpid(), 9)\n"
+        "if 'qconvd.executors.nursery' in sys.orig_argv:\n"
+        "    from qconvd import worker\n"
+        "    def main(argv, real=worker.main):\n"
+        "        spec = json.load(open(argv[-1]))\n"
+        f"        if spec['kind'] == '{kind}' and any(t['format'] == 'gguf' for t in spec['targets']):\n"
+        "            os.kill(os.getpid(), 9)\n"
+        "        return real(argv)\n"
+        "    worker.main = main\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

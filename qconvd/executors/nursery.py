@@ -1,0 +1,163 @@
+"""A process that is a worker but for its task: what every worker imports is imported once, and a worker is a fork of it.
+
+    python -P -m qconvd.executors.nursery        descriptor 3: a socket of whoever starts attempts
+
+Each request is a message of JSON {"folder", "timeout", "spec"} with three descriptors: log, lock and tie (see runner.py). Every
+attempt is still a session and a process of its own. The nursery has one thread, which is what makes forking safe, and ends
+when its socket is closed.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from qconvd.executors import runner
+
+SOCKET = 3
+LIMIT = 1 << 16
+PRELOADED = ("qconvd.worker", "qconvd.plugins")
+STEP = 0.02
+
+
+class Nursery:
+    """The side that starts attempts. All of them get the environment that the nursery was started with."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.env = dict(env)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = ours
+        with theirs:
+            self._pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-P", "-m", "qconvd.executors.nursery"],
+                self.env,
+                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), SOCKET)],
+                setsid=True,
+            )
+
+    def start(self, spec: Path, timeout: float | None, *, log: int, lock: int, tie: int) -> bool:
+        """Start an attempt; False if the nursery is gone."""
+        request = {"folder": str(spec.parent), "timeout": timeout, "spec": str(spec)}
+        try:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], [log, lock, tie])
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the nursery, when what it has started has ended."""
+        self._socket.close()
+        with suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
+
+
+def main() -> None:
+    # A terminal's Ctrl-C is for the command that started this one, which then stops its attempts.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests = socket.socket(fileno=SOCKET)
+    requests.set_inheritable(False)
+    for module in PRELOADED:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(requests, LIMIT, 3)
+        if not data:
+            break
+        if os.fork() == 0:
+            _attempt(json.loads(data), descriptors, requests)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        _reap(os.WNOHANG)
+    _reap(0)
+
+
+def _reap(options: int) -> None:
+    """Collect attempts that have ended, or wait for all of them: what they used counts as ours, and as our parent's."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, options)[0]:
+            pass
+
+
+def _attempt(request: Mapping[str, object], descriptors: list[int], requests: socket.socket) -> None:
+    """In the fork: what the runner of an attempt is that was started as a program. Never returns."""
+    code = 1
+    try:
+        os.setsid()
+        # First away from the numbers that are given out below.
+        log, lock, tie = (runner.high(descriptor) for descriptor in descriptors)
+        requests.close()
+        null = runner.high(os.open(os.devnull, os.O_RDONLY))
+        for old, new in ((null, 0), (log, 1), (log, 2), (lock, runner.LOCK), (tie, runner.TIE)):
+            os.dup2(old, new)
+        for descriptor in (null, log, lock, tie):
+            os.close(descriptor)
+        seconds = request["timeout"]
+        timeout = float(seconds) if isinstance(seconds, int | float) else None
+        spec = str(request["spec"])
+        runner.main(Path(str(request["folder"])), timeout, lambda: _Forked(spec), tied=True)
+        code = 0
+    except BaseException:  # noqa: BLE001 — a fork must not go on as the nursery
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+class _Forked:
+    """A worker, as the runner knows one: a fork of the runner, which was a fork of the nursery."""
+
+    def __init__(self, spec: str) -> None:
+        self.pid = os.fork()
+        if self.pid == 0:
+            _work(spec)
+        self._code: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, negative for a signal. Raises subprocess.TimeoutExpired."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while self._code is None:
+            pid, status = os.waitpid(self.pid, 0 if end is None else os.WNOHANG)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+            elif end is not None and time.monotonic() >= end:
+                raise subprocess.TimeoutExpired("worker", timeout or 0)
+            else:
+                time.sleep(STEP)
+        return self._code
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def _work(spec: str) -> None:
+    """In the fork of the fork: the worker itself. Never returns."""
+    code = 1
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        os.close(runner.TIE)
+        from qconvd import worker
+
+        code = worker.main(["worker", spec])
+    except BaseException:  # noqa: BLE001 — likewise
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
