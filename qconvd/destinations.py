@@ -54,7 +54,10 @@ def _place(recipe: Recipe, destination: Destination, target: Target, model_name:
         return Place(f"{FOLDER}{destination.folder / named.folder}", "", {**options, "commit": "each"})
     hub = destination.hub
     assert hub is not None
-    repo, branch = repository(model_name, target.parts, named, hub.repo, hub.revision)
+    # Which variant is on `main` follows from the recipe's order, not from what happens to be made first.
+    siblings = (t for t in recipe.targets if names(model_name, t.parts, profile, t.options.name).repo == named.repo)
+    first = next(siblings, target).digest == target.digest
+    repo, branch = repository(model_name, target.parts, named, hub.repo, hub.revision, first=first)
     base = (hub.base_model or "").replace("{model}", hub_safe(model_name))
     more = {"private": hub.private, "commit": hub.commit, "base_model": base}
     return Place(f"{HUB}{hub.owner}/{repo}", branch, {**options, **more})

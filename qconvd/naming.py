@@ -30,7 +30,10 @@ BARE = {"q4": "q4_0", "q5": "q5_0"}
 
 
 class Row(NamedTuple):
-    """Templates for one family. `{model}`, `{variant}` and `{format}` are filled in; `:lower` and `:upper` change the case."""
+    """Templates for one family; `:lower` and `:upper` change the case.
+
+    `{model}`, `{variant}`, `{format}` and `{bits}`, the number that a variant such as `4bit-128g` begins with, are filled in.
+    """
 
     folder: str
     stem: str
@@ -38,6 +41,8 @@ class Row(NamedTuple):
     """Empty: as `folder`."""
     branch: str = ""
     """Empty: what the plan says, `main` unless a format keeps variants on branches."""
+    first_on_main: bool = False
+    """Whether the first of a recipe's variants is on `main`, and only the others on branches."""
     shared: bool = False
     """Whether siblings live in one folder; so only where the stem tells them apart."""
 
@@ -52,6 +57,7 @@ class Names:
     branch: str
     manifest: str
     shared: bool
+    first_on_main: bool = False
 
 
 OWN = Row("{model}-{variant}", "model")
@@ -76,15 +82,17 @@ PROFILES: dict[str, dict[str, Row]] = {
     "default": DEFAULT,
     "thebloke": DEFAULT | {
         "gguf": Row("{model}-GGUF", "{model:lower}.{variant}", shared=True),
-        "gptq": Row("{model}-GPTQ-{variant}", "model", repo="{model}-GPTQ", branch="gptq-{variant}"),
+        "gptq": Row("{model}-GPTQ-{variant}", "model", repo="{model}-GPTQ", branch="gptq-{variant}", first_on_main=True),
     },
+    "qwen": DEFAULT | {"gptq": Row("{model}-GPTQ-Int{bits}", "model")},
     "bartowski": DEFAULT | {"gguf": GGUF},
     "gguf-my-repo": DEFAULT | {"gguf": Row("{model}-{variant}-GGUF", "{model:lower}-{variant:lower}")},
     "gptq-for-llama": DEFAULT | {"gptq": Row("{model}-{variant}", "{variant}")},
 }  # fmt: skip
 
 _FIELD = re.compile(r"\{(\w*)(?::(\w*))?\}")
-_FIELDS = ("model", "variant", "format")
+_FIELDS = ("model", "variant", "format", "bits")
+KNOWN = f"fields: {', '.join(f'{{{name}}}' for name in _FIELDS)}"
 # A name that Windows, or an SMB share, or we ourselves keep for something else.
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
 # Bidirectional controls can make `fdp.exe` look like `exe.pdf`; the rest of Cf (joiners in emoji) is kept.
@@ -105,7 +113,7 @@ def names(model_name: str, parts: NameParts, profile: str = "default", template:
             row = row._replace(folder=before, stem=last)
         else:
             row = row._replace(stem=last) if row.shared else row._replace(folder=last, repo="")
-    fields = {"variant": parts.variant, "format": parts.format}
+    fields = _fields(parts)
     folder = _fill(row.folder, model_name, fields, NAME_BYTES - SUFFIX_BYTES)
     stem = _fill(row.stem, model_name, fields, NAME_BYTES - SUFFIX_BYTES)
     return Names(
@@ -115,17 +123,26 @@ def names(model_name: str, parts: NameParts, profile: str = "default", template:
         branch=_fill(row.branch, model_name, fields, NAME_BYTES) if row.branch else parts.branch,
         manifest=f".qconvd/{stem}.json" if row.shared else "qconvd.json",
         shared=row.shared,
+        first_on_main=row.first_on_main,
     )
 
 
 def repository(
-    model_name: str, parts: NameParts, named: Names, template: str | None = None, branch: str | None = None
+    model_name: str,
+    parts: NameParts,
+    named: Names,
+    template: str | None = None,
+    branch: str | None = None,
+    *,
+    first: bool = False,
 ) -> tuple[str, str]:
     """The names of a repository on the Hub and of the branch in it: those of the table, or by templates.
 
+    `first`: it is the first of the recipe's artifacts in that repository, which some profiles keep on `main`.
+
     The Hub takes letters, digits and `-_.` only, 96 characters of them, and neither `--` nor `..`. Raises `ConfigError`.
     """
-    fields = {"variant": parts.variant, "format": parts.format}
+    fields = _fields(parts)
     for given in filter(None, (template, branch)):
         check_template(given)
         if "/" in given:
@@ -133,7 +150,8 @@ def repository(
     plain = hub_safe(model_name)
     # Where the table's name is kept, the model's name in it is the Hub's spelling of it, too.
     text = _fill(template, plain, fields, HUB_NAME) if template else hub_safe(named.repo)
-    at = _fill(branch, plain, fields, NAME_BYTES) if branch else named.branch
+    own = "main" if first and named.first_on_main else named.branch
+    at = _fill(branch, plain, fields, NAME_BYTES) if branch else own
     return hub_safe(text), at
 
 
@@ -180,7 +198,7 @@ def check_template(template: str) -> None:
             hint = did_you_mean(found[1], _FIELDS)
             raise ConfigError(
                 f"the name template {template!r} has an unknown field {found[0]}{hint}",
-                fix="fields: {model}, {variant}, {format}",
+                fix=KNOWN,
             )
         if found[2] not in (None, "lower", "upper"):
             raise ConfigError(
@@ -188,9 +206,7 @@ def check_template(template: str) -> None:
             )
     rest = _FIELD.sub("x", template)
     if "{" in rest or "}" in rest:
-        raise ConfigError(
-            f"the name template {template!r} has a brace that belongs to no field", fix="fields: {model}, {variant}, {format}"
-        )
+        raise ConfigError(f"the name template {template!r} has a brace that belongs to no field", fix=KNOWN)
     if rest.count("/") > 1 or not all(rest.split("/")) or any(part.startswith(".") for part in rest.split("/")):
         raise ConfigError(
             f"the name template {template!r} is not a name", fix="write a folder's name or folder/file, e.g. {model}-{variant}"
@@ -222,6 +238,12 @@ def _row(parts: NameParts, profile: str) -> Row:
         return Row("{model}-{format}", "{model}-{variant}", shared=True) if parts.shared else OWN
     # A format that keeps each artifact apart stays apart, whatever the table says of its family.
     return row if parts.shared or not row.shared else row._replace(shared=False)
+
+
+def _fields(parts: NameParts) -> dict[str, str]:
+    """What a template's fields stand for; a variant that begins with no number of bits stands for itself."""
+    bits = re.match(r"(\d+)bit", parts.variant)
+    return {"variant": parts.variant, "format": parts.format, "bits": bits[1] if bits else parts.variant}
 
 
 def _fill(template: str, model: str, fields: dict[str, str], limit: int) -> str:

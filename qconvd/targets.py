@@ -1,7 +1,7 @@
 """Targets: what a recipe or `--to` says, as one object per artifact.
 
 fp16                            a format, or a short name that a format gives to some of its options
-gguf: q8_0                      a format with its one option as text
+gguf: q8_0                      a format with its one option as text; as one word, gguf-q8_0
 gguf: [q8_0, q4_0]              several artifacts of one format
 gguf: {types: [q8_0], device: cpu}
 """
@@ -9,6 +9,7 @@ gguf: {types: [q8_0], device: cpu}
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -233,4 +234,9 @@ def _format_of(name: str) -> tuple[Format, Mapping[str, Any]] | None:
         for alias, options in format.aliases.items():
             if alias.lower() == word:
                 return format, options
+    for format in formats.values():
+        # The name of a published variant means what it names: `gptq-4bit-32g-actorder_True`.
+        if word.startswith(f"{format.name}-"):
+            with suppress(ValueError):
+                return format, format.from_text(word.removeprefix(f"{format.name}-"))
     return None

@@ -206,7 +206,8 @@ TARGETS = [
     ("F16", "", "there is no format 'F16' (did you mean gguf: F16?)"),
     (
         "{fp16: {name: '{modl}'}}", ".fp16.name",
-        "the name template '{modl}' has an unknown field {modl} (did you mean model?). fields: {model}, {variant}, {format}",
+        "the name template '{modl}' has an unknown field {modl} (did you mean model?). "
+        "fields: {model}, {variant}, {format}, {bits}",
     ),
 ]  # fmt: skip
 
@@ -336,7 +337,7 @@ def test_a_folder_is_watched_once(mistakes: Callable[[str], list[str]]) -> None:
         (
             "[{hub: {owner: me, repo: '{mdel}'}}]",
             "publish[0].hub.repo: the name template '{mdel}' has an unknown field {mdel} (did you mean model?). "
-            "fields: {model}, {variant}, {format}",
+            "fields: {model}, {variant}, {format}, {bits}",
         ),
         (
             "[{hub: {owner: me, repo: 'a/b'}}]",

@@ -42,6 +42,8 @@ MODEL = "Llama-2-13B-chat"
         ("default", NameParts("mine", "m1", shared=True), f"{MODEL}-mine", f"{MODEL}-m1", f"{MODEL}-mine", "main"),
         ("thebloke", GGUF, f"{MODEL}-GGUF", "llama-2-13b-chat.Q4_K_M", f"{MODEL}-GGUF", "main"),
         ("thebloke", GPTQ, f"{MODEL}-GPTQ-4bit-128g", "model", f"{MODEL}-GPTQ", "gptq-4bit-128g"),
+        ("qwen", GPTQ, f"{MODEL}-GPTQ-Int4", "model", f"{MODEL}-GPTQ-Int4", "main"),
+        ("qwen", NameParts("gptq", "8bit"), f"{MODEL}-GPTQ-Int8", "model", f"{MODEL}-GPTQ-Int8", "main"),
         ("bartowski", GGUF, f"{MODEL}-GGUF", f"{MODEL}-Q4_K_M", f"{MODEL}-GGUF", "main"),
         ("gguf-my-repo", GGUF, f"{MODEL}-Q4_K_M-GGUF", "llama-2-13b-chat-q4_k_m", f"{MODEL}-Q4_K_M-GGUF", "main"),
         ("gptq-for-llama", GPTQ, f"{MODEL}-4bit-128g", "4bit-128g", f"{MODEL}-4bit-128g", "main"),
@@ -77,10 +79,13 @@ def test_templates(template: str, parts: NameParts, folder: str, stem: str) -> N
         (
             "{modl}-x",
             "the name template '{modl}-x' has an unknown field {modl} (did you mean model?)\n"
-            "  fields: {model}, {variant}, {format}",
+            "  fields: {model}, {variant}, {format}, {bits}",
         ),
         ("{model:title}", "the name template '{model:title}' wants 'title' of a field\n  write {model:lower} or {model:upper}"),
-        ("{model", "the name template '{model' has a brace that belongs to no field\n  fields: {model}, {variant}, {format}"),
+        (
+            "{model",
+            "the name template '{model' has a brace that belongs to no field\n  fields: {model}, {variant}, {format}, {bits}",
+        ),
         ("a/b/c", "the name template 'a/b/c' is not a name\n  write a folder's name or folder/file, e.g. {model}-{variant}"),
         ("/etc", "the name template '/etc' is not a name\n  write a folder's name or folder/file, e.g. {model}-{variant}"),
         (

@@ -49,7 +49,7 @@ def _factor(h: NDArray[np.float32], order: Order, damp: float, where: str) -> Fa
         raise QconvdError(
             "the activations that calibration saw are not finite (NaN or infinite)",
             where=where,
-            fix="the model overflows on the calibration text; look at its weights with `qconvd verify`, or take `method: rtn`",
+            fix="the model overflows on the calibration text; calibrate with other text, or take `method: rtn`",
         )
     solved = np.argsort(-diagonal, kind="stable") if order == "activation" else np.arange(len(h))
     columns = np.ascontiguousarray(solved[::-1], np.int64)

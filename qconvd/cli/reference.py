@@ -174,12 +174,14 @@ An entry of `targets` is one of
     - gguf: {types: [q8_0], device: cpu}
 
 A bare `q4` means `q4_0`, `q5` means `q5_0`. Two targets that would get one name are an error; `name` tells them apart: it is a
-template of `{model}`, `{variant}` and `{format}` (`{model:lower}` changes the case) for the artifact's folder, or in a folder
+template of `{model}`, `{variant}`, `{format}` and `{bits}` (`{model:lower}` changes the case) for the artifact's folder, or in a folder
 that artifacts share for its file; `folder/file` names both. The key `qconvd convert --to` takes the same words, with commas."""
 
 _NAMING = """\
 What the artifacts of a model called `Llama-2-13B-chat` are named, by the profile that `names:` in config.yaml (or `--names`)
 chooses. Formats that are still to come are in the table already. A target's own `name:` comes before the profile.
+
+In repositories that keep GPTQ's variants on branches (`thebloke`), the first of a recipe's targets that go there is on `main`.
 
 Names keep the letters of every script; what is special to a filesystem or steers a terminal is taken out, and a name that would
 be too long is cut, with a hash that keeps it apart from others."""
