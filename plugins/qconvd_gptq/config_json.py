@@ -51,7 +51,7 @@ def files(config: Mapping[str, Any], quantization: Mapping[str, Any], dtype: str
     """config.json with the quantization, and with `dtype` if the rest was cast; and quantize_config.json."""
     changed = {**config, "quantization_config": dict(quantization)}
     if dtype:
-        changed |= {key: dtype for key in ("dtype", "torch_dtype") if key in config} or {"torch_dtype": dtype}
+        changed |= dict.fromkeys([key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"], dtype)
     return [_json("config.json", changed), _json("quantize_config.json", quantization)]
 
 
@@ -75,7 +75,8 @@ def _pattern(module: str, others: set[str]) -> str:
     """An expression for a module, for all layers at once unless that would take in one of the others."""
     inside = _inside(module)
     if any(_inside(o) == inside for o in others):
-        return f"^{re.escape(module)}$"
+        # Some checkpoints leave out what their model puts in front: `h.0.` is `transformer.h.0.`.
+        return rf"(?:.*\.)?{re.escape(module)}$"
     return rf".*\.{re.escape(inside)}$"
 
 

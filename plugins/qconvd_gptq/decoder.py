@@ -48,7 +48,7 @@ def bound(unit: Unit, x: Array) -> Array:
     bits, width = int(options["bits"]), int(options["group_size"])
     steps = 2.0**bits - 1
     w = np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    if options["method"] == "gptq" and options["order"] in ("none", "desc_act"):
+    if options["method"] == "gptq" and options["order"] in ("none", "desc_act") and width < w.shape[1]:
         widest = np.abs(w).max(axis=1, keepdims=True) * WIDEST * 2
         return np.broadcast_to(np.abs(w) + widest * 1.01 + steps * 2.0**-14, w.shape).astype(np.float32)
     step = np.empty_like(w)
@@ -58,8 +58,9 @@ def bound(unit: Unit, x: Array) -> Array:
         if options["sym"]:
             high = np.maximum(high, -low)
             low = -high
-        # A zero point that had to be raised leaves a step less above zero; at 2 bits that is a half more.
-        wide = np.where(high > low, (high - low) / (steps - 1), 2.0**-14)
+        # A zero point that had to be raised leaves a step less above zero.
+        fewer = 0 if options["sym"] or options["checkpoint_format"] == "gptq_v2" else 1
+        wide = np.where(high > low, (high - low) / (steps - fewer), 2.0**-14)
         step[:, first : first + width] = np.maximum(wide, 2.0**-24)[:, None] * (1 + 2.0**-10)
     # A scale beyond float16 is its largest number, and what is beyond the grid then is reported as an overflow.
     step = np.where(step > 65504, np.inf, step)
@@ -77,6 +78,8 @@ def stored(unit: Unit, rows: tuple[int, int], data: Buffer) -> Array:
         values: Array = halves.view("<f4")
     elif dtype == "F16":
         values = np.frombuffer(data, "<f2").astype(np.float32)
+    elif dtype in ("F32", "F64"):
+        values = np.frombuffer(data, {"F32": "<f4", "F64": "<f8"}[dtype]).astype(np.float32)
     else:
         names = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2"}
         values = np.frombuffer(data, names.get(dtype, "u1"))

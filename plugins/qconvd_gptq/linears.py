@@ -12,13 +12,12 @@ from qconvd_gptq.options import GptqOptions, ModuleOptions
 LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.")
 NOT_A_LAYER = re.compile(r"vision|visual|image|audio|encoder\.|embed|wte|wpe|lm_head")
 """Towers beside the decoder, and what stands before and behind its layers."""
-NOT_A_LINEAR = re.compile(
-    r"norm|(?:^|\.)ln_?\w*\.|layernorm|(?:^|\.)gate$|router|shared_expert_gate$|conv1d|rotary|relative_attention|bias$|sinks$"
-)
-"""Norms, routers of experts, convolutions of state-space layers; by the module's name."""
+NOT_A_LINEAR = re.compile(r"(?:^|\.)(?:gate|shared_expert_gate)$|router|conv1d|relative_attention_bias$")
+"""Routers of experts, convolutions of state-space layers, tables of positions; by the module's name."""
 CONV1D = re.compile(r"(?:^|\.)h\.\d+\.(?:attn\.c_(?:attn|proj)|mlp\.c_(?:fc|proj))$")
 """GPT-2's Conv1D, whose weights are stored as (in, out)."""
 FLOATS = ("F32", "F16", "BF16")
+FROM_WHAT = "convert the model that it was made from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +67,25 @@ def layer_of(name: str) -> int | None:
 
 def sorted_out(model: ModelInfo, options: GptqOptions) -> Iterator[Linear | Kept]:
     """All linears of decoder layers. Raises `Unsupported` for weights that are packed already."""
+    if method := (model.config.get("quantization_config") or {}).get("quant_method"):
+        raise Unsupported(f"is quantized already, with {method}", where=str(model.path), fix=FROM_WHAT)
     conv1d = model.config.get("model_type") == "gpt2"
     for tensor in model.tensors.values():
         module, _, kind = tensor.name.rpartition(".")
         layer = layer_of(tensor.name)
         if kind in ("qweight", "weight_packed", "SCB") or tensor.name.endswith(".weight_scale_inv"):
             raise Unsupported(
-                f"holds packed weights ({tensor.dtype}): the model is quantized already",
-                where=tensor.name,
-                fix="convert the model that it was made from",
+                f"holds packed weights ({tensor.dtype}): the model is quantized already", where=tensor.name, fix=FROM_WHAT
             )
-        if layer is None or kind != "weight" or NOT_A_LAYER.search(module) or NOT_A_LINEAR.search(module):
-            continue
-        if len(tensor.shape) != 2:
-            if len(tensor.shape) == 3:
-                yield Kept(tensor, module, "a stack of matrices, which no GPTQ reader knows")
+        if layer is not None and len(tensor.shape) == 3 and tensor.dtype in FLOATS and not NOT_A_LINEAR.search(module):
+            yield Kept(tensor, tensor.name.removesuffix(".weight"), "a stack of matrices, which no GPTQ reader knows")
+        if (
+            layer is None
+            or kind != "weight"
+            or len(tensor.shape) != 2
+            or NOT_A_LAYER.search(module)
+            or NOT_A_LINEAR.search(module)
+        ):
             continue
         if tensor.dtype not in FLOATS:
             raise Unsupported(

@@ -29,7 +29,7 @@ def from_text(text: str) -> dict[str, Any]:
     if not found or int(found["bits"]) not in BITS:
         raise ValueError(f"gptq has no variant {text!r}; write bits and group size, e.g. 4bit-128g or 4bit-32g-actorder")
     given: dict[str, Any] = {"bits": [int(found["bits"])]}
-    # A name without `g` is one without groups only if it says so by being a variant's name: `4bit` alone is the usual size.
+    # `4bit` alone does not mean whole rows, as it does in a name, but the usual group size.
     if found["group"]:
         given["group_size"] = [int(found["group"])]
     if _ACT.search(text):
@@ -58,6 +58,12 @@ def _norm(given: Any) -> Any:
 
 Bits = Annotated[tuple[Literal[2, 3, 4, 8], ...], BeforeValidator(_listed, json_schema_input_type=Any)]
 GroupSizes = Annotated[tuple[int, ...], BeforeValidator(_listed, json_schema_input_type=Any)]
+
+
+def _over(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
+    """A variant's options over those of all."""
+    said = {"act_order"} if {"desc_act", "static_groups"} & variant.keys() else set()
+    return {**{k: v for k, v in base.items() if k not in said}, **variant}
 
 
 class ModuleOptions(BaseModel):
@@ -95,16 +101,23 @@ Modules = Annotated[
 class GptqOptions(FormatOptions):
     """One checkpoint for every combination of bits and group sizes, or for every variant."""
 
-    bits: Bits = Field((4,), min_length=1, description="2, 3, 4 or 8, or a list: one checkpoint for each.")
+    bits: Bits = Field(
+        (4,),
+        min_length=1,
+        description="2, 3, 4 or 8, or a list: one checkpoint for each.",
+        json_schema_extra={"type": ["array", "integer"], "items": {"enum": list(BITS)}},
+    )
     group_size: GroupSizes = Field(
         (128,),
         min_length=1,
         description="Inputs that share a scale, e.g. 32, 64, 128; -1 for a whole row; or a list: one checkpoint for each.",
+        json_schema_extra={"type": ["array", "integer"], "items": {"type": "integer"}},
     )
     variants: Annotated[tuple[Mapping[str, Any], ...], BeforeValidator(_variants, json_schema_input_type=Any)] = Field(
         (),
         description="Several checkpoints, as short forms or with options of their own: "
         "`[4bit-128g, 4bit-32g-actorder, {bits: 8, sym: false}]`.",
+        json_schema_extra={"type": "array", "items": {"type": ["string", "object"]}},
     )
     sym: bool = Field(True, description="Symmetric grids, which every reader takes; false: a zero point for each group.")
     act_order: Literal["none", "static", "desc_act"] = Field(
@@ -129,6 +142,7 @@ class GptqOptions(FormatOptions):
         ge=0,
         le=8,
         description="Search each group's range for the least error: true (the norm 2.4 of GPTQ's authors) or a norm, e.g. 2.",
+        json_schema_extra={"type": ["number", "boolean"]},
     )
     checkpoint_format: Literal["auto", "gptq", "gptq_v2"] = Field(
         "auto",
@@ -153,6 +167,7 @@ class GptqOptions(FormatOptions):
         (),
         alias="for",
         description=f"Readers that must load the result, or it is an error: {', '.join(READERS)}.",
+        json_schema_extra={"type": ["array", "string"], "items": {"enum": list(READERS)}},
     )
     max_shard_size: Size = Field(
         5_000_000_000, gt=0, description="Weights above this size are split into several files with an index, e.g. `5GB`."
@@ -190,7 +205,7 @@ class GptqOptions(FormatOptions):
         """One options object per checkpoint."""
         if self.variants:
             base = {k: v for k, v in self.model_dump(by_alias=True, exclude_unset=True).items() if k != "variants"}
-            return [one for v in self.variants for one in GptqOptions.model_validate({**base, **v}).each()]
+            return [one for v in self.variants for one in GptqOptions.model_validate(_over(base, v)).each()]
         return [self.model_copy(update={"bits": (b,), "group_size": (g,)}) for b in self.bits for g in self.group_size]
 
     @property

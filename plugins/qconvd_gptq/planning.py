@@ -55,13 +55,13 @@ def plan(model: ModelInfo, options: GptqOptions) -> Plan:
         why = f"; of {len(kept)} linears none can be: {kept[0].module}: {kept[0].reason}" if kept else ""
         raise Unsupported(f"has no linears that can be quantized{why}", where=str(model.path))
     tensors = sorted(model.tensors.values(), key=_order)
-    units = tuple(_unit(t, found.get(t.name), options) for t in tensors)
+    cast = all(x.tensor.dtype == "F32" for x in linears)
+    units = tuple(_unit(t, found.get(t.name), options, cast) for t in tensors)
     outputs = [o for u in units for o in u.outputs]
     spec = ContainerSpec("safetensors", (("format", "str", "pt"),), {"max_shard_size": options.max_shard_size})
     files = container("safetensors").layout(spec, outputs)
     index = safetensors_index(files, outputs)
     quantization = config_json.quantization_config(options, linears, kept, version)
-    cast = any(t.dtype in ("F32", "F64") for t in tensors)
     readers, notes = _readers(options, linears, kept)
     return Plan(
         container=spec,
@@ -73,7 +73,7 @@ def plan(model: ModelInfo, options: GptqOptions) -> Plan:
             *_copied(model),
             *([index] if index else []),
         ),
-        left_out=tuple(LeftOut(k.tensor.name, _kept_as(k.tensor), k.reason) for k in kept),
+        left_out=tuple(LeftOut(k.tensor.name, _kept_as(k.tensor, cast), k.reason) for k in kept),
         loads_with=readers,
         notes=(*notes, *_unmatched(options, model)),
     )
@@ -98,7 +98,7 @@ def _readers(
     return tuple(good), (*sentences, *(f"does not load with {b}" for b in bad))
 
 
-def _unit(tensor: TensorInfo, linear: Linear | Kept | None, options: GptqOptions) -> Unit:
+def _unit(tensor: TensorInfo, linear: Linear | Kept | None, options: GptqOptions, cast: bool) -> Unit:
     if isinstance(linear, Linear):
         return _linear(linear, options)
     expr: Expr = Read.of(tensor)
@@ -108,8 +108,8 @@ def _unit(tensor: TensorInfo, linear: Linear | Kept | None, options: GptqOptions
             where=tensor.name,
             fix="convert from the model's 16-bit release",
         )
-    if _kept_as(tensor) != tensor.dtype:
-        expr = Cast(expr, _kept_as(tensor))
+    if _kept_as(tensor, cast) != tensor.dtype:
+        expr = Cast(expr, _kept_as(tensor, cast))
     nbytes = tensor.nbytes // ELEMENT_BYTES[tensor.dtype] * ELEMENT_BYTES[expr.dtype]
     return Unit(
         id=tensor.name,
@@ -136,7 +136,7 @@ def _linear(x: Linear, options: GptqOptions) -> Unit:
     calibrated = options.method == "gptq"
     said: dict[str, Any] = {
         "bits": bits, "group_size": x.width, "sym": x.sym, "checkpoint_format": options.stored_as, "mse": options.mse,
-        "method": options.method, "order": "none" if x.group_size < 0 and options.order == "none" else options.order,
+        "method": options.method, "order": options.order,
     }  # fmt: skip
     if calibrated:
         said["damp_percent"] = options.damp_percent
@@ -157,9 +157,9 @@ def _linear(x: Linear, options: GptqOptions) -> Unit:
     )
 
 
-def _kept_as(tensor: TensorInfo) -> str:
-    """What is not quantized keeps its 16-bit type, as other writers leave it; wider floats become float16."""
-    return "F16" if tensor.dtype in ("F32", "F64") else tensor.dtype
+def _kept_as(tensor: TensorInfo, cast: bool) -> str:
+    """What is not quantized keeps its type, as other writers leave it; of a model in float32 all becomes float16."""
+    return "F16" if cast and tensor.dtype in ("F32", "F64") else tensor.dtype
 
 
 def _order(tensor: TensorInfo) -> tuple[int, int, str, int]:

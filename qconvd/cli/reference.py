@@ -174,8 +174,9 @@ An entry of `targets` is one of
     - gguf: {types: [q8_0], device: cpu}
 
 A bare `q4` means `q4_0`, `q5` means `q5_0`. Two targets that would get one name are an error; `name` tells them apart: it is a
-template of `{model}`, `{variant}`, `{format}` and `{bits}` (`{model:lower}` changes the case) for the artifact's folder, or in a folder
-that artifacts share for its file; `folder/file` names both. The key `qconvd convert --to` takes the same words, with commas."""
+template of `{model}`, `{variant}`, `{format}` and `{bits}` (`{model:lower}` changes the case) for the artifact's folder, or in
+a folder that artifacts share for its file; `folder/file` names both. The key `qconvd convert --to` takes the same words, with
+commas."""
 
 _NAMING = """\
 What the artifacts of a model called `Llama-2-13B-chat` are named, by the profile that `names:` in config.yaml (or `--names`)

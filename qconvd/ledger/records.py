@@ -225,7 +225,7 @@ def options_of(target: WantedTarget) -> dict[str, Any]:
     options = target.options
     if isinstance(options, Mapping):
         return dict(options)
-    return dict(options.model_dump(mode="json", exclude_defaults=True))
+    return dict(options.model_dump(mode="json", exclude_defaults=True, by_alias=True))
 
 
 def spec_digest(format_name: str, options: Mapping[str, Any]) -> str:
