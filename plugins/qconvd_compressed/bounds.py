@@ -50,7 +50,9 @@ def _integers(unit: Unit, w: Doubles) -> Doubles:
     # The difference and its part are both rounded; the zero point is rounded to a whole step, and before that as it is stored.
     scale = nearest(nearest(high - low, dtype) / (2 * half - 1), dtype)
     least = scale * (NARROWEST * (1 - 2.0**-5) if options["search"] else 1)
-    slack = scale * (0.5 + (2 * half - 1) * 2.0**-7)
+    # A subnormal scale is off by more than its last digit: by half of the least number, for every step of the range.
+    least_number = 2.0**-24 if dtype == "F16" else 2.0**-133
+    slack = scale * (0.5 + (2 * half - 1) * 2.0**-7) + half * least_number
     reach_up, reach_down = high * NARROWEST if options["search"] else high, low * NARROWEST if options["search"] else low
     inside = (groups < reach_up - slack - least * 0.5) & (groups > reach_down + slack + least * 0.5)
     outside = np.maximum(groups - reach_up, reach_down - groups)

@@ -151,7 +151,7 @@ def test_4_bit_types(dtype: str, kind: Any, columns: int) -> None:
 
 @DTYPES
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_double_quantization_differs_in_the_last_digits_of_the_mean_at_most(dtype: str, kind: Any) -> None:
+def test_double_quantization_takes_the_nearest_where_bitsandbytes_takes_the_one_beside_it(dtype: str, kind: Any) -> None:
     x = difficult(ROWS, COLUMNS, dtype)
     packed, state = bnb.quantize_4bit(halves(x, dtype), quant_type=kind, compress_statistics=True)
     theirs = {"weight": packed, **{f"weight.{k}": v for k, v in state.as_dict(packed=True).items()}}
@@ -159,15 +159,21 @@ def test_double_quantization_differs_in_the_last_digits_of_the_mean_at_most(dtyp
     assert ours.keys() == theirs.keys()
     for name in ("weight", "weight.quant_map", "weight.nested_quant_map"):
         assert np.array_equal(ours[name], raw(theirs[name])), name
-    assert (ours["weight.absmax"] != raw(theirs["weight.absmax"])).mean() < 0.002
+    # Its mean has other last digits, and near a middle between two numbers its code for CPUs may take the farther one.
+    mine, other = ours["weight.absmax"].astype(int), raw(theirs["weight.absmax"]).astype(int)
+    assert np.abs(mine - other).max() <= 1
+    assert (mine != other).mean() < 0.01
+    moved = (bnb.quantize_4bit(halves(x, dtype), quant_type=kind)[1].absmax - state.offset).double().numpy()
+    numbers, scales = state.state2.code.double().numpy(), np.repeat(state.state2.absmax.double().numpy(), 256)
+    assert (np.abs(numbers[mine] * scales - moved) <= np.abs(numbers[other] * scales - moved) + 1e-6).all()
     singles: Sequence[np.ndarray] = [
         a.view(np.float32) for a in (ours["weight.nested_absmax"], raw(theirs["weight.nested_absmax"]))
     ]
     assert np.allclose(*singles, rtol=1e-5)
     key = f"weight.quant_state.bitsandbytes__{kind}"
-    mine, reference = read(ours[key]), read(raw(theirs[key]))
-    assert mine.pop("nested_offset") == pytest.approx(reference.pop("nested_offset"), rel=1e-6)
-    assert mine == reference
+    told, reference = read(ours[key]), read(raw(theirs[key]))
+    assert told.pop("nested_offset") == pytest.approx(reference.pop("nested_offset"), rel=1e-6)
+    assert told == reference
 
 
 def read(state: np.ndarray) -> dict[str, Any]:
