@@ -32,7 +32,8 @@ BARE = {"q4": "q4_0", "q5": "q5_0"}
 class Row(NamedTuple):
     """Templates for one family; `:lower` and `:upper` change the case.
 
-    `{model}`, `{variant}`, `{format}` and `{bits}`, the number that a variant such as `4bit-128g` begins with, are filled in.
+    `{model}`, `{variant}`, `{format}`, `{bits}`, the number that a variant such as `4bit-128g` begins with, and `{scheme}`,
+    which for formats without one is the variant, are filled in.
     `{variant:bare}` is `q4` for `q4_0`, as people say it.
     """
 
@@ -70,13 +71,14 @@ DEFAULT: dict[str, Row] = {
     "gguf": GGUF,
     "int8": OWN,
     "int4": OWN,
+    "fp8": OWN,
+    "bitsandbytes": OWN,
     "gptq": OWN,
     "ggml": GGML,
     "awq": Row("{model}-AWQ", "model"),
     "exl2": Row("{model}-exl2-{variant}", "model", repo="{model}-exl2", branch="{variant}"),
     "exl3": Row("{model}-exl3-{variant}", "model", repo="{model}-exl3", branch="{variant}"),
     "mlx": OWN,
-    "compressed-tensors": Row("{model}-quantized.{variant}", "model"),
 }
 
 PROFILES: dict[str, dict[str, Row]] = {
@@ -85,6 +87,7 @@ PROFILES: dict[str, dict[str, Row]] = {
         "gguf": Row("{model}-GGUF", "{model:lower}.{variant}", shared=True),
         "gptq": Row("{model}-GPTQ-{variant}", "model", repo="{model}-GPTQ", branch="gptq-{variant}", first_on_main=True),
     },
+    "redhat": DEFAULT | dict.fromkeys(("int8", "int4"), Row("{model}-quantized.{scheme}", "model")),
     "qwen": DEFAULT | {"gptq": Row("{model}-GPTQ-Int{bits}", "model")},
     "bartowski": DEFAULT | {"gguf": GGUF},
     "gguf-my-repo": DEFAULT | {"gguf": Row("{model}-{variant}-GGUF", "{model:lower}-{variant:lower}")},
@@ -93,7 +96,7 @@ PROFILES: dict[str, dict[str, Row]] = {
 }  # fmt: skip
 
 _FIELD = re.compile(r"\{(\w*)(?::(\w*))?\}")
-_FIELDS = ("model", "variant", "format", "bits")
+_FIELDS = ("model", "variant", "format", "bits", "scheme")
 KNOWN = f"fields: {', '.join(f'{{{name}}}' for name in _FIELDS)}"
 # A name that Windows, or an SMB share, or we ourselves keep for something else.
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
@@ -244,7 +247,12 @@ def _row(parts: NameParts, profile: str) -> Row:
 def _fields(parts: NameParts) -> dict[str, str]:
     """What a template's fields stand for; a variant that begins with no number of bits stands for itself."""
     bits = re.match(r"(\d+)bit", parts.variant)
-    return {"variant": parts.variant, "format": parts.format, "bits": bits[1] if bits else parts.variant}
+    return {
+        "variant": parts.variant,
+        "format": parts.format,
+        "bits": bits[1] if bits else parts.variant,
+        "scheme": parts.scheme or parts.variant,
+    }
 
 
 def _fill(template: str, model: str, fields: dict[str, str], limit: int) -> str:

@@ -207,7 +207,7 @@ TARGETS = [
     (
         "{fp16: {name: '{modl}'}}", ".fp16.name",
         "the name template '{modl}' has an unknown field {modl} (did you mean model?). "
-        "fields: {model}, {variant}, {format}, {bits}",
+        "fields: {model}, {variant}, {format}, {bits}, {scheme}",
     ),
 ]  # fmt: skip
 
@@ -337,7 +337,7 @@ def test_a_folder_is_watched_once(mistakes: Callable[[str], list[str]]) -> None:
         (
             "[{hub: {owner: me, repo: '{mdel}'}}]",
             "publish[0].hub.repo: the name template '{mdel}' has an unknown field {mdel} (did you mean model?). "
-            "fields: {model}, {variant}, {format}, {bits}",
+            "fields: {model}, {variant}, {format}, {bits}, {scheme}",
         ),
         (
             "[{hub: {owner: me, repo: 'a/b'}}]",

@@ -35,10 +35,20 @@ MODEL = "Llama-2-13B-chat"
         ("default", NameParts("awq", "4bit"), f"{MODEL}-AWQ", "model", f"{MODEL}-AWQ", "main"),
         ("default", NameParts("exl3", "2.5bpw"), f"{MODEL}-exl3-2.5bpw", "model", f"{MODEL}-exl3", "2.5bpw"),
         ("default", NameParts("mlx", "4bit-g32"), f"{MODEL}-4bit-g32", "model", f"{MODEL}-4bit-g32", "main"),
+        ("default", NameParts("int8", "int8-w8a8", scheme="w8a8"), f"{MODEL}-int8-w8a8", "model", f"{MODEL}-int8-w8a8", "main"),
+        ("default", NameParts("fp8", "FP8-dynamic"), f"{MODEL}-FP8-dynamic", "model", f"{MODEL}-FP8-dynamic", "main"),
+        ("default", NameParts("bitsandbytes", "bnb-4bit"), f"{MODEL}-bnb-4bit", "model", f"{MODEL}-bnb-4bit", "main"),
         (
-            "default", NameParts("compressed-tensors", "w4a16"),
+            "redhat", NameParts("int4", "int4", scheme="w4a16"),
             f"{MODEL}-quantized.w4a16", "model", f"{MODEL}-quantized.w4a16", "main",
         ),
+        (
+            "redhat", NameParts("int8", "int8", scheme="w8a16"),
+            f"{MODEL}-quantized.w8a16", "model", f"{MODEL}-quantized.w8a16", "main",
+        ),
+        ("redhat", NameParts("fp8", "FP8-BLOCK"), f"{MODEL}-FP8-BLOCK", "model", f"{MODEL}-FP8-BLOCK", "main"),
+        ("redhat", NameParts("bitsandbytes", "bnb-8bit"), f"{MODEL}-bnb-8bit", "model", f"{MODEL}-bnb-8bit", "main"),
+        ("redhat", FP16, f"{MODEL}-fp16", "model", f"{MODEL}-fp16", "main"),
         ("default", NameParts("mine", "m1"), f"{MODEL}-m1", "model", f"{MODEL}-m1", "main"),
         ("default", NameParts("mine", "m1", shared=True), f"{MODEL}-mine", f"{MODEL}-m1", f"{MODEL}-mine", "main"),
         ("thebloke", GGUF, f"{MODEL}-GGUF", "llama-2-13b-chat.Q4_K_M", f"{MODEL}-GGUF", "main"),
@@ -80,7 +90,7 @@ def test_templates(template: str, parts: NameParts, folder: str, stem: str) -> N
         (
             "{modl}-x",
             "the name template '{modl}-x' has an unknown field {modl} (did you mean model?)\n"
-            "  fields: {model}, {variant}, {format}, {bits}",
+            "  fields: {model}, {variant}, {format}, {bits}, {scheme}",
         ),
         (
             "{model:title}",
@@ -89,7 +99,8 @@ def test_templates(template: str, parts: NameParts, folder: str, stem: str) -> N
         ),
         (
             "{model",
-            "the name template '{model' has a brace that belongs to no field\n  fields: {model}, {variant}, {format}, {bits}",
+            "the name template '{model' has a brace that belongs to no field\n"
+            "  fields: {model}, {variant}, {format}, {bits}, {scheme}",
         ),
         ("a/b/c", "the name template 'a/b/c' is not a name\n  write a folder's name or folder/file, e.g. {model}-{variant}"),
         ("/etc", "the name template '/etc' is not a name\n  write a folder's name or folder/file, e.g. {model}-{variant}"),

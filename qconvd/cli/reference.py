@@ -77,14 +77,23 @@ def naming_page() -> str:
     """What artifacts are called, by profile."""
     from qconvd.engine.plan import NameParts
 
-    shown = (("fp16", "fp16", False), ("gguf", "Q4_K_M", True), ("int8", "int8", False), ("gptq", "4bit-128g", False),
-             ("ggml", "q4_0", True))  # fmt: skip
+    shown = (
+        NameParts("fp16", "fp16"),
+        NameParts("gguf", "Q4_K_M", shared=True),
+        NameParts("int8", "int8", scheme="w8a16"),
+        NameParts("int8", "int8-w8a8", scheme="w8a8"),
+        NameParts("int4", "int4", scheme="w4a16"),
+        NameParts("fp8", "FP8-dynamic"),
+        NameParts("bitsandbytes", "bnb-4bit"),
+        NameParts("gptq", "4bit-128g"),
+        NameParts("ggml", "q4_0", shared=True),
+    )
     lines = [NOTICE, "", "# Names", "", _NAMING, ""]
     for profile in PROFILES:
         lines += [f"## `names: {profile}`", "", "| format | folder | file | repository | branch |", "|---|---|---|---|---|"]
-        for family, variant, shared in shown:
-            found = names("Llama-2-13B-chat", NameParts(family, variant, shared), profile)
-            lines.append(f"| {family} | `{found.folder}` | `{found.stem}` | `{found.repo}` | `{found.branch}` |")
+        for parts in shown:
+            found = names("Llama-2-13B-chat", parts, profile)
+            lines.append(f"| {parts.format} | `{found.folder}` | `{found.stem}` | `{found.repo}` | `{found.branch}` |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -174,8 +183,8 @@ An entry of `targets` is one of
     - gguf: {types: [q8_0], device: cpu}
 
 A bare `q4` means `q4_0`, `q5` means `q5_0`. Two targets that would get one name are an error; `name` tells them apart: it is a
-template of `{model}`, `{variant}`, `{format}` and `{bits}` for the artifact's folder, or in a folder that artifacts share for
-its file; `folder/file` names both. `{model:lower}` changes the case, `{variant:bare}` makes `q4` of `q4_0`. The key
+template of `{model}`, `{variant}`, `{format}`, `{bits}` and `{scheme}` for the artifact's folder, or in a folder that artifacts
+share for its file; `folder/file` names both. `{model:lower}` changes the case, `{variant:bare}` makes `q4` of `q4_0`. The key
 `qconvd convert --to` takes the same words, with commas."""
 
 _NAMING = """\

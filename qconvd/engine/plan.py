@@ -218,6 +218,8 @@ class NameParts:
     shared: bool = False
     """Whether siblings live in one folder (GGUF) or each has its own."""
     branch: str = "main"
+    scheme: str = ""
+    """What some profiles name it by instead: how weights and activations are stored, `w4a16`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,108 @@
+"""How far a decoded weight may be from the model's. Shares nothing with the encoder."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvd.api import Array, Unit
+from qconvd_compressed.decoder import FP4, NF4, moving_point
+
+Doubles: TypeAlias = Any
+"""An array of float64."""
+NARROWEST = 0.8
+"""What the search leaves of a range at least."""
+PARTS = 1 << 13
+"""Parts of [0, 1] for which distances from a type's numbers are looked up."""
+
+
+def bound(unit: Unit, x: Array) -> Array:
+    """Per weight of `x`, float32 (rows, columns)."""
+    w = np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    how = {"integers": _integers, "floats": _floats, "llm_int8": _llm_int8, "codebook": _codebook}[unit.options["scheme"]]
+    # Decoding computes in float32.
+    return (how(unit, w) + np.abs(w) * 2.0**-22 + 1e-44).astype(np.float32)
+
+
+def nearest(x: Doubles, dtype: str) -> Doubles:
+    """Positive numbers as the nearest F16 or BF16, which a scale is stored as."""
+    digits, least = (11, -14) if dtype == "F16" else (8, -126)
+    _, exponent = np.frexp(x)
+    step = np.ldexp(1.0, np.maximum(exponent - 1, least) - (digits - 1))
+    return np.rint(x / step) * step
+
+
+def _integers(unit: Unit, w: Doubles) -> Doubles:
+    options: Any = unit.options
+    bits, width, dtype = int(options["bits"]), int(options["group_size"]), unit.outputs[1].dtype
+    groups = w.reshape(len(w), -1, width)
+    half = 2 ** (bits - 1)
+    if options["symmetric"]:
+        scale = nearest(np.abs(groups).max(axis=2, keepdims=True) / (half - 0.5), dtype)
+        # Beyond the outermost code nothing is rounded: what is left is the difference. The search may leave more of it.
+        most = scale * (NARROWEST * (1 - 2.0**-6) if options["search"] else 1)
+        rest = np.maximum(groups - most * (half - 1), -groups - most * half)
+        return np.maximum(scale * 0.5, rest).reshape(w.shape)
+    low, high = np.minimum(groups.min(axis=2, keepdims=True), 0), np.maximum(groups.max(axis=2, keepdims=True), 0)
+    # The difference and its part are both rounded; the zero point is rounded to a whole step, and before that as it is stored.
+    scale = nearest(nearest(high - low, dtype) / (2 * half - 1), dtype)
+    least = scale * (NARROWEST * (1 - 2.0**-5) if options["search"] else 1)
+    # A subnormal scale is off by more than its last digit: by half of the least number, for every step of the range.
+    least_number = 2.0**-24 if dtype == "F16" else 2.0**-133
+    slack = scale * (0.5 + (2 * half - 1) * 2.0**-7) + half * least_number
+    reach_up, reach_down = high * NARROWEST if options["search"] else high, low * NARROWEST if options["search"] else low
+    inside = (groups < reach_up - slack - least * 0.5) & (groups > reach_down + slack + least * 0.5)
+    outside = np.maximum(groups - reach_up, reach_down - groups)
+    return np.where(inside, scale * 0.5, np.maximum(outside, 0) + slack + scale * 0.5).reshape(w.shape)
+
+
+def _floats(unit: Unit, w: Doubles) -> Doubles:
+    height, width = int(unit.options["height"]), int(unit.options["width"])
+    rows, columns = w.shape
+    padded = np.zeros((-(-rows // height) * height, -(-columns // width) * width))
+    padded[:rows, :columns] = np.abs(w)
+    largest = padded.reshape(len(padded) // height, height, -1, width).max(axis=(1, 3))
+    scale = nearest(largest / 448, unit.outputs[1].dtype)
+    scale = np.repeat(np.repeat(scale, height, axis=0), width, axis=1)[:rows, :columns]
+    # Three bits after the point: half a unit in the last place is a sixteenth of the power of two; steps end at 2^-9.
+    _, exponent = np.frexp(np.abs(w) / np.where(scale > 0, scale, 1))
+    half = np.ldexp(0.5, np.maximum(exponent - 1, -6) - 3) * scale
+    return np.maximum(half, np.abs(w) - 448 * scale)
+
+
+def _llm_int8(unit: Unit, w: Doubles) -> Doubles:  # noqa: ARG001
+    return np.abs(w).max(axis=1, keepdims=True) / 254 * np.ones_like(w)
+
+
+def _codebook(unit: Unit, w: Doubles) -> Doubles:
+    flat = w.reshape(-1)
+    blocks = np.zeros((-(-flat.size // 64), 64), np.float32)
+    blocks.reshape(-1)[: flat.size] = flat
+    largest = np.abs(blocks).max(axis=1)
+    share = blocks * (PARTS / np.where(largest > 0, largest, 1))[:, None]
+    index = np.rint(share).astype(np.int32) + PARTS
+    off, number = _from_nearest(unit.options["type"])
+    error = off[index] * largest[:, None]
+    if "state" in unit.options:
+        moved = np.zeros(-(-largest.size // 256) * 256)
+        moved[: largest.size] = np.abs(largest - largest.mean(dtype=np.float64))
+        widest = np.repeat(moved.reshape(-1, 256).max(axis=1), 256)[: largest.size]
+        # How far a number of at most 1 is from the nearest of the 256.
+        gap = np.diff(moving_point()).max() / 2 * (1 + 2.0**-10)
+        error += number[index] * (widest * gap).astype(np.float32)[:, None]
+    return error.reshape(-1)[: flat.size].reshape(w.shape)
+
+
+@cache
+def _from_nearest(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """By the part of [-1, 1] that a number is in, how far it is from the nearest of a type at most, and how large that is."""
+    table = np.sort(np.unique(np.array(NF4 if name == "nf4" else FP4)))
+    x = np.arange(-PARTS, PARTS + 1) / PARTS
+    above = np.searchsorted(table, x).clip(1, len(table) - 1)
+    low, high = table[above - 1], table[above]
+    # Half a part, and what the digits of the tables and the reciprocal of the largest leave open.
+    off = np.minimum(x - low, high - x) + 0.51 / PARTS
+    return off.astype(np.float32), np.maximum(np.abs(low), np.abs(high)).astype(np.float32)

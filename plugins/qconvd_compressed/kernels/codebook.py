@@ -1,0 +1,81 @@
+"""Weights as the nearest of 16 numbers times the largest of their block, as bitsandbytes stores them (nf4, fp4).
+
+Blocks run over the rows of a matrix as one sequence. nf4: Dettmers et al., arXiv 2305.14314.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+
+from qconvd_compressed.kernels import CACHE
+from qconvd_compressed.kernels.halves import (
+    BYTES_FLAT,
+    FLAT,
+    LANES,
+    SINGLES,
+    SINGLES_READ,
+    SUMS,
+    Scalar,
+    Vector,
+    largest,
+    single,
+    tally,
+    widen,
+)  # fmt: skip
+
+SMALLEST = 1e-38
+"""What a block's largest is taken for if it is less, so that it can be divided by."""
+_codes = types.Array(types.uint8, 1, "C", readonly=True)
+CODEBOOK = types.void(FLAT, types.int64, types.int64, SINGLES_READ, _codes, BYTES_FLAT, SINGLES)
+ERROR = types.void(FLAT, types.int64, types.int64, SINGLES_READ, _codes, SINGLES_READ, SUMS)
+
+
+def _codebook(x: Vector, half: Scalar, width: Scalar, bounds: Vector, order: Vector, out: Vector, most: Vector) -> None:
+    """`bounds`: (15,), the middles between the numbers in their order; `order`: (16,), the code of each.
+
+    `out`: two codes in a byte, the first high; `most`: the largest of each block.
+    """
+    w, index = np.zeros(width, np.float32), np.empty(width, np.uint8)
+    ignored = np.zeros(5, np.float64)
+    for block in range(most.size):
+        start, stop = block * width, min(x.size, (block + 1) * width)
+        widen(x[start:stop], half, w, ignored)
+        size = single(largest(x[start:stop], half), half)
+        safe = max(size, np.float32(SMALLEST))
+        partial = stop - start < width
+        most[block] = safe if partial else size
+        up = np.float32(1.0) / safe
+        for i in range(width):
+            index[i] = 0
+        for k in range(bounds.size):
+            for i in range(width):
+                v = w[i] / safe if partial else w[i] * up
+                index[i] += np.uint8(min(max(v, np.float32(-1.0)), np.float32(1.0)) > bounds[k])
+        if partial:
+            # What fills up the last byte is a zero.
+            for i in range(stop - start, width):
+                index[i] = 0
+                for k in range(bounds.size):
+                    index[i] += np.uint8(bounds[k] < np.float32(0.0))
+        for i in range((stop - start + 1) // 2):
+            out[start // 2 + i] = np.uint8(order[index[2 * i]] << 4) | order[index[2 * i + 1]]
+
+
+codebook = CACHE.entry(_codebook, CODEBOOK)
+
+
+def _codebook_error(x: Vector, half: Scalar, width: Scalar, values: Vector, codes: Vector, most: Vector, sums: Vector) -> None:
+    """Add the figures of what is read: `values`: (16,), the number of each code; `most`: the largest of each block as read."""
+    w, y, parts = np.empty(width, np.float32), np.empty(width, np.float32), np.empty((3, LANES), np.float32)
+    for block in range(most.size):
+        start, stop = block * width, min(x.size, (block + 1) * width)
+        widen(x[start:stop], half, w, sums)
+        for i in range(stop - start):
+            byte = codes[(start + i) // 2]
+            code = byte & np.uint8(15) if i % 2 else byte >> np.uint8(4)
+            y[i] = values[code] * most[block]
+        tally(w[: stop - start], y[: stop - start], parts, sums)
+
+
+codebook_error = CACHE.entry(_codebook_error, ERROR)
