@@ -85,6 +85,7 @@ class Weights:
         if kind not in TYPES:
             what = f"{name} is stored as {kind}; calibration reads {', '.join(TYPES)}"
             raise unsupported(self._network.model, what, "give qconvd the model in 16 or 32 bits")
+        raw = np.require(raw, requirements=["W"])  # torch knows no tensors that must not be written to
         values = torch.from_numpy(raw.view(np.int16) if kind == "BF16" else raw)
         if kind == "BF16":
             values = values.view(torch.bfloat16)

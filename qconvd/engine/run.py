@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -443,7 +444,9 @@ def _check_expression(expr: Expr, source: Source, operations: Mapping[str, Opera
 
 
 def _allow_files(count: int) -> None:
-    """Raise the soft limit of open files: a large model has hundreds of shards, in the source and in every target."""
+    """Raise the soft limit to so many more open files: a large model has hundreds of shards, in source and targets."""
+    with suppress(OSError):
+        count += sum(1 for _ in Path("/proc/self/fd").iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard) if hard != resource.RLIM_INFINITY else count, hard))

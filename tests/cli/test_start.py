@@ -44,10 +44,11 @@ def test_a_long_message_is_broken_between_words_on_a_terminal_only(tmp_path: Pat
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 30, 0, 0))
     assert subprocess.run(command, stderr=terminal, cwd=tmp_path, check=False).returncode == 3
     os.close(terminal)
-    assert os.read(keyboard, 1000) == b"qconvd: there is no format\r\n'nothing'\r\n  there are: fp16, gguf\r\n"
+    said = b"qconvd: there is no format\r\n'nothing'\r\n  there are: fp16, fp8, ggml,\r\n  gguf, gptq, int4, int8\r\n"
+    assert os.read(keyboard, 1000) == said
     os.close(keyboard)
     piped = subprocess.run(command, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
-    assert piped.stderr == b"qconvd: there is no format 'nothing'\n  there are: fp16, gguf\n"
+    assert piped.stderr == b"qconvd: there is no format 'nothing'\n  there are: fp16, fp8, ggml, gguf, gptq, int4, int8\n"
 
 
 @pytest.mark.parametrize("arguments", [["convert", "--help"], ["run", "--help"], ["version"]])

@@ -409,6 +409,7 @@ def test_a_filesystem_without_preallocation_will_do(model: ModelInfo, tmp_path: 
 @pytest.mark.parametrize("stop", ["cancelled", "interrupt"])
 def test_stopping_keeps_what_was_done(model: ModelInfo, tmp_path: Path, stop: str) -> None:
     made = target("a", copies(model), tmp_path)
+    threads = threading.active_count()  # libraries that other tests use have some of their own
 
     class Stopping:
         def __call__(self) -> bool:
@@ -428,7 +429,7 @@ def test_stopping_keeps_what_was_done(model: ModelInfo, tmp_path: Path, stop: st
     assert go(model, fresh)["b"] == result["a"]
     assert len(fresh.encoder.calls) == before + len(again.encoder.calls)
     assert tree(fresh.work / "files") == tree(again.work / "files")
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads
 
 
 def test_progress_comes_from_the_calling_thread(model: ModelInfo, tmp_path: Path) -> None:
