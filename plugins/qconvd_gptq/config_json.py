@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qconvd.api import SideFile
-from qconvd_gptq.linears import Kept, Linear
+from qconvd.api import JOINED, Kept, inside_layer
+from qconvd_gptq.linears import Chosen
 from qconvd_gptq.options import GptqOptions
 
 QUANTIZER = "qconvd"
-FUSED = ((("q_proj", "k_proj", "v_proj"), "qkv_proj"), (("gate_proj", "up_proj"), "gate_up_proj"))
-"""What vLLM joins, and how it calls the result."""
 
 
-def quantization_config(options: GptqOptions, linears: Sequence[Linear], kept: Sequence[Kept], version: str) -> dict[str, Any]:
+def quantization_config(options: GptqOptions, linears: Sequence[Chosen], kept: Sequence[Kept], version: str) -> dict[str, Any]:
     """`quantization_config` of config.json, and all of quantize_config.json."""
     order = options.order
     config: dict[str, Any] = {
@@ -40,22 +37,14 @@ def quantization_config(options: GptqOptions, linears: Sequence[Linear], kept: S
     return config
 
 
-def in_every_layer(linears: Sequence[Linear], kept: Sequence[Kept]) -> list[str]:
+def in_every_layer(linears: Sequence[Chosen], kept: Sequence[Kept]) -> list[str]:
     """Names within a layer of what is quantized, if that tells it from what is kept; else nothing."""
-    inside = {_inside(x.module) for x in linears}
-    outside = {_inside(x.module) for x in kept}
+    inside = {inside_layer(x.module) for x in linears}
+    outside = {inside_layer(x.module) for x in kept}
     return [] if inside & outside else sorted(inside)
 
 
-def files(config: Mapping[str, Any], quantization: Mapping[str, Any], dtype: str | None) -> list[SideFile]:
-    """config.json with the quantization, and with `dtype` if the rest was cast; and quantize_config.json."""
-    changed = {**config, "quantization_config": dict(quantization)}
-    if dtype:
-        changed |= dict.fromkeys([key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"], dtype)
-    return [_json("config.json", changed), _json("quantize_config.json", quantization)]
-
-
-def _dynamic(options: GptqOptions, linears: Sequence[Linear], kept: Sequence[Kept]) -> dict[str, Any]:
+def _dynamic(options: GptqOptions, linears: Sequence[Chosen], kept: Sequence[Kept]) -> dict[str, Any]:
     """Regular expressions from the start of a module's name, the first that fits decides: what is left out comes first."""
     found: dict[str, Any] = {}
     quantized = _joined(x.module for x in linears)
@@ -74,8 +63,8 @@ def _dynamic(options: GptqOptions, linears: Sequence[Linear], kept: Sequence[Kep
 
 def _pattern(module: str, others: set[str]) -> str:
     """An expression for a module, for all layers at once unless that would take in one of the others."""
-    inside = _inside(module)
-    if any(_inside(o) == inside for o in others):
+    inside = inside_layer(module)
+    if any(inside_layer(o) == inside for o in others):
         # Some checkpoints leave out what their model puts in front: `h.0.` is `transformer.h.0.`.
         return rf"(?:.*\.)?{re.escape(module)}$"
     return rf".*\.{re.escape(inside)}$"
@@ -86,7 +75,7 @@ def _joined(modules: Iterable[str]) -> set[str]:
     found = set(modules)
     for module in tuple(found):
         before, _, last = module.rpartition(".")
-        found |= {f"{before}.{joined}" for members, joined in FUSED if last in members}
+        found |= {f"{before}.{joined}" for members, joined in JOINED if last in members}
     return found
 
 
@@ -95,17 +84,7 @@ def _with_fused(modules: Sequence[str], quantized: set[str]) -> list[str]:
     more = list(modules)
     for module in modules:
         before, _, last = module.rpartition(".")
-        for members, joined in FUSED:
+        for members, joined in JOINED:
             if last in members and not any(f"{before}.{m}" in quantized for m in members):
                 more.append(f"{before}.{joined}")
     return more
-
-
-def _inside(module: str) -> str:
-    """A module's name within its layer: `self_attn.q_proj`."""
-    return re.split(r"(?:^|\.)(?:layers?|blocks?|h)\.\d+\.", module, maxsplit=1)[-1]
-
-
-def _json(path: str, content: Mapping[str, Any]) -> SideFile:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    return SideFile(path, len(text.encode()), text=text)

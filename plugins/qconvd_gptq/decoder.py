@@ -66,21 +66,3 @@ def bound(unit: Unit, x: Array) -> Array:
     step = np.where(step > 65504, np.inf, step)
     whole = options["method"] == "gptq" or options["mse"]
     return (step * (steps + 1 if whole else 0.5001 + steps * 2.0**-11)).astype(np.float32)
-
-
-def stored(unit: Unit, rows: tuple[int, int], data: Buffer) -> Array:
-    """What was copied, as (rows, columns): floats as float32, everything else as it is."""
-    dtype = unit.outputs[0].dtype
-    if dtype == "BF16":
-        # The upper half of a float32: two zero bytes go in front, as numbers are little-endian.
-        halves = np.zeros((len(data) // 2, 2), "<u2")
-        halves[:, 1] = np.frombuffer(data, "<u2")
-        values: Array = halves.view("<f4")
-    elif dtype == "F16":
-        values = np.frombuffer(data, "<f2").astype(np.float32)
-    elif dtype in ("F32", "F64"):
-        values = np.frombuffer(data, {"F32": "<f4", "F64": "<f8"}[dtype]).astype(np.float32)
-    else:
-        names = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2"}
-        values = np.frombuffer(data, names.get(dtype, "u1"))
-    return values.reshape(rows[1] - rows[0], -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from qconvd.api import FLOATS, Array, Encoded, Hessian, Plan, Unit, UnitReport, as_float32, check_report
+from qconvd.api import Array, Encoded, Hessian, Plan, Unit, check_report, encode_rest
 
 if TYPE_CHECKING:
     from qconvd_gptq.solve import Grid, Solved
@@ -28,7 +28,7 @@ class GptqEncoder:
     def encode(self, unit: Unit, rows: tuple[int, int], x: Sequence[Array], stats: Mapping[str, Array]) -> Encoded:  # noqa: ARG002
         """`x[0]`: the whole linear, (rows, columns) as stored. Raises `QconvdError` that names it."""
         if "bits" not in unit.options:
-            return _copied(unit, x[0])
+            return encode_rest(unit, x[0])
         hessian: Hessian | None = stats[unit.statistics[0].key] if unit.statistics else None
         unreached = hessian is not None and not hessian.tokens
         solved = self._solved(unit, x[0], None if unreached else hessian)
@@ -60,15 +60,3 @@ def packed(unit: Unit, solved: Solved, figures: Mapping[str, float], fallback: s
 
     less = 1 if unit.options["checkpoint_format"] == "gptq" else 0
     return Encoded(pack(solved, unit.options["bits"], less), solved.report, figures=figures, fallback=fallback)
-
-
-def _copied(unit: Unit, x: Array) -> Encoded:
-    """What is no linear of a layer, in the type that the plan's expression gives it already."""
-    import numpy as np
-
-    report = UnitReport(weights=x.size)
-    if (dtype := unit.inputs[0].dtype) in FLOATS:
-        values = as_float32(x, dtype)
-        report = report._replace(nan=int(np.isnan(values).sum()), inf=int(np.isinf(values).sum()))
-        check_report(unit, report, unit.options)
-    return Encoded((x.reshape(-1),), report)

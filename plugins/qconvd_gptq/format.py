@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from qconvd.api import FLOATS, Array, Buffer, Device, Encoder, FormatOptions, ModelInfo, NameParts, Plan, Unit, cuda_device
+from qconvd.api import (
+    Array,
+    Buffer,
+    Device,
+    Encoder,
+    FormatOptions,
+    ModelInfo,
+    NameParts,
+    Plan,
+    Unit,
+    bound_rest,
+    cuda_device,
+    decode_rest,
+)  # fmt: skip
 from qconvd_gptq.options import GptqOptions, from_text
 
 
@@ -49,9 +62,9 @@ class Gptq:
 
     def decode(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Sequence[Array]:
         """Linears by code that shares nothing with solver and packer; the rest as it is stored."""
-        from qconvd_gptq.decoder import decode, stored
+        from qconvd_gptq.decoder import decode
 
-        return (decode(unit, data) if "bits" in unit.options else stored(unit, rows, data[0]),)
+        return (decode(unit, data) if "bits" in unit.options else decode_rest(unit, rows, data[0]),)
 
     def bound(
         self,
@@ -60,10 +73,6 @@ class Gptq:
         x: Sequence[Array],
         stats: Mapping[str, Array],  # noqa: ARG002
     ) -> Sequence[Array]:
-        import numpy as np
-
         from qconvd_gptq.decoder import bound
 
-        if "bits" in unit.options:
-            return (bound(unit, x[0]),)
-        return (np.zeros(x[0].shape, np.float32 if unit.inputs[0].dtype in FLOATS else x[0].dtype),)
+        return (bound(unit, x[0]) if "bits" in unit.options else bound_rest(unit, x[0]),)

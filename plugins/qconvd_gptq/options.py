@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from qconvd.api import CalibrationOptions, FormatOptions, NameParts, Size
+from qconvd.api import CalibrationOptions, FormatOptions, NameParts, Size, module_patterns
 from qconvd_gptq.readers import READERS, ReaderName, obstacle
 
 BITS = (2, 3, 4, 8)
@@ -77,19 +77,11 @@ class ModuleOptions(BaseModel):
 
 def _modules(given: Any) -> Any:
     """Pairs of a regular expression and `skip` or options, in their order."""
-    pairs = list(given.items()) if isinstance(given, Mapping) else given
-    if not isinstance(pairs, list | tuple) or any(not isinstance(p, list | tuple) or len(p) != 2 for p in pairs):
-        raise ValueError("modules is a mapping from patterns to `skip` or options, e.g. {down_proj: {bits: 8}}")
+    pairs = module_patterns(given, "{down_proj: {bits: 8}, gate_proj: skip}")
     for pattern, what in pairs:
-        if not isinstance(pattern, str) or not pattern:
-            raise ValueError(f"{pattern!r} is no pattern; write part of a linear's name, e.g. down_proj")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
         if isinstance(what, str) and what != "skip":
             raise ValueError(f"{pattern}: {what!r} is neither `skip` nor options such as {{bits: 8, group_size: 32}}")
-    return tuple((pattern, what) for pattern, what in pairs)
+    return pairs
 
 
 Modules = Annotated[

@@ -7,16 +7,14 @@ from typing import Any
 
 from qconvd.api import (
     ELEMENT_BYTES,
-    Cast,
     ContainerSpec,
-    Expr,
+    Kept,
     LeftOut,
     ModelInfo,
     OutputTensor,
     Plan,
     Read,
     Reader,
-    SideFile,
     StatRequest,
     TensorInfo,
     Transpose,
@@ -24,73 +22,72 @@ from qconvd.api import (
     Unsupported,
     Whole,
     calibration_spec,
+    carried_files,
+    config_with,
     container,
+    in_float32,
+    in_order,
+    json_file,
+    kept_as,
+    rest_unit,
     safetensors_index,
+    unmatched_patterns,
     version,
 )
 from qconvd_gptq import config_json
-from qconvd_gptq.linears import Kept, Linear, layer_of, sorted_out
+from qconvd_gptq.linears import Chosen, sorted_out
 from qconvd_gptq.options import GptqOptions
 from qconvd_gptq.readers import NOTES, READERS, hindrance, obstacle
 
 CONTEXT = 1 << 30
 """Bytes of GPU memory for the driver's context and code, which no plan can know."""
+CONFIG = "quantize_config.json"
 ROWS = 1024
 """Rows that the solver takes at a time."""
 
 
 def plan(model: ModelInfo, options: GptqOptions) -> Plan:
     """One unit per tensor, in the order of the layers. Raises `Unsupported`."""
-    if model.kind == "gguf":
-        raise Unsupported(
-            "a GGUF's tensors are named and ordered for llama.cpp; GPTQ is made from the checkpoint it came from",
-            where=str(model.path),
-            fix="convert that one",
-        )
-    if not model.config:
-        raise Unsupported(
-            "has no config.json, without which nobody can load a GPTQ checkpoint", where=str(model.path), fix="add it"
-        )
     found = {x.tensor.name: x for x in sorted_out(model, options)}
-    linears = [x for x in found.values() if isinstance(x, Linear)]
+    chosen = [x for x in found.values() if isinstance(x, Chosen)]
     kept = [x for x in found.values() if isinstance(x, Kept)]
-    if not linears:
+    if not chosen:
         why = f"; of {len(kept)} linears none can be: {kept[0].module}: {kept[0].reason}" if kept else ""
         raise Unsupported(f"has no linears that can be quantized{why}", where=str(model.path))
-    tensors = sorted(model.tensors.values(), key=_order)
-    cast = all(x.tensor.dtype == "F32" for x in linears)
-    units = tuple(_unit(t, found.get(t.name), options, cast) for t in tensors)
+    cast = in_float32(x.tensor for x in chosen)
+    units = tuple(_unit(t, found.get(t.name), options, cast) for t in in_order(model.tensors.values()))
     outputs = [o for u in units for o in u.outputs]
     spec = ContainerSpec("safetensors", (("format", "str", "pt"),), {"max_shard_size": options.max_shard_size})
     files = container("safetensors").layout(spec, outputs)
     index = safetensors_index(files, outputs)
-    quantization = config_json.quantization_config(options, linears, kept, version)
-    readers, notes = _readers(options, linears, kept)
+    quantization = config_json.quantization_config(options, chosen, kept, version)
+    readers, notes = _readers(options, chosen, kept)
     return Plan(
         container=spec,
         files=files,
         units=units,
         name=options.name_parts,
         side_files=(
-            *config_json.files(model.config, quantization, "float16" if cast else None),
-            *_copied(model),
+            config_with(model.config, quantization, "float16" if cast else None),
+            json_file(CONFIG, quantization),
+            *carried_files(model, ("config.json", CONFIG)),
             *([index] if index else []),
         ),
-        left_out=tuple(LeftOut(k.tensor.name, _kept_as(k.tensor, cast), k.reason) for k in kept),
+        left_out=tuple(LeftOut(k.tensor.name, kept_as(k.tensor, cast), k.reason) for k in kept),
         loads_with=readers,
-        notes=(*notes, *_unmatched(options, model)),
+        notes=(*notes, *unmatched_patterns(options.modules, model)),
         calibration=calibration_spec(options.calibration, model) if options.method == "gptq" else None,
     )
 
 
 def _readers(
-    options: GptqOptions, linears: Sequence[Linear], kept: Sequence[Kept]
+    options: GptqOptions, chosen: Sequence[Chosen], kept: Sequence[Kept]
 ) -> tuple[tuple[Reader, ...], tuple[str, ...]]:
     """Who loads it; and in a sentence who does not, and why. Raises `Unsupported` if one of `for` does not."""
-    uniform = not kept or bool(config_json.in_every_layer(linears, kept))
+    uniform = not kept or bool(config_json.in_every_layer(chosen, kept))
     good, bad = [], []
     for reader in READERS:
-        why = obstacle(reader, options) or hindrance(reader, linears, [k.module for k in kept], uniform)
+        why = obstacle(reader, options) or hindrance(reader, chosen, [k.module for k in kept], uniform)
         if not why:
             good.append(Reader(READERS[reader], NOTES[reader]))
             continue
@@ -102,29 +99,13 @@ def _readers(
     return tuple(good), (*sentences, *(f"does not load with {b}" for b in bad))
 
 
-def _unit(tensor: TensorInfo, linear: Linear | Kept | None, options: GptqOptions, cast: bool) -> Unit:
-    if isinstance(linear, Linear):
-        return _linear(linear, options)
-    expr: Expr = Read.of(tensor)
-    if tensor.dtype not in ELEMENT_BYTES or tensor.dtype.startswith("F8"):
-        raise Unsupported(
-            f"is stored as {tensor.dtype}; GPTQ is made from unquantized weights",
-            where=tensor.name,
-            fix="convert from the model's 16-bit release",
-        )
-    if _kept_as(tensor, cast) != tensor.dtype:
-        expr = Cast(expr, _kept_as(tensor, cast))
-    nbytes = tensor.nbytes // ELEMENT_BYTES[tensor.dtype] * ELEMENT_BYTES[expr.dtype]
-    return Unit(
-        id=tensor.name,
-        layer=layer_of(tensor.name),
-        inputs=(expr,),
-        outputs=(OutputTensor(tensor.name, expr.dtype, tensor.shape, nbytes),),
-        options={"non_finite": options.non_finite} if options.non_finite != "report" else {},
-    )
+def _unit(tensor: TensorInfo, x: Chosen | Kept | None, options: GptqOptions, cast: bool) -> Unit:
+    if isinstance(x, Chosen):
+        return _linear(x, options)
+    return rest_unit(tensor, "GPTQ", cast, {"non_finite": options.non_finite} if options.non_finite != "report" else {})
 
 
-def _linear(x: Linear, options: GptqOptions) -> Unit:
+def _linear(x: Chosen, options: GptqOptions) -> Unit:
     bits, rows, columns = x.bits, x.rows, x.columns
     shapes = {
         "qweight": ("I32", (columns * bits // 32, rows)),
@@ -159,37 +140,4 @@ def _linear(x: Linear, options: GptqOptions) -> Unit:
             "cuda": 25 * rows * columns + (12 * columns * columns if calibrated else 0) + CONTEXT,
         },
         options=said,
-    )
-
-
-def _kept_as(tensor: TensorInfo, cast: bool) -> str:
-    """What is not quantized keeps its type, as other writers leave it; of a model in float32 all becomes float16."""
-    return "F16" if cast and tensor.dtype in ("F32", "F64") else tensor.dtype
-
-
-def _order(tensor: TensorInfo) -> tuple[int, int, str, int]:
-    """Embedding, layers by number, head; as stored within each, so that a pass reads and writes from front to back."""
-    layer = layer_of(tensor.name)
-    if layer is not None:
-        return 1, layer, tensor.file, tensor.offset
-    return (0 if "embed" in tensor.name or ".wte" in tensor.name or ".wpe" in tensor.name else 2), 0, tensor.file, tensor.offset
-
-
-def _copied(model: ModelInfo) -> list[SideFile]:
-    ours = ("config.json", "quantize_config.json")
-    return [
-        SideFile(f.path, f.size, source=f.path)
-        for f in model.files
-        if f.role == "side" and f.path not in ours and not f.path.endswith(".safetensors.index.json")
-    ]
-
-
-def _unmatched(options: GptqOptions, model: ModelInfo) -> tuple[str, ...]:
-    import re
-
-    modules = [name.removesuffix(".weight") for name in model.tensors]
-    return tuple(
-        f"modules: no linear's name has {pattern}"
-        for pattern, _ in options.modules
-        if not any(re.search(pattern, m) for m in modules)
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from qconvd.api import Detail
 
 if TYPE_CHECKING:
-    from qconvd_gptq.linears import Linear
+    from qconvd_gptq.linears import Chosen
     from qconvd_gptq.options import GptqOptions
 
 ReaderName: TypeAlias = Literal["vllm-marlin", "vllm", "exllamav2", "transformers", "gptqmodel"]
@@ -65,7 +65,7 @@ def obstacle(reader: ReaderName, options: GptqOptions) -> str:
     return ""
 
 
-def hindrance(reader: ReaderName, linears: Sequence[Linear], left_out: Sequence[str], uniform: bool) -> str:
+def hindrance(reader: ReaderName, linears: Sequence[Chosen], left_out: Sequence[str], uniform: bool) -> str:
     """Why a reader refuses this model's checkpoint; empty if it does not. `uniform`: whether layers are treated alike."""
     if reader == "exllamav2" and (odd := next((x for x in linears if x.columns % 32 or x.rows % 32), None)):
         return f"it needs widths that 32 divides, and {odd.module} has {odd.rows} x {odd.columns}"

@@ -90,7 +90,7 @@ def test_what_the_ledger_keeps_is_read_again() -> None:
         ({"desc_act": True, "act_order": "none"}, "act_order says it already; leave out desc_act and static_groups"),
         ({"modules": {"(": "skip"}}, "'(' is no regular expression: missing ), unterminated subpattern at position 0"),
         ({"modules": {"up": "away"}}, "up: 'away' is neither `skip` nor options such as {bits: 8, group_size: 32}"),
-        ({"modules": ["up"]}, "modules is a mapping from patterns to `skip` or options, e.g. {down_proj: {bits: 8}}"),
+        ({"modules": ["up"]}, "modules is a mapping from patterns, e.g. {down_proj: {bits: 8}, gate_proj: skip}"),
         ({"damp": 0.1}, "gptq.damp: there is no key 'damp' here"),
         ({"damp_percent": 2}, "gptq.damp_percent: "),
     ],

@@ -205,7 +205,7 @@ def test_a_model_in_float32_becomes_float16_and_a_few_such_tensors_in_another_st
         ),
         (
             headers(llama(1), config={}),
-            "/nowhere/m: has no config.json, without which nobody can load a GPTQ checkpoint\n  add it",
+            "/nowhere/m: has no config.json, without which nobody can load GPTQ\n  add it",
         ),
         (
             headers(llama(1), config={"quantization_config": {"quant_method": "awq"}}),
