@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from qconvd.engine.expr import Transpose
 from qconvd.engine.gathering import Gathering
 from qconvd.engine.graph import UnitKey
 from qconvd.engine.mean_squares import MeanSquareFiles
@@ -116,9 +117,9 @@ class Layers:
         return not (run.is_done(asking.unit) if asking.at_once else self._kept.has(asking.linears))
 
     def _weights(self, layer: int) -> dict[str, Any]:
-        """What the target's bytes of a layer stand for, by the tensors' names in the checkpoint."""
+        """What the target's bytes of a layer stand for, by the tensors' names in the checkpoint, and as they lie there."""
         return {
-            self._gathering.stream.tensors(a.requests[0].linear)[0]: self._runs[a.key[0]].dequantized(a.unit)
+            self._gathering.stream.tensors(a.requests[0].linear)[0]: _stored(a.unit, self._runs[a.key[0]].dequantized(a.unit))
             for a in self._asking
             if a.layer == layer and a.at_once
         }
@@ -130,6 +131,11 @@ def said_of(spec: CalibrationSpec, about: Mapping[str, Any]) -> dict[str, Any]:
         "text": spec.name, "sha256": spec.sha256, "samples": spec.samples, "length": spec.length, "seed": spec.seed,
         "chat": spec.chat, "activations": spec.stream, **about,
     }  # fmt: skip
+
+
+def _stored(unit: Unit, weights: Any) -> Any:
+    """(rows, columns) of a unit turned to how its tensor is stored: GPT-2's linears are (in, out)."""
+    return weights.T if isinstance(unit.inputs[0], Transpose) else weights
 
 
 def _nbytes(statistic: Any) -> int:
