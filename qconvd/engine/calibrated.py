@@ -49,7 +49,8 @@ class Layers:
     ) -> None:
         self._gathering = gathering
         self._runs = runs
-        self._kept = MeanSquareFiles(gathering.stream, gathering.calibration.about)
+        with gathering.blamed():
+            self._kept = MeanSquareFiles(gathering.stream, gathering.calibration.about)
         self._asking = [
             Asking((index, unit.id), unit, max(gathering.calibration.layer_of(r) for r in requests), requests)
             for index, run in runs.items()
@@ -74,8 +75,9 @@ class Layers:
                 self._gathering.finish(layer, None if original else self._weights(layer))
         for index, run in self._alive().items():
             of_linear = {n: a.unit for a in self._asking if a.key[0] == index and not a.at_once for n in a.linears}
-            run.read_also(self._kept.files(of_linear))
-            run.unreached = {of_linear[name].id: count for name, count in self._kept.unused(of_linear).items()}
+            with self._gathering.blamed():
+                run.read_also(self._kept.files(of_linear))
+                run.unreached = {of_linear[name].id: count for name, count in self._kept.unused(of_linear).items()}
 
     def _layer(self, layer: int, encode: Encode) -> None:
         waiting = [a for a in self._asking if a.layer == layer and self._is_left(a)]
@@ -94,7 +96,8 @@ class Layers:
         if waiting:
             raise self._gathering.lacks(waiting[0].requests)
         if means:
-            self._kept.write(layer, means, self._gathering.calibration.counts)
+            with self._gathering.blamed():
+                self._kept.write(layer, means, self._gathering.calibration.counts)
 
     def _encode(self, ready: Collection[Asking], held: Mapping[str, Any], encode: Encode) -> None:
         if not ready:
