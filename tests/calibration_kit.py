@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import family_models
+import gguf_models
 from qconvd import checkpoints
 from qconvd.calibration import sources
 from qconvd.calibration.options import CalibrationOptions, calibration_spec
@@ -21,12 +22,23 @@ from qconvd.engine.plan import CalibrationSpec, Device, StatRequest
 from qconvd.engine.run import Limits
 
 MEMORY = 2 << 30
+GPT2 = "gpt2"
+"""Among the families, but made without a record."""
 
 
 def family(folder: Path, name: str) -> ModelInfo:
     """A tiny model of a family."""
+    if name == GPT2:
+        return gpt2(folder / name)
     record = family_models.record(name)
     return checkpoints.inspect(family_models.make(folder / name, record["config"], record["checkpoint"]))
+
+
+def gpt2(folder: Path) -> ModelInfo:
+    """A tiny GPT-2, whose linears lie as (in, out)."""
+    config = gguf_models.CONFIGS["gpt2"] | dict(n_embd=64, n_head=4, n_layer=2, n_positions=256, n_ctx=256)
+    config |= dict(vocab_size=family_models.VOCAB, bos_token_id=257, eos_token_id=258, pad_token_id=256, torch_dtype="float32")
+    return checkpoints.inspect(family_models.make(folder, config, gguf_models.shapes(config)))
 
 
 def small_text(folder: Path) -> Path:

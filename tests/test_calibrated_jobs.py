@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import calibration_kit as kit
 import crash
+import gptq_unpacked
 from command_line import Qconvd, called_in
 from qconvd import checkpoints
 from qconvd.api import Device, ModelInfo
@@ -110,6 +113,25 @@ def test_what_a_layer_is_fed_makes_a_difference(model: ModelInfo, tmp_path: Path
     first, second = (read_manifest(t.work / "files" / "qconvd.json").calibration["linears"] for t in (*original, *quantized))
     assert first["model.layers.0.self_attn.q_proj.weight"] == second["model.layers.0.self_attn.q_proj.weight"]
     assert first["model.layers.3.self_attn.o_proj.weight"] != second["model.layers.3.self_attn.o_proj.weight"]
+
+
+def test_quantized_activations_are_those_of_a_model_whose_first_layer_is_quantized(tmp_path: Path) -> None:
+    """With GPT-2, whose weights lie turned."""
+    model = kit.gpt2(tmp_path / "gpt2")
+    mine = f"{{text: {kit.small_text(tmp_path)}, samples: 8, length: 32"
+    text = f"gptq: {{bits: 2, group_size: 32, calibration: {mine}, activations: quantized}}}}"
+    (target,) = targets_of(model, text, tmp_path / "q")
+    go(model, [target])
+    made = dict(gptq_unpacked.linears(target.work / "files"))
+    first = {name: w.T for name, w in made.items() if ".h.0." in name}
+    assert len(first) == 4
+    half = kit.rewritten(model, tmp_path / "half", first)
+    (plain,) = targets_of(half, text.replace("quantized}", "original}"), tmp_path / "o")
+    go(half, [plain])
+    second = {name: w for name, w in gptq_unpacked.linears(plain.work / "files") if ".h.1." in name}
+    assert len(second) == 4
+    for name, w in second.items():
+        np.testing.assert_array_equal(made[name], w, name)
 
 
 def test_a_killed_job_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, glass: Path) -> None:

@@ -7,6 +7,7 @@ run: the class is transformers' own or there is none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from transformers.models.auto import configuration_auto, modeling_auto
 from qconvd.calibration.errors import unsupported
 from qconvd.calibration.names import expert_linears, spellings
 from qconvd.checkpoints.base import ModelInfo
+from qconvd.errors import QconvdError
+
+OTHER_CONFIG = "copy or download config.json again, or choose a format without calibration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +131,30 @@ def _config(model: ModelInfo) -> Any:
             raise unsupported(model, f"{what}which qconvd never runs")
         raise unsupported(model, f"transformers {transformers.__version__} does not know the model type {kind!r}")
     wanted = {k: v for k, v in model.config.items() if k not in ("auto_map", "quantization_config")}
-    return known[kind].from_dict(wanted)
+    with blamed_on_config(model, "transformers cannot read its config.json"):
+        config = known[kind].from_dict(wanted)
+        layers = config.get_text_config().num_hidden_layers
+    if layers > len(model.tensors):  # said now, for it would take as long to build as there are layers
+        what = f"its config.json says {layers} layers, and the checkpoint has {len(model.tensors)} tensors in all"
+        raise unsupported(model, what, OTHER_CONFIG)
+    return config
 
 
 def _built(model: ModelInfo, kind: Any, config: Any) -> Any:
+    with blamed_on_config(model, f"transformers cannot build {kind.__name__} from its config.json"), torch.device("meta"):
+        return kind(config).eval()
+
+
+@contextmanager
+def blamed_on_config(model: ModelInfo, what: str) -> Iterator[None]:
+    """Whatever a config.json may make of transformers' classes becomes `Unsupported`."""
     try:
-        with torch.device("meta"):
-            return kind(config).eval()
-    except Exception as error:  # whatever a config.json may make of a class
-        what = f"transformers cannot build {kind.__name__} from its config.json: {' '.join(str(error).split())[:200]}"
-        raise unsupported(model, what, "copy or download config.json again, or choose a format without calibration") from error
+        yield
+    except (QconvdError, MemoryError):
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise unsupported(model, f"{what}: {why}", OTHER_CONFIG) from error
 
 
 def _class(model: ModelInfo, config: Any) -> Any:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvd.calibration.chat import ChatTemplate, chat_template
-from qconvd.calibration.sources import Document, digest, documents, shown
-from qconvd.calibration.tokenizer import tokenizer
+from qconvd.calibration.sources import SEGMENT, Document, digest, documents, shown
+from qconvd.calibration.tokenizer import Tokenizer, tokenizer
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.plan import CalibrationSpec
 from qconvd.errors import QconvdError
@@ -41,7 +41,7 @@ def tokens(model: ModelInfo, spec: CalibrationSpec) -> NDArray[np.int64]:
     pieces, rest = [], list[int]()
     total = 0
     for text in _texts(model, spec):
-        ids = made.ids(text)
+        ids = _ids(made, text[: _wanted(spec)])
         if tuple(ids[: len(made.start)]) == made.start:  # a chat template writes it itself
             ids = ids[len(made.start) :]
         total += len(ids)
@@ -94,7 +94,7 @@ def _as_turns(text: str) -> list[tuple[str, str]]:
 
 def _chosen(spec: CalibrationSpec) -> list[Document]:
     """So many documents that there is text enough, at random, in the order of the text; memory is bounded by what is chosen."""
-    wanted = max(LEAST, spec.samples * spec.length * CHARACTERS)
+    wanted = _wanted(spec)
     order = random.Random(spec.seed)
     kept: list[tuple[float, int, Document]] = []
     held = 0
@@ -106,6 +106,18 @@ def _chosen(spec: CalibrationSpec) -> list[Document]:
         while held - len(kept[0][2].text) >= wanted:
             held -= len(heapq.heappop(kept)[2].text)
     return [document for _, _, document in sorted(kept, key=lambda k: k[1])]
+
+
+def _wanted(spec: CalibrationSpec) -> int:
+    """Characters of text that are looked at."""
+    return max(LEAST, spec.samples * spec.length * CHARACTERS)
+
+
+def _ids(made: Tokenizer, text: str) -> list[int]:
+    """Tokenizers take a hundred times a text's size in memory, so a long one is handed over in parts."""
+    if len(text) <= 2 * SEGMENT:
+        return list(made.ids(text))
+    return [i for at in range(0, len(text), SEGMENT) for i in made.ids(text[at : at + SEGMENT])]
 
 
 def _too_short(spec: CalibrationSpec, total: int, samples: int) -> QconvdError:

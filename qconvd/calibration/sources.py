@@ -19,11 +19,12 @@ from qconvd.checkpoints.files import opened
 from qconvd.errors import QconvdError
 from qconvd.hub.cache import cache_folder
 from qconvd.input_files import sha256_of
+from qconvd.quantities import show_size
 
 BUNDLED = Path(__file__).parent / "text"
 PLAIN, LINES, TABLES = (".txt", ".md"), ".jsonl", ".parquet"
 SEGMENT = 1 << 16
-"""Characters that are read of a plain text at once; a longer text is cut behind a line."""
+"""Characters of a plain text that are taken at once; a longer text is cut behind a line, or after as much again without one."""
 LINE_LIMIT = 16 << 20
 """Bytes of a line of .jsonl."""
 ROLES: Mapping[str, str] = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -45,7 +46,7 @@ def digest(text: str) -> str:
     found = hashlib.sha256()
     for path in files:
         with opened(path) as (descriptor, _):
-            found.update(f"{path.relative_to(root)}\0{sha256_of(descriptor)}\n".encode())
+            found.update(os.fsencode(path.relative_to(root)) + f"\0{sha256_of(descriptor)}\n".encode())
     return found.hexdigest()
 
 
@@ -106,7 +107,9 @@ def _plain(path: Path) -> Iterator[Document]:
     with opened(path) as (descriptor, _), os.fdopen(os.dup(descriptor), "rb") as raw:
         file = io.TextIOWrapper(raw, "utf-8", errors="replace")
         while text := file.read(SEGMENT):
-            yield Document(text + (file.readline() if len(text) == SEGMENT else ""))
+            if "\0" in text:
+                raise QconvdError("is no text: it has zero bytes", where=str(path), fix="name a text in UTF-8")
+            yield Document(text + (file.readline(SEGMENT) if len(text) == SEGMENT else ""))
 
 
 def _conversations(path: Path) -> Iterator[Document]:
@@ -114,8 +117,12 @@ def _conversations(path: Path) -> Iterator[Document]:
         number = 0
         while line := raw.readline(LINE_LIMIT):
             number += 1
+            where = f"{path}, line {number}"
+            if len(line) == LINE_LIMIT and not line.endswith(b"\n"):
+                what = f"is longer than {show_size(LINE_LIMIT)}"
+                raise QconvdError(what, where=where, fix="cut it into several, or give long texts as .txt")
             if line.strip():
-                yield _document(_parsed(line, f"{path}, line {number}"), f"{path}, line {number}")
+                yield from _pieces(_document(_parsed(line, where), where))
 
 
 def _parsed(line: bytes, where: str) -> Any:
@@ -134,9 +141,23 @@ def _document(value: Any, where: str) -> Document:
             return Document("\n\n".join(content for _, content in turns), turns)
     for name in ("text", "content"):
         if isinstance(value.get(name), str):
-            return Document(value[name])
+            return Document(_whole(value[name]))
     names = ", ".join(map(str, value)) or "nothing"
     raise QconvdError(f"has no text that is known: its fields are {names}", where=where, fix=f"a line needs {FIELDS}")
+
+
+def _whole(text: str) -> str:
+    """Without halves of characters, which JSON can hold and no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _pieces(document: Document) -> Iterator[Document]:
+    """A long text as several. A conversation stays one."""
+    if document.turns or len(document.text) <= 2 * SEGMENT:
+        yield document
+        return
+    for at in range(0, len(document.text), SEGMENT):
+        yield Document(document.text[at : at + SEGMENT])
 
 
 def _turn(value: Any, where: str) -> tuple[str, str]:
@@ -149,7 +170,7 @@ def _turn(value: Any, where: str) -> tuple[str, str]:
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
     if not isinstance(role, str) or not isinstance(content, str):
         raise QconvdError("has a turn without role and content", where=where, fix='{"role": "user", "content": "…"} is one')
-    return ROLES.get(role, role), content
+    return ROLES.get(role, role), _whole(content)
 
 
 def _table(path: Path) -> Iterator[Document]:
@@ -163,4 +184,4 @@ def _table(path: Path) -> Iterator[Document]:
     with parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=256):
             for row in batch.to_pylist():
-                yield _document(row, str(path))
+                yield from _pieces(_document(row, str(path)))

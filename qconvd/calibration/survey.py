@@ -17,6 +17,7 @@ def survey(network: Network, length: int) -> Sequence[LayerTrace]:
         for name, value in [*module.named_parameters(recurse=False)]:
             put(module, name, torch.zeros_like(value, device="cpu"))
         fill_buffers(network, module, torch.device("cpu"))
+    network.origins(network.embedding)
     for layer in network.layers:  # a checkpoint that lacks a weight is found now, and not in the middle
         network.origins(layer)
     return trace(network, length, torch.device("cpu"))

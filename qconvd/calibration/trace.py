@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from qconvd.calibration.errors import unsupported
 from qconvd.calibration.experts import VERIFIED, experts_of, group_of, is_fused, observed
-from qconvd.calibration.network import Network
+from qconvd.calibration.network import Network, blamed_on_config
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def trace(network: Network, length: int, device: torch.device) -> Sequence[Layer
             out = type(layer).forward(layer, hidden.to("meta"), *_meta(args), **_meta(kwargs))
         one.rest = out[1:] if isinstance(out, tuple) else None
 
-    _outer_pass(network, (1, length), device, found, run)
+    # Sizes that do not fit each other first show when they are computed with.
+    with blamed_on_config(network.model, f"transformers' {type(network.whole).__name__} cannot run as its config.json says"):
+        _outer_pass(network, (1, length), device, found, run)
     return found
 
 

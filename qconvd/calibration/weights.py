@@ -13,7 +13,7 @@ from torch import nn
 from qconvd.calibration.errors import unsupported
 from qconvd.calibration.network import Network, Origin
 from qconvd.engine import evaluate
-from qconvd.engine.expr import Read
+from qconvd.engine.expr import Read, rows_columns
 from qconvd.engine.source import Source
 from qconvd.errors import QconvdError
 from qconvd.plugins import plugins
@@ -71,7 +71,7 @@ class Weights:
         info = self._network.model.tensors[name]
         if name in replaced:
             given = replaced[name]
-            if given.size != int(np.prod(info.shape)):
+            if given.shape != rows_columns(info.shape):
                 raise QconvdError(f"{name}: weights of the shape {given.shape} cannot stand for {info.shape}")
             return torch.tensor(np.asarray(given), device=self.device).to(self.dtype).reshape(info.shape)
         return self._converted(self._read(name, 0, info.rows), name).reshape(info.shape)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from qconvd.engine.expr import Transpose
 from qconvd.engine.gathering import Gathering
 from qconvd.engine.graph import UnitKey
 from qconvd.engine.mean_squares import MeanSquareFiles
@@ -48,7 +49,8 @@ class Layers:
     ) -> None:
         self._gathering = gathering
         self._runs = runs
-        self._kept = MeanSquareFiles(gathering.stream, gathering.calibration.about)
+        with gathering.blamed():
+            self._kept = MeanSquareFiles(gathering.stream, gathering.calibration.about)
         self._asking = [
             Asking((index, unit.id), unit, max(gathering.calibration.layer_of(r) for r in requests), requests)
             for index, run in runs.items()
@@ -73,8 +75,9 @@ class Layers:
                 self._gathering.finish(layer, None if original else self._weights(layer))
         for index, run in self._alive().items():
             of_linear = {n: a.unit for a in self._asking if a.key[0] == index and not a.at_once for n in a.linears}
-            run.read_also(self._kept.files(of_linear))
-            run.unreached = {of_linear[name].id: count for name, count in self._kept.unused(of_linear).items()}
+            with self._gathering.blamed():
+                run.read_also(self._kept.files(of_linear))
+                run.unreached = {of_linear[name].id: count for name, count in self._kept.unused(of_linear).items()}
 
     def _layer(self, layer: int, encode: Encode) -> None:
         waiting = [a for a in self._asking if a.layer == layer and self._is_left(a)]
@@ -93,7 +96,8 @@ class Layers:
         if waiting:
             raise self._gathering.lacks(waiting[0].requests)
         if means:
-            self._kept.write(layer, means, self._gathering.calibration.counts)
+            with self._gathering.blamed():
+                self._kept.write(layer, means, self._gathering.calibration.counts)
 
     def _encode(self, ready: Collection[Asking], held: Mapping[str, Any], encode: Encode) -> None:
         if not ready:
@@ -116,9 +120,9 @@ class Layers:
         return not (run.is_done(asking.unit) if asking.at_once else self._kept.has(asking.linears))
 
     def _weights(self, layer: int) -> dict[str, Any]:
-        """What the target's bytes of a layer stand for, by the tensors' names in the checkpoint."""
+        """What the target's bytes of a layer stand for, by the tensors' names in the checkpoint, and as they lie there."""
         return {
-            self._gathering.stream.tensors(a.requests[0].linear)[0]: self._runs[a.key[0]].dequantized(a.unit)
+            self._gathering.stream.tensors(a.requests[0].linear)[0]: _stored(a.unit, self._runs[a.key[0]].dequantized(a.unit))
             for a in self._asking
             if a.layer == layer and a.at_once
         }
@@ -130,6 +134,11 @@ def said_of(spec: CalibrationSpec, about: Mapping[str, Any]) -> dict[str, Any]:
         "text": spec.name, "sha256": spec.sha256, "samples": spec.samples, "length": spec.length, "seed": spec.seed,
         "chat": spec.chat, "activations": spec.stream, **about,
     }  # fmt: skip
+
+
+def _stored(unit: Unit, weights: Any) -> Any:
+    """(rows, columns) of a unit turned to how its tensor is stored: GPT-2's linears are (in, out)."""
+    return weights.T if isinstance(unit.inputs[0], Transpose) else weights
 
 
 def _nbytes(statistic: Any) -> int:

@@ -6,19 +6,20 @@ calibration says, and looks for a wish to stop.
 
 from __future__ import annotations
 
+import errno
 import queue
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.plan import CalibrationSpec, Device, StatRequest
-from qconvd.errors import QconvdError, Unsupported
+from qconvd.errors import OutOfSpace, QconvdError, TakenAway, Unsupported
 
 if TYPE_CHECKING:
     from qconvd.calibration.run import Calibration
@@ -113,7 +114,8 @@ class Gathering:
     def anew(self) -> None:
         """Forget how far it was."""
         self._do(self.calibration.close)
-        shutil.rmtree(self.stream.folder / STATES)
+        with self.blamed():
+            shutil.rmtree(self.stream.folder / STATES)
         self.open()
 
     @property
@@ -159,7 +161,26 @@ class Gathering:
         try:
             return future.result()
         except Exception as error:
-            raise Failed(error) from error
+            raise Failed(self._reason(error)) from error
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """What goes wrong with the calibration's files is its failure, and not that of the whole run."""
+        try:
+            yield
+        except (OSError, QconvdError) as error:
+            raise Failed(self._reason(error)) from error
+
+    def _reason(self, error: Exception) -> Exception:
+        """A full disk and a folder that somebody removed pass by, so both are tried again."""
+        where = str(self.stream.folder)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fix = "make room there, or choose an output folder on another disk"
+            return OutOfSpace("the disk is full, and text is being run through the model", where=where, fix=fix)
+        if isinstance(error, FileNotFoundError) and str(error.filename).startswith(where):
+            fix = "leave the folder .qconvd alone while targets are converted"
+            return TakenAway("was removed while text was being run through the model", where=where, fix=fix)
+        return error
 
     def _hear(self) -> None:
         with suppress(queue.Empty):

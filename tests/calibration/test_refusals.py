@@ -84,9 +84,22 @@ def test_a_tokenizer_of_another_model(llama: ModelInfo, tmp_path: Path) -> None:
         calibration.finish(0)
 
 
-def test_a_config_that_makes_no_model(llama: ModelInfo) -> None:
-    error = refused(kit.reconfigured(llama, vocab_size=90), hessian(Q))
-    assert error.what.startswith("transformers cannot build LlamaForCausalLM from its config.json: ")
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"vocab_size": 90}, "transformers cannot build LlamaForCausalLM from its config.json: "),
+        ({"hidden_size": "64"}, "transformers cannot read its config.json: "),
+        ({"head_dim": 7}, "transformers cannot read its config.json: "),
+        ({"partial_rotary_factor": 99}, "transformers' LlamaForCausalLM cannot run as its config.json says: "),
+        (
+            {"vocab_size": 10**12},
+            "model.embed_tokens.weight is 288 x 64, and transformers' LlamaForCausalLM wants 1000000000000 x 64",
+        ),
+        ({"num_hidden_layers": 10**9}, "its config.json says 1000000000 layers, and the checkpoint has 51 tensors in all"),
+    ],
+)
+def test_a_config_that_makes_no_model(llama: ModelInfo, changes: dict[str, object], what: str) -> None:
+    assert refused(kit.reconfigured(llama, **changes), hessian(Q)).what.startswith(what)
 
 
 @pytest.mark.parametrize(("architecture", "model_type"), [("BertForMaskedLM", "bert"), ("T5ForConditionalGeneration", "t5")])

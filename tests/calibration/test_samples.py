@@ -56,6 +56,14 @@ def test_samples_are_windows_of_the_text_and_never_the_same_twice(model: ModelIn
     assert all(window in whole for window in windows) and len(set(windows)) == 20
 
 
+def test_a_long_text_is_tokenized_in_parts(model: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = kit.spec_of(model, samples=20, length=30)
+    monkeypatch.setattr("qconvd.calibration.samples.SEGMENT", 500)
+    monkeypatch.setattr("qconvd.calibration.samples.LEAST", 4000)
+    looked_at = Path(spec.text).read_text()[: 20 * 30 * 16]
+    assert all(text(model, row) in looked_at for row in tokens(model, spec))
+
+
 def test_the_seed_decides(model: ModelInfo) -> None:
     first, again, other = (tokens(model, kit.spec_of(model, samples=9, seed=seed)) for seed in (1, 1, 2))
     assert (first == again).all() and (first != other).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,43 @@ def test_a_text_is_read_in_pieces_that_end_with_a_line(tmp_path: Path) -> None:
     found = [d.text for d in documents(str(path))]
     assert len(found) > 3 and "".join(found) == text
     assert all(part.endswith("\n") and len(part) < SEGMENT + 100 for part in found)
+
+
+def test_a_text_without_lines_is_read_in_pieces_too(tmp_path: Path) -> None:
+    text = "no end of line " * 20_000
+    (tmp_path / "a.txt").write_text(text)
+    path = lines(tmp_path / "a.jsonl", {"text": text})
+    for found in (list(documents(str(tmp_path / "a.txt"))), list(documents(str(path)))):
+        assert "".join(d.text for d in found) == text
+        assert all(len(d.text) <= 2 * SEGMENT for d in found)
+
+
+def test_halves_of_characters_are_no_obstacle(tmp_path: Path) -> None:
+    turn = {"role": "user", "content": "a\ud800b"}
+    path = lines(tmp_path / "a.jsonl", {"text": "a\ud800b"}, {"messages": [turn]})
+    assert [d.text for d in documents(str(path))] == ["a?b", "a?b"]
+
+
+def test_a_files_name_may_be_no_utf8(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")).write_text("text")
+    assert len(digest(str(tmp_path))) == 64
+    assert [d.text for d in documents(str(tmp_path))] == ["text"]
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("Ein Text.\n", "utf-16")
+    with pytest.raises(QconvdError) as caught:
+        list(documents(str(path)))
+    assert str(caught.value) == f"{path}: is no text: it has zero bytes\n  name a text in UTF-8"
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qconvd.calibration.sources.LINE_LIMIT", 1024)
+    path = lines(tmp_path / "a.jsonl", {"text": "fine"}, {"text": "x" * 1024})
+    with pytest.raises(QconvdError) as caught:
+        list(documents(str(path)))
+    assert (caught.value.what, caught.value.where) == ("is longer than 1.0 KiB", f"{path}, line 2")
 
 
 def test_fields_of_json_lines(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from qconvd.engine.manifest import Manifest
 from qconvd.engine.plan import from_json, to_json
 from qconvd.engine.run import Cancelled, ConvertTarget, Limits, convert
 from qconvd.engine.target import with_kept
+from qconvd.errors import OutOfSpace, TakenAway
 from qconvd.statistics import open_imatrix
 from tiny import copies, layer_of, llama, plan, raw_model, target, tree, unit
 
@@ -274,6 +276,30 @@ def test_what_calibrating_raises_is_the_reason_of_its_targets_alone(
     monkeypatch.setattr(NumpyCalibration, "at", fail)
     made = go(model, wanted("a", calibrated(model), tmp_path), target("c", copies(model), tmp_path))
     assert str(made["a"]) == "layer 1 gives NaN"
+    assert isinstance(made["c"], Manifest)
+
+
+def test_a_full_disk_is_the_reason_of_its_targets_alone(
+    model: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("qconvd.engine.mean_squares.write_imatrix", full)
+    one = wanted("a", calibrated(model, "mean_square"), tmp_path)
+    made = go(model, one, target("c", copies(model), tmp_path))
+    assert isinstance(made["a"], OutOfSpace)
+    assert made["a"].what == "the disk is full, and text is being run through the model"
+    assert made["a"].where == str(one.calibration)
+    assert isinstance(made["c"], Manifest)
+
+
+def test_a_folder_that_is_taken_away_is_tried_again(model: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = wanted("a", calibrated(model), tmp_path)
+    monkeypatch.setattr(NumpyCalibration, "at", lambda layer: shutil.rmtree(one.calibration) if layer == 1 else None)
+    made = go(model, one, target("c", copies(model), tmp_path))
+    assert isinstance(made["a"], TakenAway)
+    assert made["a"].what == "was removed while text was being run through the model"
     assert isinstance(made["c"], Manifest)
 
 
