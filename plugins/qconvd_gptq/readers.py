@@ -49,7 +49,7 @@ def obstacle(reader: ReaderName, options: GptqOptions) -> str:
     if reader in ("gptqmodel", "transformers") and group not in GPTQMODEL_GROUPS:
         return f"GPTQModel has groups of {', '.join(map(str, GPTQMODEL_GROUPS[1:]))} or whole rows, not {group}"
     if vllm and options.order == "desc_act":
-        return "it does not load shuffled groups any more; say `act_order: static`, which is as accurate"
+        return "it does not load shuffled groups any more; say `act_order: static`, which is nearly as accurate"
     if options.partial_groups and reader != "gptqmodel":
         return "a short last group is read by GPTQModel alone; say `partial_groups: false`"
     if reader == "exllamav2" and options.stored_as == "gptq_v2":

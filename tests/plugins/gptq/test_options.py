@@ -102,7 +102,7 @@ def test_mistakes(given: Any, message: str) -> None:
 
 
 MARLIN, EXLLAMA, MODEL = "for: vllm-marlin does not load ", "for: exllamav2 does not load ", "for: gptqmodel does not load "
-SHUFFLED = "it does not load shuffled groups any more; say `act_order: static`, which is as accurate"
+SHUFFLED = "it does not load shuffled groups any more; say `act_order: static`, which is nearly as accurate"
 
 
 @pytest.mark.parametrize(
