@@ -172,7 +172,7 @@ class GptqOptions(FormatOptions):
         5_000_000_000, gt=0, description="Weights above this size are split into several files with an index, e.g. `5GB`."
     )
     calibration: CalibrationOptions = Field(
-        default_factory=CalibrationOptions, description="What activations are gathered from."
+        default_factory=CalibrationOptions, description="What activations are gathered from: docs/reference/calibration.md."
     )
 
     @model_validator(mode="before")

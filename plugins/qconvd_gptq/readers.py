@@ -95,4 +95,16 @@ def details() -> Sequence[Detail]:
         ("transformers", "2, 3, 4, 8", "-1, 16 … 1024", "yes", "yes"),
         ("GPTQModel", "2, 3, 4, 8", "-1, 16 … 1024", "yes (`checkpoint_format: gptq_v2`)", "yes"),
     ]
-    return (Detail("Readers", ("reader", "bits", "group size", "sym: false", "act_order: desc_act"), rows),)
+    forms = [
+        ("4bit-128g", "bits and group size"),
+        ("8bit", "bits, in groups of 128"),
+        ("4bit--1g", "whole rows as groups"),
+        ("4bit-32g-actorder", "`act_order: desc_act`"),
+        ("4bit-128g-asym", "`sym: false`"),
+        ("4bit-128g-v2", "`checkpoint_format: gptq_v2`"),
+        ("4bit-128g-rtn", "`method: rtn`"),
+    ]
+    return (
+        Detail("Short forms, as `--to gptq-4bit-128g` and in recipes as `gptq: 4bit-128g`", ("form", "meaning"), forms),
+        Detail("Readers", ("reader", "bits", "group size", "sym: false", "act_order: desc_act"), rows),
+    )
