@@ -165,7 +165,7 @@ class GptqOptions(FormatOptions):
     for_: Annotated[tuple[ReaderName, ...], BeforeValidator(_listed, json_schema_input_type=Any)] = Field(
         (),
         alias="for",
-        description=f"Readers that must load the result, or it is an error: {', '.join(READERS)}.",
+        description="Readers that must load the result: what one of them would refuse is an error, with what to change.",
         json_schema_extra={"type": ["array", "string"], "items": {"enum": list(READERS)}},
     )
     max_shard_size: Size = Field(

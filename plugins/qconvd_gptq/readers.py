@@ -91,9 +91,9 @@ def details() -> Sequence[Detail]:
     rows = [
         ("vLLM (Marlin)", "4, 8", "-1, 32, 64, 128", "no", "no"),
         ("vLLM", "2, 3, 4, 8", "any", "yes", "no"),
-        ("ExLlamaV2", "4", "any", "yes (`checkpoint_format: gptq`)", "yes"),
+        ("ExLlamaV2", "4", "any", "in `gptq` files", "yes"),
         ("transformers", "2, 3, 4, 8", "-1, 16 … 1024", "yes", "yes"),
-        ("GPTQModel", "2, 3, 4, 8", "-1, 16 … 1024", "yes (`checkpoint_format: gptq_v2`)", "yes"),
+        ("GPTQModel", "2, 3, 4, 8", "-1, 16 … 1024", "in `gptq_v2` files", "yes"),
     ]
     forms = [
         ("4bit-128g", "bits and group size"),
