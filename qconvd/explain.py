@@ -38,8 +38,11 @@ def explain(error: ValidationError, model: Any, *, described: bool = False) -> I
 
     With `described`, what a missing key is for is said as well: its name alone may tell nothing.
     """
-    for e in error.errors(include_url=False):
+    errors = error.errors(include_url=False)
+    for e in errors:
         loc, ctx = tuple(e["loc"]), e.get("ctx", {})
+        if e["type"] == "too_short" and any(len(o["loc"]) > len(loc) and o["loc"][: len(loc)] == loc for o in errors):
+            continue  # it lacks only what is wrong inside it
         if e["type"] == "extra_forbidden":
             known = _keys_at(model, loc[:-1])
             hint = did_you_mean(str(loc[-1]), known) or (f"; known are {', '.join(known)}" if known else "")

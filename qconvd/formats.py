@@ -114,12 +114,12 @@ def planned(format: Format, model: ModelInfo, options: Any) -> Plan:
     plan = format.plan(model, options)
     if model.quantization and not getattr(options, "allow_requantize", False):
         for unit in plan.units:
-            again = [t.dtype for t in unit.outputs if t.dtype not in PLAIN]
-            if again and any(dequantized(x) for x in unit.inputs):
+            if any(t.dtype not in PLAIN for t in unit.outputs) and any(dequantized(x) for x in unit.inputs):
+                made = plan.name.variant or format.name
                 asked = f"say `allow_requantize: true` under {format.name}"
                 fix = asked if hasattr(options, "allow_requantize") else "make fp16 or bf16 of this one"
                 raise Unsupported(
-                    f"is quantized already ({model.quantization}), and {again[0]} made from it is worse than from the original",
+                    f"is quantized already ({model.quantization}), and {made} made from it is worse than from the original",
                     where=str(model.path),
                     fix=f"start from the model that it was made from, or {fix}",
                 )

@@ -6,7 +6,7 @@ Read off the JSON Schema that editors get, so that the reference page, `qconvd f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -27,8 +27,8 @@ class Option:
     description: str
 
 
-def options_of(model: type[BaseModel]) -> list[Option]:
-    """The options of a pydantic model, in its order."""
+def options_of(model: type[BaseModel], *, nested: bool = False) -> list[Option]:
+    """The options of a pydantic model, in its order. With `nested`, those of its sections too, as `section.option`."""
     schema = model.model_json_schema()
     found = []
     for name, field in model.model_fields.items():
@@ -36,6 +36,8 @@ def options_of(model: type[BaseModel]) -> list[Option]:
         required = field.is_required()
         default = "" if required else _default(about.get("default"), _format(about))
         found.append(Option(field.alias or name, _values(about), default, required, field.description or ""))
+        if nested and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += [replace(o, name=f"{field.alias or name}.{o.name}") for o in options_of(field.annotation)]
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -10,18 +9,16 @@ from typing import Any
 from qconvd import rates
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.calibration_cost import Costs, as_data, in_words, with_calibration
-from qconvd.engine.plan import LeftOut, Plan
+from qconvd.engine.plan import Plan
 from qconvd.engine.working_memory import working_memory
 from qconvd.errors import QconvdError
 from qconvd.formats import planned
 from qconvd.ledger.needs import BASE_MEMORY
+from qconvd.plan_words import sentences
 from qconvd.plugins import plugins
 from qconvd.quantities import show_size
 from qconvd.scheduler import Policy
 from qconvd.targets import Target
-
-SHOWN = 3
-"""Tensors that are named of each kind of exception."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +53,10 @@ class Preview:
         return (self.target.label, *([rates.calibrating(self.target.label, spec)] if spec else []))
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def sentences(self) -> list[str]:
+        """What there is to say of it."""
         said = (in_words(self.calibration),) if self.calibration else ()
-        return (*said, *(self.plan.notes if self.plan else ()))
-
-    @property
-    def left_out(self) -> list[tuple[str, str]]:
-        """What is treated otherwise than the rest: (reason, sentence), tensors of one reason together."""
-        groups: dict[tuple[str, str], list[LeftOut]] = defaultdict(list)
-        for one in self.plan.left_out if self.plan else ():
-            groups[one.became, one.reason].append(one)
-        return [
-            (reason, f"{_names(members)} {_became(became, len(members))}: {reason}")
-            for (became, reason), members in groups.items()
-        ]
+        return sentences((*said, *self.plan.notes), self.plan.left_out) if self.plan else []
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON data: exact bytes, every file."""
@@ -120,13 +107,3 @@ def bits_per_weight(plan: Plan) -> float:
     # What is read counts: a linear of GPTQ is several tensors, of which none has its shape.
     weights = sum(prod(u.shape) for u in plan.units)
     return 8 * sum(f.nbytes for f in plan.files) / weights if weights else 0.0
-
-
-def _names(members: list[LeftOut]) -> str:
-    shown = ", ".join(m.tensor for m in members[:SHOWN])
-    return f"{shown} and {len(members) - SHOWN} more" if len(members) > SHOWN else shown
-
-
-def _became(became: str, count: int) -> str:
-    verb = "is" if count == 1 else "are"
-    return f"{verb} dropped" if became == "dropped" else f"{verb} stored as {became}"

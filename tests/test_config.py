@@ -68,7 +68,7 @@ def test_every_commented_line_of_the_example_is_right(tmp_path: Path) -> None:
     assert found.limits.jobs == 2
     assert found.watch[0].settle == 2.0
     assert found.recipes["everyday"].match.max_parameters == 70 * 10**9
-    assert len(found.recipes["everyday"].targets) == 8
+    assert len(found.recipes["everyday"].targets) == 13
     assert [d.hub is not None for d in found.recipes["everyday"].publish] == [True, False]
     assert found.recipes["everyday"].confirm and found.recipes["everyday"].dry_run
 

@@ -23,6 +23,14 @@ class Options(FormatOptions):
     spelled: Annotated[str | None, WithJsonSchema({"enum": ["q8_0", "Q8_0", None]})] = None
 
 
+class Inner(BaseModel):
+    bits: int = 8
+
+
+class Nesting(FormatOptions):
+    inner: Inner = Inner()
+
+
 def test_every_kind_of_option() -> None:
     found = {o.name: (o.values, o.default) for o in options_of(Options)}
     assert found == {
@@ -38,6 +46,8 @@ def test_every_kind_of_option() -> None:
         "called": ("text", "x"),
         "spelled": ("q8_0", ""),
     }
+    assert [o.name for o in options_of(Nesting, nested=True)][3:] == ["inner", "inner.bits"]
+    assert [o.name for o in options_of(Nesting)][3:] == ["inner"]
     assert options_of(Options)[3] == Option("bits", "4, 8", "8", False, "How many.")
 
 
@@ -45,7 +55,7 @@ def test_every_kind_of_option() -> None:
     ("section", "name", "values", "default"),
     [
         (Config, "state", "path", "./state"),
-        (Config, "names", "default, thebloke, bartowski, gguf-my-repo, gptq-for-llama", "default"),
+        (Config, "names", "default, thebloke, qwen, bartowski, gguf-my-repo, gptq-for-llama", "default"),
         (WatchFolder, "after", "keep, move, delete", "keep"),
         (WatchFolder, "interval", "duration", "60s"),
         (WatchFolder, "settle", "duration", ""),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
+from typing import TypeAlias
 
 from qconvd.api import (
     Affine,
     CalibrationSpec,
     Cast,
     Concat,
+    Dequantize,
     Expr,
     ModelInfo,
     Permute,
@@ -22,10 +24,14 @@ from qconvd.api import (
     Transpose,
     Unit,
     calibration_spec,
+    reads,
 )
 from qconvd_gguf.families.base import Metadata
 from qconvd_gguf.mixes.roles import EMBEDDINGS, OUTPUT
 from qconvd_gguf.options import GgufOptions
+
+Made: TypeAlias = Mapping[frozenset[str], str]
+"""The weights of a quantized model by the names of the tensors that each is computed from."""
 
 
 def weighed(units: Sequence[Unit], using: Mapping[str, Unit], model: ModelInfo, options: GgufOptions) -> tuple[
@@ -35,8 +41,11 @@ def weighed(units: Sequence[Unit], using: Mapping[str, Unit], model: ModelInfo, 
 
     `using`: the units whose types look at importance. Embeddings and output are left out, as llama-imatrix leaves them out.
     """
+    made = {reads(t.made): t.name for t in model.tensors.values() if t.made is not None}
     linears = {
-        name: tensors for name, u in using.items() if name not in (*EMBEDDINGS, OUTPUT) and (tensors := linears_of(u.inputs[0]))
+        name: tensors
+        for name, u in using.items()
+        if name not in (*EMBEDDINGS, OUTPUT) and (tensors := linears_of(u.inputs[0], made))
     }
     spec = calibration_spec(options.calibration, model, linears)
     asking = tuple(_asking(unit) if unit.id in linears else unit for unit in units)
@@ -49,30 +58,34 @@ def weighed(units: Sequence[Unit], using: Mapping[str, Unit], model: ModelInfo, 
     return asking, spec, keys, tuple(name for name in using if name not in linears)
 
 
-def linears_of(expr: Expr) -> tuple[str, ...]:
+def linears_of(expr: Expr, made: Made | None = None) -> tuple[str, ...]:
     """The checkpoint's weights whose inputs are this tensor's columns, expert after expert.
 
     Empty where columns are moved (MLA's split of a transposed matrix): what they are multiplied with, no linear is fed.
+    `made`: names of weights that are computed from packed ones, without which these have none.
     """
     if isinstance(expr, Read):
         return (expr.tensor,) if len(expr.shape) > 1 else ()
+    if isinstance(expr, Dequantize):
+        weight = (made or {}).get(reads(expr))
+        return (weight,) if weight else ()
     if isinstance(expr, Affine | Cast):
-        return linears_of(expr.x)
+        return linears_of(expr.x, made)
     if isinstance(expr, Transpose):
         # GPT-2 stores its linears as (in, out).
-        return linears_of(expr.x) if isinstance(expr.x, Read) and len(expr.shape) == 2 else ()
+        return linears_of(expr.x, made) if isinstance(expr.x, Read) and len(expr.shape) == 2 else ()
     last = len(expr.shape) - 1
     if isinstance(expr, Slice):
-        return linears_of(expr.x) if expr.axis != last else ()
+        return linears_of(expr.x, made) if expr.axis != last else ()
     if isinstance(expr, Permute):
-        return linears_of(expr.x) if expr.axes[-1] == last else ()
+        return linears_of(expr.x, made) if expr.axes[-1] == last else ()
     if isinstance(expr, Reshape):
-        return linears_of(expr.x) if expr.shape[-1] == expr.x.shape[-1] else ()
+        return linears_of(expr.x, made) if expr.shape[-1] == expr.x.shape[-1] else ()
     if isinstance(expr, Concat):
         # Joined along their rows they have one input.
-        return linears_of(expr.xs[0]) if expr.axis != last else ()
+        return linears_of(expr.xs[0], made) if expr.axis != last else ()
     if isinstance(expr, Stack):
-        each = [linears_of(x) for x in expr.xs]
+        each = [linears_of(x, made) for x in expr.xs]
         return tuple(one[0] for one in each) if all(len(one) == 1 for one in each) else ()
     return ()
 

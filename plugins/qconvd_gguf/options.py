@@ -107,7 +107,7 @@ class GgufOptions(GgmlSource):
         "gathers one while converting.",
     )
     calibration: CalibrationOptions = Field(
-        default_factory=CalibrationOptions, description="What `imatrix: auto` is gathered from."
+        default_factory=CalibrationOptions, description="What `imatrix: auto` is gathered from: docs/reference/calibration.md."
     )
     pre: str | None = Field(
         None,

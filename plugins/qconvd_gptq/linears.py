@@ -45,7 +45,15 @@ def _decided(x: Linear, options: GptqOptions) -> Chosen | Kept:
     values = 32 if bits == 3 else 32 // bits
     if found.columns % values or found.rows % values:
         odd = f"{found.columns} inputs" if found.columns % values else f"{found.rows} outputs"
-        return Kept(x.tensor, x.module, f"{odd} do not fill words of {values} values with {bits} bits")
+        return Kept(x.tensor, x.module, f"{odd} cannot be packed with {bits} bits, which takes a multiple of {values}")
     if found.columns % found.width and not options.partial_groups:
-        return Kept(x.tensor, x.module, f"the group size {group} does not divide its {found.columns} inputs")
+        return Kept(
+            x.tensor, x.module, f"groups of {group} do not divide {found.columns} inputs; {_divides(found.columns, group)}"
+        )
     return found
+
+
+def _divides(columns: int, group: int) -> str:
+    """What to say instead of a group size: the next smaller one that every reader knows, else whole rows."""
+    smaller = next((size for size in (128, 64, 32) if size < group and columns % size == 0), -1)
+    return f"`group_size: {smaller}` would"

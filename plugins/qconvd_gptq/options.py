@@ -157,14 +157,14 @@ class GptqOptions(FormatOptions):
     for_: Annotated[tuple[ReaderName, ...], BeforeValidator(_listed, json_schema_input_type=Any)] = Field(
         (),
         alias="for",
-        description=f"Readers that must load the result, or it is an error: {', '.join(READERS)}.",
+        description="Readers that must load the result: what one of them would refuse is an error, with what to change.",
         json_schema_extra={"type": ["array", "string"], "items": {"enum": list(READERS)}},
     )
     max_shard_size: Size = Field(
         5_000_000_000, gt=0, description="Weights above this size are split into several files with an index, e.g. `5GB`."
     )
     calibration: CalibrationOptions = Field(
-        default_factory=CalibrationOptions, description="What activations are gathered from."
+        default_factory=CalibrationOptions, description="What activations are gathered from: docs/reference/calibration.md."
     )
 
     @model_validator(mode="before")

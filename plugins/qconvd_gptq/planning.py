@@ -53,7 +53,8 @@ def plan(model: ModelInfo, options: GptqOptions) -> Plan:
     kept = [x for x in found.values() if isinstance(x, Kept)]
     if not chosen:
         why = f"; of {len(kept)} linears none can be: {kept[0].module}: {kept[0].reason}" if kept else ""
-        raise Unsupported(f"has no linears that can be quantized{why}", where=str(model.path))
+        fix = "" if kept else "GPTQ is for decoders such as LlamaForCausalLM; choose another format"
+        raise Unsupported(f"has no linears that can be quantized{why}", where=str(model.path), fix=fix)
     cast = in_float32(x.tensor for x in chosen)
     units = tuple(_unit(t, found.get(t.name), options, cast) for t in in_order(model.tensors.values()))
     outputs = [o for u in units for o in u.outputs]
@@ -85,18 +86,19 @@ def _readers(
 ) -> tuple[tuple[Reader, ...], tuple[str, ...]]:
     """Who loads it; and in a sentence who does not, and why. Raises `Unsupported` if one of `for` does not."""
     uniform = not kept or bool(config_json.in_every_layer(chosen, kept))
-    good, bad = [], []
+    good: list[Reader] = []
+    bad: dict[str, list[str]] = {}
     for reader in READERS:
         why = obstacle(reader, options) or hindrance(reader, chosen, [k.module for k in kept], uniform)
         if not why:
             good.append(Reader(READERS[reader], NOTES[reader]))
             continue
-        bad.append(f"{READERS[reader]}: {why}")
+        bad.setdefault(why, []).append(READERS[reader])
         if reader in options.for_:
             raise Unsupported(f"{READERS[reader]} would not load it: {why}", fix=f"change that, or leave {reader} out of `for`")
     names = ", ".join(r.name for r in good) or "nothing known"
     sentences = [f"loads with {names}"]
-    return tuple(good), (*sentences, *(f"does not load with {b}" for b in bad))
+    return tuple(good), (*sentences, *(f"does not load with {', '.join(them)}: {why}" for why, them in bad.items()))
 
 
 def _unit(tensor: TensorInfo, x: Chosen | Kept | None, options: GptqOptions, cast: bool) -> Unit:

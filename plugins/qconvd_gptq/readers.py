@@ -49,7 +49,7 @@ def obstacle(reader: ReaderName, options: GptqOptions) -> str:
     if reader in ("gptqmodel", "transformers") and group not in GPTQMODEL_GROUPS:
         return f"GPTQModel has groups of {', '.join(map(str, GPTQMODEL_GROUPS[1:]))} or whole rows, not {group}"
     if vllm and options.order == "desc_act":
-        return "it does not load shuffled groups any more; say `act_order: static`, which is as accurate"
+        return "it does not load shuffled groups any more; say `act_order: static`, which is nearly as accurate"
     if options.partial_groups and reader != "gptqmodel":
         return "a short last group is read by GPTQModel alone; say `partial_groups: false`"
     if reader == "exllamav2" and options.stored_as == "gptq_v2":
@@ -91,8 +91,20 @@ def details() -> Sequence[Detail]:
     rows = [
         ("vLLM (Marlin)", "4, 8", "-1, 32, 64, 128", "no", "no"),
         ("vLLM", "2, 3, 4, 8", "any", "yes", "no"),
-        ("ExLlamaV2", "4", "any", "yes (`checkpoint_format: gptq`)", "yes"),
+        ("ExLlamaV2", "4", "any", "in `gptq` files", "yes"),
         ("transformers", "2, 3, 4, 8", "-1, 16 … 1024", "yes", "yes"),
-        ("GPTQModel", "2, 3, 4, 8", "-1, 16 … 1024", "yes (`checkpoint_format: gptq_v2`)", "yes"),
+        ("GPTQModel", "2, 3, 4, 8", "-1, 16 … 1024", "in `gptq_v2` files", "yes"),
     ]
-    return (Detail("Readers", ("reader", "bits", "group size", "sym: false", "act_order: desc_act"), rows),)
+    forms = [
+        ("4bit-128g", "bits and group size"),
+        ("8bit", "bits, in groups of 128"),
+        ("4bit--1g", "whole rows as groups"),
+        ("4bit-32g-actorder", "`act_order: desc_act`"),
+        ("4bit-128g-asym", "`sym: false`"),
+        ("4bit-128g-v2", "`checkpoint_format: gptq_v2`"),
+        ("4bit-128g-rtn", "`method: rtn`"),
+    ]
+    return (
+        Detail("Short forms, as `--to gptq-4bit-128g` and in recipes as `gptq: 4bit-128g`", ("form", "meaning"), forms),
+        Detail("Readers", ("reader", "bits", "group size", "sym: false", "act_order: desc_act"), rows),
+    )

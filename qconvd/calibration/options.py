@@ -22,6 +22,8 @@ def _text(value: Any, info: ValidationInfo) -> Any:
         return value
     if not value.strip() or "\0" in value:
         raise ValueError(f"{value!r} is no text; write `default`, a path, or hub:datasets/owner/name")
+    if value.startswith(("http://", "https://")):
+        raise ValueError(f"{value!r} is on the web; download it, and name the file")
     if value.startswith("hub:"):
         parts = value.removeprefix(DATASET).split("/")
         if not value.startswith(DATASET) or len(parts) != 2 or not all(parts):
@@ -49,8 +51,8 @@ class CalibrationOptions(BaseModel):
     seed: int = Field(0, ge=0, lt=1 << 63, description="Which parts of the text are taken.")
     chat: bool | Literal["auto"] = Field(
         "auto",
-        description="Whether text is put into the model's chat template; `auto` does so for conversations, and for half of the "
-        "samples of plain text if the model has a template.",
+        description="Whether text is put into the model's chat template; `auto` does so for conversations, and for a "
+        "quarter of plain text if the model has a template.",
     )
     activations: Literal["original", "quantized"] = Field(
         "original",

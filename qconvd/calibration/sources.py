@@ -73,7 +73,8 @@ def _files(text: str) -> tuple[Path, Sequence[Path]]:
     if root.is_file():
         return root.parent, [root]
     if not root.exists():
-        raise QconvdError("there is no calibration text here", where=str(root), fix="mend `text` under `calibration`")
+        fix = "name a file or folder that is there as `text` under `calibration`, or hub:datasets/owner/name"
+        raise QconvdError("there is no calibration text here", where=str(root), fix=fix)
     found = sorted(
         Path(folder) / name
         for folder, _, names in os.walk(root)

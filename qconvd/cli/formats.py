@@ -62,9 +62,10 @@ def _print(format: Format, *, details: bool) -> None:
     if format.aliases:
         print(output.filled(", ".join(format.aliases), "  short: "))
     rows = []
-    for option in options_of(format.Options):
+    for option in options_of(format.Options, nested=details):
         default = "required" if option.required else f"default {option.default}" if option.default else "optional"
-        rows.append((f"  {option.name}", f"{option.values}  ({default})\n{option.description}"))
+        values = option.values or "options of its own"
+        rows.append((f"  {option.name}", f"{values}  ({default})\n{option.description}"))
     output.table(("  OPTION", "VALUES"), rows, whole=(0,))
     print()
     for detail in plugins().details(format.name) if details else ():

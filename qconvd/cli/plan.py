@@ -150,6 +150,7 @@ def wanted(to: str | None, recipe: str | None, config: Path | None, model: Any) 
 
 def _print(previews: list[Preview]) -> None:
     from qconvd.cli import output
+    from qconvd.plan_words import told_once
     from qconvd.quantities import show_size
 
     good = [p for p in previews if not p.error]
@@ -160,21 +161,7 @@ def _print(previews: list[Preview]) -> None:
     for p in previews:
         if p.error:
             print(f"\n{p.target.label} cannot be made: {output.safe(str(p.error))}")
-    for labels, sentences in _told_once(good).items():
+    for labels, sentences in told_once({p.target.label: p.sentences for p in good}).items():
         print(f"\n{output.filled(', '.join(labels))}:")
         for sentence in sentences:
             print(output.filled(sentence, "  - "))
-
-
-def _told_once(previews: list[Preview]) -> dict[tuple[str, ...], list[str]]:
-    """What the plans say, each sentence once, below the targets that it is true of."""
-    said: dict[str, list[str]] = {}
-    for p in previews:
-        # A note tells of most exceptions already, in its own words.
-        exceptions = [s for reason, s in p.left_out if not any(reason in note for note in p.notes)]
-        for sentence in (*p.notes, *exceptions):
-            said.setdefault(sentence, []).append(p.target.label)
-    told: dict[tuple[str, ...], list[str]] = {}
-    for sentence, labels in said.items():
-        told.setdefault(tuple(labels), []).append(sentence)
-    return told

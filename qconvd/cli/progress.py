@@ -7,7 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from qconvd.engine.plan import LeftOut
 from qconvd.once import Made, Stage
+from qconvd.plan_words import sentences, told_once
 from qconvd.progress import Progress
 from qconvd.quantities import show_duration, show_size
 
@@ -36,7 +38,9 @@ class Shown:
         self._bars: Bars | None = None
         self._rows: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
-        self._doing: dict[str, tuple[str, float]] = {}
+        self._passes: dict[str, tuple[str, ...]] = {}
+        self._doing: dict[tuple[str, ...], dict[str, tuple[str, float]]] = {}
+        self._plans: dict[str, Mapping[str, Any]] = {}
 
     @property
     def seconds(self) -> float:
@@ -49,11 +53,15 @@ class Shown:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._tell_plans()
         if self._bars is not None:
             self._bars.stop()
 
     def stage(self, stage: Stage, labels: Sequence[str]) -> None:
         self.began = True
+        self._tell_plans()
+        self._passes.update(dict.fromkeys(labels, tuple(labels)))
+        self._doing.pop(tuple(labels), None)
         for label in labels:
             if self._bars is None:
                 continue
@@ -69,18 +77,13 @@ class Shown:
         if self._bars is not None:
             self._bars.update(self._rows[label], amount=show_size(plan["nbytes"]), stage="planned")
         self._line(f"{label}: {show_size(plan['nbytes'])} ({plan['nbytes']:,} bytes)")
-        for sentence in plan.get("notes", ()):
-            self._aloud(f"{label}: {sentence}")
+        self._plans[label] = plan
 
     def progress(self, label: str, progress: Progress) -> None:
         if progress.doing:
             if self._bars is not None:
                 self._bars.update(self._rows[label], left=progress.doing)
-            now, known = time.monotonic(), self._doing.get(label, ("", 0.0))
-            # A part of something that is told of again and again is a line only now and then.
-            if known[0].partition(",")[0] != progress.doing.partition(",")[0] or now - known[1] >= LINE_EVERY:
-                self._doing[label] = progress.doing, now
-                self._line(f"{label}: {progress.doing}")
+            self._tell(label, progress.doing)
             return
         done, total, rate, left = progress.done, progress.total, f"{show_size(progress.rate)}/s", progress.left
         shown_left = f"{show_duration(max(1, round(left)))} left" if left and done < total else ""
@@ -94,6 +97,7 @@ class Shown:
             self._line(f"{label}: {percent} %, {show_size(done)} of {show_size(total)}{pace}")
 
     def waiting(self, reason: str) -> None:
+        self._tell_plans()
         self._aloud(f"waiting: {reason}")
 
     def done(self, label: str) -> None:
@@ -105,6 +109,27 @@ class Shown:
         if self._bars is not None and label in self._rows:
             self._bars.update(self._rows[label], stage="failed", rate="", left="")
         self._line(f"{label} failed: {error.what}")
+
+    def _tell(self, label: str, doing: str) -> None:
+        """What a pass is at, in one line for all its targets. A part that is told of again and again is a line now and then."""
+        targets = self._passes.get(label, (label,))
+        told = self._doing.setdefault(targets, {})
+        now, part = time.monotonic(), doing.partition(",")[0]
+        text, at = told.get(part, ("", 0.0))
+        if not text or (text != doing and now - at >= LINE_EVERY):
+            told[part] = doing, now
+            self._line(doing if len(targets) > 1 else f"{label}: {doing}")
+
+    def _tell_plans(self) -> None:
+        """What the plans say, once all of them are there: each sentence once, with the targets that it is true of."""
+        plans, self._plans = self._plans, {}
+        said = {
+            label: sentences(plan.get("notes", ()), (LeftOut(**one) for one in plan.get("left_out", ())))
+            for label, plan in plans.items()
+        }
+        for labels, told in told_once(said).items():
+            for sentence in told:
+                self._aloud(f"{', '.join(labels)}: {sentence}")
 
     def _line(self, text: str) -> None:
         if self._bars is None and not self._quiet:

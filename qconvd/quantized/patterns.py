@@ -32,7 +32,9 @@ def decided_by(modules: Sequence[tuple[str, Any]], module: str) -> Any:
 def unmatched_patterns(modules: Sequence[tuple[str, Any]], model: ModelInfo) -> tuple[str, ...]:
     """A sentence for every pattern that no tensor's name has."""
     names = [name.removesuffix(".weight") for name in model.tensors]
-    return tuple(f"modules: no linear's name has {p}" for p, _ in modules if not _found(p, names))
+    return tuple(
+        f"`modules`: {p!r} is found in no linear's name, so it changes nothing" for p, _ in modules if not _found(p, names)
+    )
 
 
 def _found(pattern: str, names: Iterable[str]) -> bool:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 import calibration_kit as kit
 from qconvd import checkpoints
+from qconvd.calibration.options import CalibrationOptions
 from qconvd.calibration.pricing import price
 from qconvd.checkpoints import ModelInfo
 from qconvd.engine.plan import StatRequest
@@ -39,7 +41,16 @@ def refused(model: ModelInfo, requests: list[StatRequest], memory: int = kit.MEM
 def test_no_text(llama: ModelInfo, tmp_path: Path) -> None:
     with pytest.raises(QconvdError) as caught:
         kit.spec_of(llama, text=tmp_path / "none.txt")
-    assert str(caught.value) == f"{tmp_path}/none.txt: there is no calibration text here\n  mend `text` under `calibration`"
+    assert str(caught.value) == (
+        f"{tmp_path}/none.txt: there is no calibration text here\n"
+        "  name a file or folder that is there as `text` under `calibration`, or hub:datasets/owner/name"
+    )
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.txt", "http://example.org"])
+def test_a_web_address_is_no_text(address: str) -> None:
+    with pytest.raises(ValidationError, match="is on the web; download it, and name the file"):
+        CalibrationOptions(text=address)
 
 
 def test_a_folder_without_text(llama: ModelInfo, tmp_path: Path) -> None:

@@ -304,3 +304,11 @@ def test_hostile_headers_and_configs(tmp_path: Path, case: str) -> None:
             count += 1
             assert error.what
     assert 100 < count < 400
+
+
+def test_a_refusal_names_what_was_wanted_and_not_how_it_is_stored(tmp_path: Path, glass: Path) -> None:
+    quantizer, config, label = CASES["awq"]
+    write_quantized(tmp_path / "Toy", quantizer, config, tokenizer=glass)
+    with pytest.raises(Unsupported, match=r"and 4bit-32g-rtn made from it is worse than from the original") as caught:
+        converted(tmp_path / "Toy", tmp_path / "no", "gptq", group_size=32, method="rtn")
+    assert label in caught.value.what

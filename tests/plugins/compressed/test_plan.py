@@ -115,7 +115,7 @@ def test_what_is_left_out_is_told_and_stands_in_the_config() -> None:
         "model.layers.0.self_attn.v_proj", "model.layers.0.mlp.down_proj", "lm_head", "model.layers.0.mlp.gate",
         "model.layers.0.experts",
     ]  # fmt: skip
-    assert "modules: no linear's name has nothing" in plan.notes
+    assert "`modules`: 'nothing' is found in no linear's name, so it changes nothing" in plan.notes
 
 
 def test_a_smaller_group_size_is_proposed_where_one_takes_all() -> None:

@@ -32,6 +32,7 @@ from qconvd_gguf.gathered import linears_of
 from qconvd_gguf.mixes import Choice, check_imatrix
 from qconvd_gguf.options import GgufOptions
 from qconvd_gguf.units import wish_of
+from quantized_models import Quantizer, awq, compressed, config_of, gptq, write_quantized
 
 W = Read("w", "BF16", (8, 6))
 V = Read("v", "BF16", (4, 6))
@@ -92,6 +93,26 @@ def test_every_tensor_that_looks_at_importance_asks_for_it(glass: Path, text: st
     assert keys["quantize.imatrix.file"] == "glass_en.imatrix.gguf"
     assert keys["quantize.imatrix.dataset"] == "some text.txt (qconvd: 4 x 32 tokens, seed 0)"
     assert (keys["quantize.imatrix.entries_count"], keys["quantize.imatrix.chunks_count"]) == (len(asking), 4)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "config"),
+    [
+        (gptq(4, 32), {"quant_method": "gptq", "bits": 4, "group_size": 32}),
+        (awq(32), {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}),
+        (compressed(4, 32), config_of("pack-quantized", 4, 32)),
+    ],
+    ids=["gptq", "awq", "compressed"],
+)
+def test_the_packed_weights_of_a_quantized_model_ask_for_it_too(
+    quantizer: Quantizer, config: dict[str, object], glass: Path, text: str, tmp_path: Path
+) -> None:
+    meant = write_quantized(tmp_path / "m", quantizer, config, tokenizer=glass)
+    plan = planned(tmp_path / "m", calibration={"text": text, "samples": 4, "length": 32}, allow_requantize=True)
+    assert plan.calibration
+    behind = {tensor for tensors in plan.calibration.linears.values() for tensor in tensors}
+    assert behind == {name for name in meant if name.endswith("_proj.weight")}
+    assert not any("without importance" in note for note in plan.notes)
 
 
 def test_types_that_need_a_matrix_may_gather_it(glass: Path, text: str) -> None:

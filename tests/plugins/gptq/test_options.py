@@ -101,8 +101,16 @@ def test_mistakes(given: Any, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_a_wrong_member_is_no_empty_list() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_target({"gptq": {"bits": 5}})
+    assert "this is empty" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"gptq\.bits: this is empty; name at least one"):
+        resolve_target({"gptq": {"bits": []}})
+
+
 MARLIN, EXLLAMA, MODEL = "for: vllm-marlin does not load ", "for: exllamav2 does not load ", "for: gptqmodel does not load "
-SHUFFLED = "it does not load shuffled groups any more; say `act_order: static`, which is as accurate"
+SHUFFLED = "it does not load shuffled groups any more; say `act_order: static`, which is nearly as accurate"
 
 
 @pytest.mark.parametrize(

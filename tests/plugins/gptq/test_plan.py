@@ -99,7 +99,7 @@ def test_shuffled_groups_are_said_and_whole_rows_have_none() -> None:
 
 def test_what_a_group_size_does_not_divide_stays_in_16_bits_and_is_named() -> None:
     plan = planned(headers(llama(width=192, hidden=512, key=192)))
-    reason = "the group size 128 does not divide its 192 inputs"
+    reason = "groups of 128 do not divide 192 inputs; `group_size: 64` would"
     assert left_out(plan)["model.layers.0.self_attn.q_proj.weight"] == reason
     assert len(plan.left_out) == 12
     config = config_of(plan)
@@ -108,6 +108,16 @@ def test_what_a_group_size_does_not_divide_stays_in_16_bits_and_is_named() -> No
         assert dynamic(config, f"model.layers.1.{module}") is False, module
     assert config["modules_in_block_to_quantize"] == [["mlp.down_proj"]]
     assert [r.name for r in plan.loads_with] == ["vLLM (Marlin)", "vLLM", "ExLlamaV2", "transformers", "GPTQModel"]
+
+
+@pytest.mark.parametrize(("inputs", "said", "better"), [(192, 128, 64), (96, 64, 32), (192, 1024, 64), (80, 32, -1)])
+def test_a_group_size_that_would_do_is_named(inputs: int, said: int, better: int) -> None:
+    plan = planned(headers({"layers.0.x_proj.weight": (64, inputs), "layers.0.y_proj.weight": (64, 1024)}), group_size=said)
+    assert (
+        left_out(plan)["layers.0.x_proj.weight"]
+        == f"groups of {said} do not divide {inputs} inputs; `group_size: {better}` would"
+    )
+    assert left_out(planned(headers({"layers.0.x_proj.weight": (64, inputs)}), group_size=better)) == {}
 
 
 def test_partial_groups_take_them_in_and_only_gptqmodel_reads_that() -> None:
@@ -122,11 +132,11 @@ def test_widths_that_do_not_fill_words_are_left_out() -> None:
               "model.layers.0.mlp.o_proj.weight": (128, 128)}  # fmt: skip
     found = left_out(planned(headers(shapes)))
     assert found == {
-        "model.layers.0.mlp.up_proj.weight": "340 outputs do not fill words of 8 values with 4 bits",
-        "model.layers.0.mlp.down_proj.weight": "340 inputs do not fill words of 8 values with 4 bits",
+        "model.layers.0.mlp.up_proj.weight": "340 outputs cannot be packed with 4 bits, which takes a multiple of 8",
+        "model.layers.0.mlp.down_proj.weight": "340 inputs cannot be packed with 4 bits, which takes a multiple of 8",
     }
     three = left_out(planned(headers({**shapes, "model.layers.0.mlp.x.weight": (80, 128)}), bits=3))
-    assert three["model.layers.0.mlp.x.weight"] == "80 outputs do not fill words of 32 values with 3 bits"
+    assert three["model.layers.0.mlp.x.weight"] == "80 outputs cannot be packed with 3 bits, which takes a multiple of 32"
 
 
 def test_modules_are_left_out_or_get_other_bits_and_the_config_says_so() -> None:
@@ -146,13 +156,16 @@ def test_modules_are_left_out_or_get_other_bits_and_the_config_says_so() -> None
             assert (unit.options["bits"], unit.options["group_size"]) == (found.get("bits", 4), found.get("group_size", 128))
         elif module in {x.tensor.removesuffix(".weight") for x in plan.left_out}:
             assert found is False
-    assert plan.notes[-1] == "modules: no linear's name has nix"
+    assert plan.notes[-1] == "`modules`: 'nix' is found in no linear's name, so it changes nothing"
     assert "transformers" not in [r.name for r in plan.loads_with]
 
 
 def test_what_vllm_joins_must_be_quantized_alike() -> None:
     plan = planned(headers(llama()), modules={"k_proj": "skip"})
-    assert "does not load with vLLM: it joins q_proj and k_proj and v_proj, which are not all quantized alike" in plan.notes
+    assert (
+        "does not load with vLLM (Marlin), vLLM: it joins q_proj and k_proj and v_proj, which are not all quantized alike"
+        in plan.notes
+    )
     with pytest.raises(Unsupported) as caught:
         planned(headers(llama()), modules={"k_proj": "skip"}, **{"for": "vllm"})
     assert str(caught.value) == (
@@ -197,11 +210,15 @@ def test_a_model_in_float32_becomes_float16_and_a_few_such_tensors_in_another_st
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (headers({"model.norm.weight": (8,)}), "/nowhere/m: has no linears that can be quantized"),
+        (
+            headers({"model.norm.weight": (8,)}),
+            "/nowhere/m: has no linears that can be quantized\n"
+            "  GPTQ is for decoders such as LlamaForCausalLM; choose another format",
+        ),
         (
             headers({"model.layers.0.q_proj.weight": (128, 64)}),
             "/nowhere/m: has no linears that can be quantized; of 1 linears none can be: model.layers.0.q_proj: "
-            "the group size 128 does not divide its 64 inputs",
+            "groups of 128 do not divide 64 inputs; `group_size: 64` would",
         ),
         (
             headers(llama(1), config={}),

@@ -1,0 +1,49 @@
+"""What plans say of themselves in sentences; `qconvd plan` and `qconvd convert` say the same."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from qconvd.engine.plan import LeftOut
+
+SHOWN = 3
+"""Tensors that are named of each kind of exception."""
+
+
+def sentences(notes: Sequence[str], left_out: Iterable[LeftOut]) -> list[str]:
+    """The notes of a plan, and what is treated otherwise than the rest: tensors of one reason together."""
+    groups: dict[tuple[str, str], list[LeftOut]] = defaultdict(list)
+    for one in left_out:
+        groups[one.became, one.reason].append(one)
+    return [
+        *notes,
+        *(
+            f"{_names(members)} {_became(became, len(members))}: {reason}"
+            for (became, reason), members in groups.items()
+            # A note tells of most exceptions already, in its own words.
+            if not any(reason in note for note in notes)
+        ),
+    ]
+
+
+def told_once(said: Mapping[str, Iterable[str]]) -> dict[tuple[str, ...], list[str]]:
+    """What is said of each label, the other way round: each sentence once, below all labels that it is said of."""
+    labels: dict[str, list[str]] = defaultdict(list)
+    for label, told in said.items():
+        for sentence in told:
+            labels[sentence].append(label)
+    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for sentence, of in labels.items():
+        found[tuple(of)].append(sentence)
+    return dict(found)
+
+
+def _names(members: Sequence[LeftOut]) -> str:
+    shown = ", ".join(m.tensor for m in members[:SHOWN])
+    return f"{shown} and {len(members) - SHOWN} more" if len(members) > SHOWN else shown
+
+
+def _became(became: str, count: int) -> str:
+    verb = "is" if count == 1 else "are"
+    return f"{verb} dropped" if became == "dropped" else f"{verb} stored as {became}"
