@@ -69,7 +69,8 @@ def plan(
             print(f"\n{count} can be made: {show_size(total)} ({total:,} bytes) on disk.")
             if len(refused) < len(previews):
                 memory = show_size(max(p.memory for p in previews))
-                print(f"One pass makes all of them, with {memory} of memory (threads: {policy.threads_per_job}).")
+                what = "One pass makes all of them" if len(previews) - len(refused) > 1 else "It is made in one pass"
+                print(f"{what}, with {memory} of memory (threads: {policy.threads_per_job}).")
                 print(_how_long(times))
     if refused:
         raise typer.Exit(Exit.REFUSED)
@@ -158,9 +159,9 @@ def _print(previews: list[Preview]) -> None:
         rows = [(p.target.label, show_size(p.nbytes), f"{p.nbytes:,}", f"{p.bits:.2f}", show_size(p.memory)) for p in good]
         headings = ("TARGET", "SIZE", "BYTES", "BITS/WEIGHT", "MEMORY")
         output.table(headings, rows, right=(1, 2, 3, 4), whole=(0,), under=[p.place for p in good])
-    for p in previews:
-        if p.error:
-            print(f"\n{p.target.label} cannot be made: {output.safe(str(p.error))}")
+    for number, p in enumerate([p for p in previews if p.error]):
+        blank = "\n" if good or number else ""
+        print(f"{blank}{p.target.label} cannot be made: {output.safe(str(p.error))}")
     for labels, sentences in told_once({p.target.label: p.sentences for p in good}).items():
         print(f"\n{output.filled(', '.join(labels))}:")
         for sentence in sentences:

@@ -90,7 +90,7 @@ class Shown:
         if self._bars is not None:
             self._bars.update(self._rows[label], completed=done, total=total, rate=rate, left=shown_left)
         # Small models are over before anybody could read this.
-        elif time.monotonic() - self._said.get(label, self._start) >= LINE_EVERY:
+        elif done and time.monotonic() - self._said.get(label, self._start) >= LINE_EVERY:
             self._said[label] = time.monotonic()
             percent = 100 * done // max(1, total)
             pace = f", {rate}, {shown_left}" if shown_left else ""

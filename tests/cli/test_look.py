@@ -54,7 +54,7 @@ def test_plan(qconvd: Qconvd, glass: Path) -> None:
 def test_plan_prices_for_the_limits_of_the_config(qconvd: Qconvd, glass: Path, config: Path, memory: str) -> None:
     config.write_text(CONFIG + f"limits: {{threads: 6, jobs: 2, memory: {memory}}}\n")
     said = qconvd("plan", glass, "--recipe", "small")
-    assert "One pass makes all of them, with 384.0 MiB of memory (threads: 3).\n" in said.out
+    assert "It is made in one pass, with 384.0 MiB of memory (threads: 3).\n" in said.out
 
 
 @pytest.mark.usefixtures("nothing_done")
@@ -118,6 +118,8 @@ def test_plan_of_what_cannot_be_made(qconvd: Qconvd, glass: Path, tmp_path: Path
     assert "gguf Q8_0 cannot be made: " in said.out
     assert "OddForCausalLM" in said.out
     assert "1 of 2 can be made" in said.out
+    alone = qconvd("plan", tmp_path / "odd", "--to", "q8_0").out
+    assert re.match(r"odd: [^\n]*\n\ngguf Q8_0 cannot be made: ", alone)
 
 
 def test_plan_by_recipe(qconvd: Qconvd, glass: Path, config: Path) -> None:

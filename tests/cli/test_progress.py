@@ -59,3 +59,14 @@ def test_plans_say_what_stays_out_and_each_sentence_once(capsys: pytest.CaptureF
         "gptq 4bit-64g: loads",
         "converting gptq 4bit-64g, gptq 8bit",
     ]
+
+
+def test_nothing_is_said_of_a_share_before_there_is_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qconvd.cli.progress.LINE_EVERY", 0.0)
+    with Shown() as shown:
+        shown.progress("fp16", Progress(0, 2048, 1.0))
+        shown.progress("fp16", Progress(1024, 2048, 1.0))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fp16: 50 %, 1.0 KiB of 2.0 KiB")
