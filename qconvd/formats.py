@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runti
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from qconvd.checkpoints.base import ModelInfo
+from qconvd.dtypes import ELEMENT_BYTES
 from qconvd.engine.expr import dequantized
 from qconvd.engine.plan import Array, Buffer, Device, Encoder, NameParts, Plan, Unit, UnitReport
 from qconvd.errors import QconvdError, Unsupported
@@ -116,10 +117,12 @@ def planned(format: Format, model: ModelInfo, options: Any) -> Plan:
         for unit in plan.units:
             again = [t.dtype for t in unit.outputs if t.dtype not in PLAIN]
             if again and any(dequantized(x) for x in unit.inputs):
+                # Codes in plain words are no type that says anything to a person.
+                what = format.name if again[0] in ELEMENT_BYTES else again[0]
                 asked = f"say `allow_requantize: true` under {format.name}"
                 fix = asked if hasattr(options, "allow_requantize") else "make fp16 or bf16 of this one"
                 raise Unsupported(
-                    f"is quantized already ({model.quantization}), and {again[0]} made from it is worse than from the original",
+                    f"is quantized already ({model.quantization}), and {what} made from it is worse than from the original",
                     where=str(model.path),
                     fix=f"start from the model that it was made from, or {fix}",
                 )
