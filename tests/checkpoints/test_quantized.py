@@ -157,6 +157,7 @@ def test_a_format_that_cannot_be_asked_refuses(tmp_path: Path) -> None:
         sys.path.pop(0)
     with pytest.raises(Unsupported) as caught:
         converted(toy(tmp_path / "Toy"), tmp_path / "out", Int8Rows())
+    assert caught.value.what.endswith(f", and {Int8Rows.name} made from it is worse than from the original")
     assert caught.value.fix == "start from the model that it was made from, or make fp16 or bf16 of this one"
 
 
