@@ -55,7 +55,7 @@ def test_every_kind_of_option() -> None:
     ("section", "name", "values", "default"),
     [
         (Config, "state", "path", "./state"),
-        (Config, "names", "default, thebloke, qwen, bartowski, gguf-my-repo, gptq-for-llama", "default"),
+        (Config, "names", "default, thebloke, redhat, qwen, bartowski, gguf-my-repo, soulteary, gptq-for-llama", "default"),
         (WatchFolder, "after", "keep, move, delete", "keep"),
         (WatchFolder, "interval", "duration", "60s"),
         (WatchFolder, "settle", "duration", ""),
