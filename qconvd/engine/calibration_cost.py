@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qconvd.checkpoints.base import ModelInfo
+from qconvd.engine.calibration_needs import IDLE_SHARE, shared
 from qconvd.engine.plan import Plan
 from qconvd.engine.working_memory import piece
 from qconvd.quantities import show_size
@@ -13,11 +14,7 @@ from qconvd.quantities import show_size
 if TYPE_CHECKING:
     from qconvd.calibration.pricing import Price
 
-IDLE_SHARE = 8
-"""One part in this many of the memory limit may be buffers that wait to be used again."""
 PLENTY = 1 << 50
-BESIDE = 4 << 20
-"""Mean squares that another target of the job may ask of the same calibration, beside the largest Hessian."""
 
 
 class Costs:
@@ -60,18 +57,6 @@ def with_calibration(memory: dict[str, int], plan: Plan, price: Price | None) ->
     cost = as_data(plan, price)
     together = shared([cost])
     return {k: max(n, together.get(k, 0)) for k, n in memory.items()}
-
-
-def shared(costs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """What the engine must get, `cpu` to be quick and the `least`, so that one calibration serves these targets.
-
-    `costs` are those that `as_data` gave of each.
-    """
-    if not costs:
-        return {}
-    encoding = max(int(c["encoding"]) for c in costs)
-    needs = {"cpu": max(int(c["memory"]) for c in costs), "least": max(int(c["least"]) for c in costs)}
-    return {k: (n + BESIDE + encoding) * IDLE_SHARE // (IDLE_SHARE - 1) for k, n in needs.items()}
 
 
 def as_data(plan: Plan, price: Price | None) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from typing import Any, TypeAlias
 
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.calibrated import Layers, said_of
-from qconvd.engine.calibration_cost import IDLE_SHARE, largest_of, share
+from qconvd.engine.calibration_cost import largest_of, share
+from qconvd.engine.calibration_needs import IDLE_SHARE
 from qconvd.engine.checksum import checksum
 from qconvd.engine.credits import Credits
 from qconvd.engine.elements import AnyArray

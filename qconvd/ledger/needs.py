@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qconvd.engine.calibration_cost import shared
+from qconvd.engine.calibration_needs import shared
 from qconvd.ledger.records import Target
 
 MIB = 1 << 20

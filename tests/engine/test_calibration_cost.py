@@ -11,7 +11,8 @@ from qconvd.api import CalibrationSpec, ModelInfo, Plan, QconvdError, Read, Stat
 from qconvd.calibration.pricing import Price
 from qconvd.calibration.sources import digest
 from qconvd.checkpoints import inspect
-from qconvd.engine.calibration_cost import IDLE_SHARE, Costs, as_data, in_words, largest_of, share, shared, with_calibration
+from qconvd.engine.calibration_cost import Costs, as_data, in_words, largest_of, share, with_calibration
+from qconvd.engine.calibration_needs import IDLE_SHARE, shared
 from qconvd.engine.credits import Credits
 from qconvd.engine.working_memory import working_memory
 from qconvd.ledger import Ledger
