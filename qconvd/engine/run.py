@@ -128,6 +128,8 @@ class _Run:
 
     def run(self) -> dict[str, Manifest | Exception]:
         """Everything, in the order in which it happens."""
+        shards = {tensor.file for tensor in self._model.stored.values()}
+        _allow_files(sum(len(t.plan.files) + 1 for t in self._targets) + len(shards) + 64)
         try:
             with self._source:
                 try:
@@ -164,7 +166,6 @@ class _Run:
     def _start(self) -> None:
         """Open every target's journal; those that cannot start are dropped here."""
         identity = self._source.identity()
-        _allow_files(sum(len(t.plan.files) + 1 for t in self._targets) + len(identity) + 64)
         self._start_calibrations()
         about = {id: g.calibration.about for g in self._gatherings for id in g.stream.targets}
         for target in self._targets:

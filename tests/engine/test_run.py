@@ -568,8 +568,11 @@ def test_many_shards_need_many_open_files(tmp_path: Path) -> None:
     model = raw_model(tmp_path / "m", files)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (60, hard))
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(30)]
     try:
         made = target("a", copies(model, shards=30), tmp_path)
         assert isinstance(go(model, made)["a"], Manifest)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in others:
+            os.close(descriptor)
