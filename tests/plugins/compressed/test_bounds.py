@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressed_models import difficult, headers
+from compressed_models import difficult
+from header_models import headers
 from qconvd.api import Device, QconvdError, RowSplit, Unit, as_float32
 from qconvd_compressed.formats import Fp8, Int4, Int8
 

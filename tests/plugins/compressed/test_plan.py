@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compressed_models import headers, llama
+from header_models import headers, llama
 from qconvd.api import Device, Plan, RowSplit, Unsupported, Whole
 from qconvd.engine.layout import Layout
 from qconvd.engine.plan import from_json, to_json
@@ -19,7 +19,7 @@ UP = "model.layers.0.mlp.up_proj"
 def planned(
     fmt: Any, tensors: Any = None, dtype: str = "BF16", config: Any = None, kind: str = "safetensors", **options: Any
 ) -> Plan:
-    plan = fmt.plan(headers(llama() if tensors is None else tensors, dtype, config, kind), fmt.Options(**options))
+    plan = fmt.plan(headers(llama(1) if tensors is None else tensors, dtype, config, kind), fmt.Options(**options))
     Layout(plan)
     assert from_json(to_json(plan)) == plan
     assert plan.name == fmt.name_parts(fmt.Options(**options))
@@ -77,7 +77,7 @@ def test_the_tensors_of_a_linear(fmt: Any, options: dict[str, Any], tensors: Any
     plan = planned(fmt, **options)
     assert tensors_of(plan) == tensors
     assert {t.name: t.dtype for t in plan.tensors if "proj" not in t.name} == {
-        name: "BF16" for name in llama() if "proj" not in name
+        name: "BF16" for name in llama(1) if "proj" not in name
     }
 
 
@@ -103,7 +103,7 @@ def test_a_model_in_float32_becomes_float16_and_one_in_bfloat16_keeps_a_float32_
 
 
 def test_what_is_left_out_is_told_and_stands_in_the_config() -> None:
-    shapes = llama() | {"model.layers.0.mlp.gate.weight": (8, 256), "model.layers.0.experts": (4, 64, 64)}
+    shapes = llama(1) | {"model.layers.0.mlp.gate.weight": (8, 256), "model.layers.0.experts": (4, 64, 64)}
     shapes |= {"model.layers.0.mlp.down_proj.weight": (256, 341)}
     plan = planned(Int4(), shapes, modules={"v_proj": "skip", "nothing": "skip"})
     assert [(x.tensor, x.became, x.reason) for x in plan.left_out] == [
@@ -119,13 +119,13 @@ def test_what_is_left_out_is_told_and_stands_in_the_config() -> None:
 
 
 def test_a_smaller_group_size_is_proposed_where_one_takes_all() -> None:
-    plan = planned(Int4(), llama(width=192))
+    plan = planned(Int4(), llama(1, width=192))
     assert "the group size 128 leaves out 6 of 7 linears (inputs: 192); group_size: 64 takes them all" in plan.notes
     assert {x.reason for x in plan.left_out} == {"the group size 128 does not divide its 192 inputs"}
-    assert not planned(Int4(), llama(width=192), group_size=64).left_out
-    odd = planned(Fp8(), llama(width=192), scheme="block").left_out
+    assert not planned(Int4(), llama(1, width=192), group_size=64).left_out
+    odd = planned(Fp8(), llama(1, width=192), scheme="block").left_out
     assert {x.reason for x in odd} == {"blocks of 128 do not divide its 192 inputs"}
-    odd = planned(Int4(), llama(key=100), sym=False).left_out
+    odd = planned(Int4(), llama(1, key=100), sym=False).left_out
     assert {x.reason for x in odd} == {"the zero points of 100 outputs do not fill words of 8"}
 
 
@@ -170,7 +170,7 @@ def test_who_loads_it_and_who_does_not() -> None:
         "vLLM would not load it: it joins q_proj and k_proj and v_proj, which are not all quantized\n"
         "  change that, or leave vllm out of `for`"
     )
-    block = planned(Fp8(), llama(key=64), scheme="block")
+    block = planned(Fp8(), llama(1, key=64), scheme="block")
     assert "it joins linears by whole blocks of 128 outputs, and model.layers.0.self_attn.k_proj has 64" in block.notes[-1]
     experts = planned(Int4(), {"model.layers.0.mlp.experts.0.w1.weight": (128, 128)})
     assert [r.name for r in experts.loads_with] == ["vLLM"]

@@ -15,7 +15,8 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 
-from compressed_models import difficult, headers
+from compressed_models import difficult
+from header_models import headers
 from qconvd.api import Device
 from qconvd_compressed.formats import Fp8, Int4, Int8
 

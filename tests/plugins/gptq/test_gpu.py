@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gptq_linears import hessian, output_error, weights
-from gptq_models import headers, llama
+from header_models import headers, llama
 from qconvd.api import Device, Hessian, QconvdError, Unsupported
 from qconvd_gptq import gpu
 from qconvd_gptq.format import Gptq

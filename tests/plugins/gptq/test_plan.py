@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gptq_models import headers, llama
+from header_models import headers, llama
 from qconvd.api import ModelInfo, Plan, Unsupported
 from qconvd.engine.plan import from_json, to_json
 from qconvd.plugins import plugins

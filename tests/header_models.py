@@ -14,7 +14,11 @@ SIDE = ("config.json", "tokenizer.json", "generation_config.json", "model.safete
 
 
 def headers(
-    tensors: Mapping[str, tuple[int, ...]], dtype: str = "BF16", config: Mapping[str, Any] | None = None, **dtypes: str
+    tensors: Mapping[str, tuple[int, ...]],
+    dtype: str = "BF16",
+    config: Mapping[str, Any] | None = None,
+    kind: str = "safetensors",
+    **dtypes: str,
 ) -> ModelInfo:
     """`dtypes`: of tensors whose names end so, with `_` for a dot."""
     placed, offset = {}, 100
@@ -25,7 +29,7 @@ def headers(
         offset += nbytes
     files = [FileInfo("model.safetensors", offset, "weights"), *(FileInfo(s, 7, "side") for s in SIDE)]
     given = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"} if config is None else config
-    return ModelInfo(Path("/nowhere/m"), "m", "safetensors", placed, files, given)
+    return ModelInfo(Path("/nowhere/m"), "m", kind, placed, files, given)
 
 
 def llama(layers: int = 2, width: int = 256, hidden: int = 512, key: int = 128) -> dict[str, tuple[int, ...]]:
