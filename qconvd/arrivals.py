@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qconvd import checkpoints, intake
-from qconvd.checkpoints.files import entries, is_hidden
 from qconvd.config import Config, WatchFolder
 from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger
@@ -137,9 +136,7 @@ class Arrivals:
         for candidate in found:
             self._look(candidate, watch)
         self._leave(path, set(found))
-        # An owner's folder becomes `owner/model` without anything happening in the watched folder itself.
-        plain = [p for p in _folders(path) if not any(c.is_relative_to(p) for c in found)]
-        if self._watch.follow(path, [*self.settling.arriving(path), *plain]):
+        if self._watch.follow(path, [*self.settling.arriving(path), *intake.openings(path, found)]):
             self._scan_at[path] = now + HINT_GAP
 
     def _missing(self, path: Path, reason: str) -> None:
@@ -217,10 +214,3 @@ class Arrivals:
             return watch.settle
         folder = self._watch.folders.get(watch.folder)
         return POLLED_SECONDS if folder is not None and folder.how == "polling" else LOCAL_SECONDS
-
-
-def _folders(path: Path) -> list[Path]:
-    try:
-        return [path / e.name for e in entries(path, most=None) if e.kind == "folder" and not is_hidden(e.name)]
-    except QconvdError:
-        return []  # it went away since its candidates were listed; the next scan says so

@@ -80,6 +80,20 @@ def candidates(folder: Path, *, ignore: Collection[Path] = ()) -> list[Path]:
     return sorted(_search(folder, DEPTH, {os.path.realpath(folder)}, ignored))
 
 
+def openings(folder: Path, found: Collection[Path]) -> list[Path]:
+    """Folders where a model can appear though nothing happens in the watched folder itself: owners', and those still empty.
+
+    `found` is what `candidates` gave. Above come first: `owner`, then `owner/name`.
+    """
+    models = {p.parent.parent if p.parent.name == "snapshots" else p for p in found}
+    above: list[Path] = []
+    level = [folder]
+    for _ in range(DEPTH):
+        level = [p for near in level if not _is_cached(near) for p in _plain_folders(near) if p not in models]
+        above += level
+    return above
+
+
 def look(path: Path, *, ignore: Collection[Path] = (), now: float | None = None, artifacts: bool = False) -> Look:
     """Look at one candidate. Never raises for what is on the disk.
 
@@ -164,12 +178,26 @@ def _search_folder(path: Path, depth: int, seen: set[str], ignored: set[str]) ->
     except (OSError, QconvdError):
         yield path  # look() says why it cannot be read
         return
-    if path.name.startswith("models--") and any(e.name == "snapshots" for e in inside):
+    if _is_cached(path) and any(e.name == "snapshots" for e in inside):
         yield from _snapshot(path)
     elif any(_hints_at_model(e) for e in inside):
         yield path
     elif depth > 1:
         yield from _search(path, depth - 1, seen, ignored)
+
+
+def _plain_folders(folder: Path) -> list[Path]:
+    """Folders in `folder` that are not hidden and no artifact of ours; none if it went away meanwhile."""
+    try:
+        inside = [e for e in entries(folder, most=None) if e.kind == "folder" and not is_hidden(e.name)]
+        return [p for e in inside if not manifest_paths(p := folder / e.name)]
+    except (OSError, QconvdError):
+        return []
+
+
+def _is_cached(path: Path) -> bool:
+    """Whether it is named as the Hugging Face cache names a repository."""
+    return path.name.startswith("models--")
 
 
 def _snapshot(repository: Path) -> Iterator[Path]:

@@ -17,7 +17,7 @@ import pytest
 
 import ggml_files
 from checkpoint_files import CONFIG, header_of, safetensors, whole_gguf, write_model, write_safetensors, write_sharded
-from qconvd.intake import LEFT_OVER, Look, candidates, fingerprint, look, name_of
+from qconvd.intake import LEFT_OVER, Look, candidates, fingerprint, look, name_of, openings
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
@@ -112,6 +112,21 @@ def test_the_hub_caches_layout(inbox: Path) -> None:
     shutil.rmtree(repository / "snapshots" / "old")
     touch(repository / "refs" / "main", b"\xff..")
     assert names(inbox) == ["models--owner--Name/snapshots/new"]
+
+
+def test_openings_are_where_a_model_can_appear_unseen(inbox: Path) -> None:
+    write_model(inbox / "a-model")
+    write_model(inbox / "owner" / "a-model")
+    (inbox / "owner" / "empty" / "too-deep").mkdir(parents=True)
+    (inbox / "empty").mkdir()
+    (inbox / ".hidden").mkdir()
+    touch(inbox / "ours-fp16" / "qconvd.json", b"{}")
+    write_model(inbox / "models--o--n" / "snapshots" / "one")
+    (inbox / "models--o--unfinished" / "blobs").mkdir(parents=True)
+    found = openings(inbox, candidates(inbox))
+    assert [str(p.relative_to(inbox)) for p in found[:3]] == ["empty", "models--o--unfinished", "owner"]
+    assert [str(p.relative_to(inbox)) for p in found[3:]] == ["owner/empty"]
+    assert openings(inbox / "gone", []) == []
 
 
 def test_what_is_ours_is_no_source(inbox: Path) -> None:

@@ -172,6 +172,11 @@ def test_owner_and_name(home: Home, draft: Path) -> None:
     time.sleep(0.6)
     draft.rename(place)
     taken(home, place)
+    second = place.with_name("owners-second")
+    second.mkdir()
+    time.sleep(0.6)  # scanned while it is empty, and so no candidate yet
+    shutil.copytree(place, second, dirs_exist_ok=True)
+    taken(home, second)
 
 
 def test_removed_while_waiting(home: Home, draft: Path) -> None:
