@@ -279,7 +279,7 @@ def test_interrupted_it_goes_on_where_it_stopped(
     assert process.returncode == 130, rest
     assert rest.endswith("Stopped. What was done is kept: run the same command again and it goes on from there.\n")
     assert list(scratch.iterdir()) == [], "the temporary ledger is gone"
-    assert [p for p in Path("/proc").iterdir() if p.name.isdigit() and _mentions(p, str(scratch))] == [], "no worker is left"
+    assert at_work(scratch, process.pid) == [], "no worker is left"
     kept = {p: p.stat().st_ino for p in out.rglob("files/*.gguf")}
     assert kept, "what was converted is kept"
     said = qconvd("convert", glass, "--to", TO, "--out", out)
@@ -299,12 +299,13 @@ def test_killed_it_leaves_no_worker_and_the_next_one_clears_up(
     for line in process.stderr:
         if line.startswith("converting"):
             break
-    (worker,) = wait_for(lambda: [p for p in at_work(scratch) if not _mentions(p, "runner.py")])
+    *_, worker = wait_for(lambda: found if len(found := at_work(scratch, process.pid)) == 3 else [])
     os.kill(int(worker.name), signal.SIGSTOP)
     process.kill()
-    process.communicate()
+    process.wait()
+    process.stderr.close()  # it would end when the last of them has
     os.kill(int(worker.name), signal.SIGCONT)
-    wait_for(lambda: not at_work(scratch))
+    wait_for(lambda: not at_work(scratch, process.pid))
     (left,) = scratch.iterdir()
     assert left.name.startswith("qconvd-")
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -322,9 +323,10 @@ def wait_for(what: Callable[[], T]) -> T:
     raise AssertionError("it did not happen")
 
 
-def at_work(scratch: Path) -> list[Path]:
-    """The runners and workers whose specs are in a folder."""
-    return [p for p in Path("/proc").iterdir() if p.name.isdigit() and _mentions(p, f"{scratch}/")]
+def at_work(scratch: Path, command: int) -> list[Path]:
+    """What a command with this TMPDIR has started, the youngest last: the nursery, a runner, its worker."""
+    found = [p for p in Path("/proc").iterdir() if p.name.isdigit() and int(p.name) != command]
+    return sorted((p for p in found if _began_with(p, f"TMPDIR={scratch}")), key=lambda p: int(p.name))
 
 
 def test_another_run_at_the_same_target_is_waited_for(qconvd: Qconvd, glass: Path, tmp_path: Path) -> None:
@@ -437,9 +439,9 @@ def _bytes(folder: Path) -> int:
     return sum(f.bytes for f in manifests_in(folder)[0].files)
 
 
-def _mentions(process: Path, word: str) -> bool:
+def _began_with(process: Path, variable: str) -> bool:
     try:
-        return word.encode() in (process / "cmdline").read_bytes()
+        return variable.encode() in (process / "environ").read_bytes().split(b"\0")
     except OSError:
         return False
 
