@@ -87,7 +87,7 @@ def job(
         return
     output.pairs([
         ("job", found.id), ("model", found.source.name), ("source", found.source.locator), ("recipe", found.recipe),
-        ("state", found.state),
+        ("state", found.state), ("priority", found.priority or ""),
     ])  # fmt: skip
     print()
     rows, sentences = [], []
@@ -132,7 +132,7 @@ def when(seconds: float) -> str:
 def _job(job: Job, progress: dict[str, Progress]) -> dict[str, Any]:
     return {
         "job": job.id, "model": job.source.name, "source": job.source.locator,
-        "version": job.source.version, "recipe": job.recipe,
+        "version": job.source.version, "recipe": job.recipe, "priority": job.priority,
         "state": job.state, "reason": job.reason, "created_at": job.created_at, "changed_at": job.changed_at,
         "targets": [
             {
