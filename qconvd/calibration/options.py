@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from qconvd.calibration.context import LEAST, USUAL, sample_length
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.plan import CalibrationSpec
 
@@ -47,7 +48,12 @@ class CalibrationOptions(BaseModel):
         "file), or a dataset of the Hub as `hub:datasets/owner/name`.",
     )
     samples: int = Field(128, gt=0, le=65536, description="How many samples are run through the model.")
-    length: int = Field(512, ge=16, le=1 << 20, description="Tokens of a sample.")
+    length: int | None = Field(
+        None,
+        ge=LEAST,
+        le=1 << 20,
+        description=f"Tokens of a sample; left out, {USUAL}, or the model's whole context if that is less.",
+    )
     seed: int = Field(0, ge=0, lt=1 << 63, description="Which parts of the text are taken.")
     chat: bool | Literal["auto"] = Field(
         "auto",
@@ -67,7 +73,8 @@ def calibration_spec(
     """What a plan keeps of `options`, with the digest of the text as it is now.
 
     `linears`: the checkpoint's tensors behind the names that units use, where these differ. Raises `QconvdError` if there is no
-    such text, or if the model is none that text can be run through (no tokenizer, no causal language model).
+    such text, if the model is none that text can be run through (no tokenizer, no causal language model), or if its context is
+    shorter than a sample.
     """
     from qconvd.calibration.sources import digest
     from qconvd.calibration.suitable import check_suitable
@@ -77,7 +84,7 @@ def calibration_spec(
         text=options.text,
         sha256=digest(options.text),
         samples=options.samples,
-        length=options.length,
+        length=sample_length(options.length, model),
         seed=options.seed,
         chat=options.chat,
         stream=options.activations,

@@ -184,6 +184,32 @@ def test_a_missing_weight_is_found_from_headers(llama: ModelInfo) -> None:
 def test_samples_longer_than_the_models_context(llama: ModelInfo) -> None:
     error = refused(llama, hessian(Q), length=300)
     assert error.what == "samples of 300 tokens are longer than the model's context of 256"
+    assert error.fix == "say `length: 256` or less under `calibration`, or leave it out"
+
+
+def test_where_nothing_is_said_samples_are_as_long_as_the_context_at_the_most(llama: ModelInfo) -> None:
+    assert kit.spec_of(llama, length=None).length == 256
+    assert kit.spec_of(kit.reconfigured(llama, max_position_embeddings=4096), length=None).length == 512
+    assert kit.spec_of(kit.gpt2(llama.path.parent / "gpt2"), length=None).length == 256
+    within = kit.reconfigured(llama, max_position_embeddings=None, text_config={"max_position_embeddings": 40})
+    assert kit.spec_of(within, length=None).length == 40
+    assert kit.spec_of(kit.reconfigured(llama, text_config=None), length=None).length == 512
+
+
+def test_a_length_that_transformers_alone_knows_to_be_too_much(llama: ModelInfo) -> None:
+    error = refused(kit.reconfigured(llama, max_position_embeddings=None), hessian(Q), length=4096)
+    assert error.what == "samples of 4096 tokens are longer than the model's context of 2048"
+
+
+@pytest.mark.parametrize("context", [0, -1, 15])
+def test_a_context_that_is_none(llama: ModelInfo, context: int) -> None:
+    error = refused(kit.reconfigured(llama, max_position_embeddings=context), hessian(Q))
+    assert error.what == (
+        f"its config.json says a context of {context} tokens (max_position_embeddings), and calibration needs 16 at least"
+    )
+    assert error.fix == (
+        "put the model's real max_position_embeddings into config.json, or choose a format that needs no calibration"
+    )
 
 
 def test_experts_of_a_class_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
