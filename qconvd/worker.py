@@ -43,9 +43,9 @@ from qconvd.engine.written import written
 from qconvd.errors import BadCheckpoint, Busy, OutOfSpace, QconvdError, TakenAway, Unsupported
 from qconvd.executors.base import MARK
 from qconvd.formats import Format, planned
-from qconvd.input_files import published
 from qconvd.ledger.needs import BASE_MEMORY
 from qconvd.memory_limit import limit_memory, too_much
+from qconvd.named_files import identified, published
 from qconvd.plugins import plugins
 from qconvd.quality.verify import verify
 from qconvd.quantities import show_size
@@ -471,8 +471,8 @@ def _committed(spec: TaskSpec, target: TargetSpec) -> bool:
         manifest: Manifest = read_manifest(target.folder / target.manifest_name)
     except QconvdError:
         return False
-    return (manifest.source.get("identity"), manifest.format, dict(manifest.options)) == (
-        spec.source.known_as, target.format, published(target.options),
+    return (manifest.source.get("identity"), manifest.format, identified(manifest.options)) == (
+        spec.source.known_as, target.format, identified(target.options),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from tokenizers import Tokenizer
 
 import calibration_kit as kit
 from qconvd import checkpoints
-from qconvd.calibration.options import CalibrationOptions
+from qconvd.calibration import sources
+from qconvd.calibration.options import CalibrationOptions, calibration_spec
 from qconvd.calibration.pricing import price
+from qconvd.calibration.samples import tokens
 from qconvd.checkpoints import ModelInfo
 from qconvd.engine.plan import StatRequest
 from qconvd.errors import QconvdError, Unsupported
@@ -39,10 +42,13 @@ def refused(model: ModelInfo, requests: list[StatRequest], memory: int = kit.MEM
 
 
 def test_no_text(llama: ModelInfo, tmp_path: Path) -> None:
+    text = kit.small_text(tmp_path)
+    options = CalibrationOptions(text=str(text))
+    text.unlink()
     with pytest.raises(QconvdError) as caught:
-        kit.spec_of(llama, text=tmp_path / "none.txt")
+        calibration_spec(options, llama)
     assert str(caught.value) == (
-        f"{tmp_path}/none.txt: there is no calibration text here\n"
+        f"{text}: there is no calibration text here\n"
         "  name a file or folder that is there as `text` under `calibration`, or hub:datasets/owner/name"
     )
 
@@ -51,13 +57,6 @@ def test_no_text(llama: ModelInfo, tmp_path: Path) -> None:
 def test_a_web_address_is_no_text(address: str) -> None:
     with pytest.raises(ValidationError, match="is on the web; download it, and name the file"):
         CalibrationOptions(text=address)
-
-
-def test_a_folder_without_text(llama: ModelInfo, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(QconvdError) as caught:
-        kit.spec_of(llama, text=tmp_path / "empty")
-    assert caught.value.what == "holds no calibration text: no file ends in .txt, .md or .jsonl"
 
 
 def test_a_text_that_is_too_short(llama: ModelInfo, tmp_path: Path) -> None:
@@ -76,6 +75,30 @@ def test_a_text_that_changed(llama: ModelInfo, tmp_path: Path) -> None:
     calibration = kit.calibration(llama, [], tmp_path / "work", spec)
     with pytest.raises(QconvdError, match="the calibration text changed since it was planned with"):
         calibration.finish(0)
+
+
+def test_a_text_that_changed_since_the_recipe_was_read(llama: ModelInfo, tmp_path: Path) -> None:
+    text = kit.small_text(tmp_path)
+    options = CalibrationOptions(text=str(text))
+    text.write_text("other")
+    with pytest.raises(QconvdError) as caught:
+        calibration_spec(options, llama)
+    assert str(caught.value) == (
+        f"{text}: the calibration text changed since the recipe was read\n"
+        "  reload the daemon (SIGHUP, or `systemctl reload qconvd`) or run the command again"
+    )
+
+
+def test_a_text_that_changes_while_it_is_read(llama: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = kit.spec_of(llama)
+
+    def documents(text: str) -> Iterator[sources.Document]:
+        yield from sources.documents(text)
+        Path(text).write_text("other")  # somebody else does
+
+    monkeypatch.setattr("qconvd.calibration.samples.documents", documents)
+    with pytest.raises(QconvdError, match="the calibration text changed since it was planned with"):
+        tokens(llama, spec)
 
 
 def test_no_tokenizer(llama: ModelInfo) -> None:
