@@ -43,6 +43,8 @@ def plan(
 
     with named(model, config) as (found, remote):
         targets, profile, unmatched = wanted(to, recipe, config, found)
+        if to is not None:  # a config's recipes were held against each other when it was read
+            unmistakable(targets, profile)
         policy = _policy(None if to is not None and config is None else load_config(config))
         previews = [preview(found, target, policy, profile, name) for target in targets]
     refused = [p for p in previews if p.error]
@@ -147,6 +149,18 @@ def wanted(to: str | None, recipe: str | None, config: Path | None, model: Any) 
             continue
         targets |= {t.digest: t for t in one.targets}
     return list(targets.values()), found.names, unmatched
+
+
+def unmistakable(targets: Any, profile: str) -> None:
+    """Raise `QconvdError` if two of the targets would get one name."""
+    from qconvd.errors import QconvdError
+    from qconvd.naming import collisions
+
+    named = [(f"{number} {t.label}", t.names("model", profile)) for number, t in enumerate(targets)]
+    for first, second, place in collisions(named):
+        both = f"{first.partition(' ')[2]} and {second.partition(' ')[2]}"
+        remedy = "give one of them a `name:`, e.g. --to \"q4_k_m, gguf: {types: [q4_k_m], pure: true, name: '{model}-pure'}\""
+        raise QconvdError(f"{both} would both be called {place.replace('model', '<model>', 1)}", fix=remedy)
 
 
 def _print(previews: list[Preview]) -> None:
