@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,9 @@ def plan(
         if to is not None:  # a config's recipes were held against each other when it was read
             unmistakable(targets, profile)
         policy = _policy(None if to is not None and config is None else load_config(config))
-        previews = [preview(found, target, policy, profile, name) for target in targets]
+        once = cache(output.note)  # of several targets that are calibrated the first takes the time
+        doing = (lambda _: None) if json else once
+        previews = [preview(found, target, policy, profile, name, doing=doing) for target in targets]
     refused = [p for p in previews if p.error]
     times = _times(found, remote, [label for p in previews for label in p.timed])
     if json:
