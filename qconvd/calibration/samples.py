@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvd.calibration.chat import ChatTemplate, chat_template
+from qconvd.calibration.chat import Boundless, ChatTemplate, chat_template
 from qconvd.calibration.sources import SEGMENT, Document, digest, documents, shown
 from qconvd.calibration.tokenizer import Tokenizer, tokenizer
 from qconvd.checkpoints.base import ModelInfo
@@ -86,6 +86,8 @@ def _texts(model: ModelInfo, spec: CalibrationSpec) -> Iterator[str]:
 def _written(template: ChatTemplate, turns: Sequence[tuple[str, str]], plain: str, spec: CalibrationSpec) -> str:
     try:
         return template.write(turns)
+    except Boundless:
+        raise
     except QconvdError:
         if spec.chat is True:
             raise
