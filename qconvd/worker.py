@@ -46,6 +46,7 @@ from qconvd.formats import Format, planned
 from qconvd.ledger.needs import BASE_MEMORY
 from qconvd.memory_limit import limit_memory, too_much
 from qconvd.named_files import identified, published
+from qconvd.plan_words import cut_off
 from qconvd.plugins import plugins
 from qconvd.quality.verify import verify
 from qconvd.quantities import show_size
@@ -178,7 +179,7 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
             else:
                 results[id] = TargetResult(ok=True, data={"nbytes": manifest.nbytes, "errors": dict(manifest.errors)})
                 say(targets[id], f"converted, {show_size(manifest.nbytes)}{_error_in_words(manifest)}")
-                say(targets[id], *_without(manifest))
+                say(targets[id], *cut_off(manifest.tensors), *_without(manifest))
     return _together(results)
 
 

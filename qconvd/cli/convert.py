@@ -99,6 +99,7 @@ def _limits(memory: str | None, threads: int | None) -> Any:
 def _report(made: list[Made], seconds: float) -> None:
     from qconvd.cli import output
     from qconvd.cli.progress import bits_of, relative
+    from qconvd.plan_words import cut_off
     from qconvd.quantities import show_duration, show_size
 
     there = [m for m in made if m.manifest is not None]
@@ -115,6 +116,9 @@ def _report(made: list[Made], seconds: float) -> None:
             output.note(f"\n{one.target.label} was not made: {output.safe(str(one.error))}")
             if one.log is not None:
                 output.note(f"  the worker's log is {one.log}")
+    for one in there:
+        for sentence in cut_off(one.manifest.tensors) if one.manifest else ():
+            output.note("\n" + output.filled(output.safe(f"{one.target.label}: {sentence}.")))
     new = [m for m in there if m.new]
     if before := [m.target.label for m in there if not m.new]:
         verb, them = ("was", "it") if len(before) == 1 else ("were", "them")
