@@ -27,6 +27,17 @@ def sentences(notes: Sequence[str], left_out: Iterable[LeftOut]) -> list[str]:
     ]
 
 
+def cut_off(tensors: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What a manifest's counts per tensor say of weights that the new type cannot hold; empty if it can."""
+    found = {name: counts["overflows"] for name, counts in tensors.items() if counts.get("overflows")}
+    if not found:
+        return []
+    count, names = sum(found.values()), [name for name, _ in sorted(found.items(), key=lambda item: -item[1])]
+    shown = f"{', '.join(names[:SHOWN])} and {len(names) - SHOWN} more" if len(names) > SHOWN else ", ".join(names)
+    weights = "1 weight is" if count == 1 else f"{count:,} weights are"
+    return [f"{weights} too large for the type, and wrong in the result: {shown}"]
+
+
 def told_once(said: Mapping[str, Iterable[str]]) -> dict[tuple[str, ...], list[str]]:
     """What is said of each label, the other way round: each sentence once, below all labels that it is said of."""
     labels: dict[str, list[str]] = defaultdict(list)

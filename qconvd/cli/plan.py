@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,8 +44,12 @@ def plan(
 
     with named(model, config) as (found, remote):
         targets, profile, unmatched = wanted(to, recipe, config, found)
+        if to is not None:  # a config's recipes were held against each other when it was read
+            unmistakable(targets, profile)
         policy = _policy(None if to is not None and config is None else load_config(config))
-        previews = [preview(found, target, policy, profile, name) for target in targets]
+        once = cache(output.note)  # of several targets that are calibrated the first takes the time
+        doing = (lambda _: None) if json else once
+        previews = [preview(found, target, policy, profile, name, doing=doing) for target in targets]
     refused = [p for p in previews if p.error]
     times = _times(found, remote, [label for p in previews for label in p.timed])
     if json:
@@ -147,6 +152,18 @@ def wanted(to: str | None, recipe: str | None, config: Path | None, model: Any) 
             continue
         targets |= {t.digest: t for t in one.targets}
     return list(targets.values()), found.names, unmatched
+
+
+def unmistakable(targets: Any, profile: str) -> None:
+    """Raise `QconvdError` if two of the targets would get one name."""
+    from qconvd.errors import QconvdError
+    from qconvd.naming import collisions
+
+    named = [(f"{number} {t.label}", t.names("model", profile)) for number, t in enumerate(targets)]
+    for first, second, place in collisions(named):
+        both = f"{first.partition(' ')[2]} and {second.partition(' ')[2]}"
+        remedy = "give one of them a `name:`, e.g. --to \"q4_k_m, gguf: {types: [q4_k_m], pure: true, name: '{model}-pure'}\""
+        raise QconvdError(f"{both} would both be called {place.replace('model', '<model>', 1)}", fix=remedy)
 
 
 def _print(previews: list[Preview]) -> None:

@@ -17,7 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from command_line import Qconvd
 from qconvd.engine.manifest import manifests_in
@@ -467,3 +469,18 @@ def test_options_on_the_command_line_are_a_recipes(qconvd: Qconvd, glass: Path) 
     assert said.code == 2
     assert "--to: 'gguf:{types: [q8_0' is not YAML: " in said.err
     assert "write it as in a recipe, e.g. --to 'gguf: {types: [q4_0], pure: true}'" in said.err
+
+
+def test_weights_that_are_too_large_are_told(qconvd: Qconvd, tmp_path: Path) -> None:
+    """Of fp16 by themselves, of GPTQ because no scale in float16 reaches them."""
+    tensors = {f"model.layers.{i}.mlp.up_proj.weight": np.ones((64, 64), np.float32) for i in range(2)}
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5:7] = 4e6
+    (tmp_path / "m").mkdir()
+    save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    (tmp_path / "m" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    said = qconvd("convert", tmp_path / "m", "--to", "fp16, gptq: {method: rtn, group_size: 32}", "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+    name = "model.layers.1.mlp.up_proj.weight"
+    told = " ".join(said.err.split())
+    for label in ("fp16", "gptq 4bit-32g-rtn"):
+        assert f"{label}: 2 weights are too large for the type, and wrong in the result: {name}." in told

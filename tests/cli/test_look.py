@@ -85,6 +85,31 @@ def test_plan_says_once_what_is_true_of_several_targets(qconvd: Qconvd, glass: P
     assert sum("the tokenizer has no byte tokens" in line for line in lines) == 1
 
 
+def test_plan_says_once_what_it_takes_seconds_for(qconvd: Qconvd, glass: Path) -> None:
+    few = "calibration: {samples: 2, length: 64}"
+    said = qconvd("plan", glass, "--to", f"gptq: {{group_size: [32, 64], {few}}}")
+    assert said.code == 0
+    assert said.err == (
+        "finding out how text goes through the model, for calibration; loading torch for that takes some seconds\n"
+    )
+    assert qconvd("plan", glass, "--to", f"gptq: {{group_size: 32, {few}}}", "--json").err == ""
+
+
+@pytest.mark.parametrize("command", ["plan", "convert"])
+def test_two_targets_that_would_be_called_the_same_are_told_before_anything_is_made(
+    qconvd: Qconvd, glass: Path, command: str
+) -> None:
+    both = "gptq: {method: rtn, group_size: 32}, gptq: {method: rtn, group_size: 32, mse: true}"
+    said = qconvd(command, glass, "--to", both)
+    assert (said.code, said.out) == (3, "")
+    assert said.err == (
+        "qconvd: gptq 4bit-32g-rtn and gptq 4bit-32g-rtn would both be called <model>-4bit-32g-rtn/\n"
+        "  give one of them a `name:`, e.g. --to \"q4_k_m, gguf: {types: [q4_k_m], pure: true, name: '{model}-pure'}\"\n"
+    )
+    named = both.replace("mse: true", "mse: true, name: '{model}-{variant}-mse'")
+    assert qconvd("plan", glass, "--to", named).code == 0
+
+
 def test_plan_for_scripts_is_exact(qconvd: Qconvd, glass: Path) -> None:
     said = qconvd("plan", glass, "--to", "fp16,q8_0", "--name", "other", "--json")
     half, q8 = said.json["artifacts"]
