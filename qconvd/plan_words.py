@@ -1,9 +1,10 @@
-"""What plans say of themselves in sentences; `qconvd plan` and `qconvd convert` say the same."""
+"""What plans say of themselves in sentences; commands, logs and status files say the same."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from qconvd.engine.plan import LeftOut
 
@@ -25,6 +26,11 @@ def sentences(notes: Sequence[str], left_out: Iterable[LeftOut]) -> list[str]:
             if not any(reason in note for note in notes)
         ),
     ]
+
+
+def told(plan: Mapping[str, Any]) -> list[str]:
+    """The same of a plan's data as the plan task leaves it: its `notes` and `left_out`."""
+    return sentences([str(note) for note in plan.get("notes", ())], (LeftOut(**one) for one in plan.get("left_out", ())))
 
 
 def told_once(said: Mapping[str, Iterable[str]]) -> dict[tuple[str, ...], list[str]]:

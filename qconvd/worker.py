@@ -46,6 +46,7 @@ from qconvd.formats import Format, planned
 from qconvd.input_files import published
 from qconvd.ledger.needs import BASE_MEMORY
 from qconvd.memory_limit import limit_memory, too_much
+from qconvd.plan_words import told
 from qconvd.plugins import plugins
 from qconvd.quality.verify import verify
 from qconvd.quantities import show_size
@@ -128,7 +129,7 @@ def plan_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> 
             results[target.id] = _failed(spec, target, error)
         else:
             plan = results[target.id].data
-            say(target, f"planned, {show_size(plan['nbytes'])} ({plan['nbytes']:,} bytes)", *plan["notes"])
+            say(target, f"planned, {show_size(plan['nbytes'])} ({plan['nbytes']:,} bytes)", *told(plan))
         on_event({"event": "planned", "target": target.id, "ok": results[target.id].ok})
     return _together(results)
 

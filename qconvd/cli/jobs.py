@@ -119,7 +119,9 @@ _PUBLISHED = {"open": "waiting", "awaiting": "waits for `qconvd publish JOB`", "
 
 def notes_of(target: Target) -> list[str]:
     """What a target's plan has to say: tensors that fall back to another type and why, what the format cannot hold."""
-    return [str(note) for note in target.plan.get("notes", ())]
+    from qconvd.plan_words import told
+
+    return told(target.plan)
 
 
 def when(seconds: float) -> str:

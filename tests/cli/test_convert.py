@@ -459,7 +459,7 @@ def test_a_lone_gguf_becomes_another_in_parts(qconvd: Qconvd, glass: Path, tmp_p
 
 def test_options_on_the_command_line_are_a_recipes(qconvd: Qconvd, glass: Path) -> None:
     assert [t.label for t in resolve_list("fp16, gguf:{types: [q8_0, q4_0], pure: true},bf16")] == [
-        "fp16", "gguf Q8_0", "gguf Q4_0", "fp16 bf16",
+        "fp16", "gguf Q8_0", "gguf Q4_0", "bf16",
     ]  # fmt: skip
     said = qconvd("plan", glass, "--to", "gguf:{types: [q8_0")
     assert said.code == 2
