@@ -26,7 +26,8 @@ from qconvd.naming import BARE, Names, check_template, names
 from qconvd.plugins import plugins
 from qconvd.suggest import did_you_mean
 
-_EXAMPLE = re.compile(r"e\.g\. `([^`]+)`")
+EXAMPLE = re.compile(r"e\.g\. `([^`]+)`")
+"""How the description of an option shows what to write."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def _lacking(name: str, format: Format, error: ValidationError) -> str:
     """How to write a format that stands alone and cannot: with the example that the option it needs gives of itself."""
     for key, *below in (e["loc"] for e in error.errors(include_url=False) if e["type"] == "missing"):
         about = format.Options.model_fields[str(key)].description or ""
-        example = _EXAMPLE.search(about)
+        example = EXAMPLE.search(about)
         if example and not below:
             return f"{name} alone says no {key}; write for example `{name}: {{{key}: {example[1]}}}`"
     return ""

@@ -35,7 +35,7 @@ _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="qconvd",
-    help="Turns models into the formats people run: fp16, GGUF, and what plugins add.",
+    help="Turns models into the formats people run: safetensors, GGUF, GPTQ, int8, int4, FP8, GGML, and what plugins add.",
     no_args_is_help=True,
     # Rich help doubles the time that `--help` takes; so does shell completion's set-up for everybody.
     rich_markup_mode=None,

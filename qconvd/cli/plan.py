@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from qconvd.scheduler import Policy
     from qconvd.targets import Target
 
-To = Annotated[str | None, typer.Option("--to", metavar="TARGETS", help="What to make, e.g. fp16,q8_0,q4_0 or gguf:q8_0.")]
+To = Annotated[
+    str | None,
+    typer.Option(
+        "--to", metavar="TARGETS",
+        help="What to make, e.g. fp16,q8_0,int8; with options in braces: 'gguf: {types: [q4_0], pure: true}'.",
+    ),
+]  # fmt: skip
 Recipe = Annotated[str | None, typer.Option("--recipe", "-r", help="What to make: a recipe of the config file.")]
 Name = Annotated[str | None, typer.Option("--name", help="The model's name in the outputs; without it, the folder's.")]
 
