@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,7 +69,7 @@ def plan(
             print(output.filled(f"{remote.address.locator} at {remote.remote.commit[:12]}: {fetched} would be fetched.") + "\n")
         for recipe_name, reason in unmatched.items():
             print(f"The recipe {recipe_name} does not take this model: {reason}.")
-        _print(previews)
+        _print(previews, asked=to is not None)
         if previews:
             total = sum(p.nbytes for p in previews)
             count = f"{len(previews) - len(refused)} of {len(previews)}"
@@ -155,8 +156,10 @@ def wanted(to: str | None, recipe: str | None, config: Path | None, model: Any) 
     return list(targets.values()), found.names, unmatched
 
 
-def _print(previews: list[Preview]) -> None:
+def _print(previews: list[Preview], *, asked: bool) -> None:
+    """`asked`: the targets were given after `--to`."""
     from qconvd.cli import output
+    from qconvd.cli.spelled import spelled
     from qconvd.plan_words import told_once
     from qconvd.quantities import show_size
 
@@ -167,7 +170,9 @@ def _print(previews: list[Preview]) -> None:
         output.table(headings, rows, right=(1, 2, 3, 4), whole=(0,), under=[p.place for p in good])
     for number, p in enumerate([p for p in previews if p.error]):
         blank = "\n" if good or number else ""
-        print(f"{blank}{p.target.label} cannot be made: {output.safe(str(p.error))}")
+        print(output.fitting(f"{blank}{p.target.label} cannot be made: {output.safe(str(p.error))}", sys.stdout))
+        if asked and p.error and (written := spelled(p.target, p.error)):
+            print(f"  on the command line: {written}")
     for labels, sentences in told_once({p.target.label: p.sentences for p in good}).items():
         print(f"\n{output.filled(', '.join(labels))}:")
         for sentence in sentences:
