@@ -47,7 +47,9 @@ class CalibrationOptions(BaseModel):
         "file), or a dataset of the Hub as `hub:datasets/owner/name`.",
     )
     samples: int = Field(128, gt=0, le=65536, description="How many samples are run through the model.")
-    length: int = Field(512, ge=16, le=1 << 20, description="Tokens of a sample.")
+    length: int = Field(
+        512, ge=16, le=1 << 20, description="Tokens of a sample; left out, never more than the model's context."
+    )
     seed: int = Field(0, ge=0, lt=1 << 63, description="Which parts of the text are taken.")
     chat: bool | Literal["auto"] = Field(
         "auto",
@@ -77,9 +79,21 @@ def calibration_spec(
         text=options.text,
         sha256=digest(options.text),
         samples=options.samples,
-        length=options.length,
+        length=_length(options, model),
         seed=options.seed,
         chat=options.chat,
         stream=options.activations,
         linears=dict(linears or {}),
     )
+
+
+def _length(options: CalibrationOptions, model: ModelInfo) -> int:
+    """Tokens of a sample: a model with a short context gets shorter ones, unless somebody asked for a length."""
+    text = model.config.get("text_config")
+    config = {**model.config, **text} if isinstance(text, Mapping) else model.config
+    contexts: list[int] = [
+        config[key] for key in ("max_position_embeddings", "n_positions") if isinstance(config.get(key), int)
+    ]
+    if "length" in options.model_fields_set or not contexts:
+        return options.length
+    return max(1, min(options.length, *contexts))

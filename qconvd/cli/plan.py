@@ -94,7 +94,7 @@ def _times(model: Any, remote: Found | None, labels: list[str]) -> dict[str, flo
 def _how_long(times: dict[str, float | None]) -> str:
     from qconvd.quantities import show_duration
 
-    known = [f"{show_duration(seconds)} to {part}" for part, seconds in times.items() if seconds is not None]
+    known = [f"{show_duration(max(1, seconds))} to {part}" for part, seconds in times.items() if seconds is not None]
     unknown = [part for part, seconds in times.items() if seconds is None]
     lines = [f"About {', '.join(known)}, going by what was done here before."] if known else []
     if unknown:

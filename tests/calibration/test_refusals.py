@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 
 import calibration_kit as kit
 from qconvd import checkpoints
-from qconvd.calibration.options import CalibrationOptions
+from qconvd.calibration.options import CalibrationOptions, calibration_spec
 from qconvd.calibration.pricing import price
 from qconvd.checkpoints import ModelInfo
 from qconvd.engine.plan import StatRequest
@@ -186,6 +187,13 @@ def test_samples_longer_than_the_models_context(llama: ModelInfo) -> None:
     assert error.what == "samples of 300 tokens are longer than the model's context of 256"
 
 
+def test_samples_are_as_long_as_a_short_context_unless_somebody_says_so(llama: ModelInfo) -> None:
+    assert calibration_spec(CalibrationOptions(), llama).length == 256
+    assert calibration_spec(CalibrationOptions(length=300), llama).length == 300
+    long = replace(llama, config={**llama.config, "max_position_embeddings": 4096})
+    assert calibration_spec(CalibrationOptions(), long).length == 512
+
+
 def test_experts_of_a_class_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = kit.family(tmp_path, "mixtral")
     monkeypatch.setattr("qconvd.calibration.trace.VERIFIED", frozenset({"OtherExperts"}))
@@ -196,6 +204,7 @@ def test_experts_of_a_class_that_is_not_known(tmp_path: Path, monkeypatch: pytes
 def test_without_transformers_it_says_what_to_install(llama: ModelInfo, tmp_path: Path) -> None:
     code = f"""
 import sys
+from dataclasses import replace
 sys.modules["transformers"] = None  # as if it were not installed
 from pathlib import Path
 from qconvd import checkpoints

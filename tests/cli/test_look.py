@@ -64,6 +64,8 @@ def test_plan_says_how_long_it_takes_going_by_what_was_done_before(qconvd: Qconv
     assert qconvd("plan", glass, "--to", "fp16,q8_0").out.endswith(
         "About 3.4s to convert, going by what was done here before.\n"
     )
+    rates.note_conversion(["f32"], 100_000_000, 1)
+    assert "About 1s to convert, going" in qconvd("plan", glass, "--to", "f32").out
     data = qconvd("plan", glass, "--to", "q8_0", "--json").json
     assert data["seconds"] == {"convert": pytest.approx(2.56, abs=0.01)}
     assert qconvd("plan", glass, "--to", "q4_0", "--json").json["seconds"] == {"convert": None}
