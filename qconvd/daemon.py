@@ -227,8 +227,14 @@ class Daemon:
         left = self._ledger.targets("waiting", "planned", "verifying") + self._ledger.unpublished()
         for target in left:
             log.error("%s was left: %s", target.label, target.reason, extra={"action": "once.left"})
-        failed = [e for e in self._ledger.history(since=began) if e.to_state in ("failed", "refused")]
+        history = self._ledger.history(since=began)
+        failed = [e for e in history if e.to_state in ("failed", "refused")]
         self._work.stop(lambda: True, self._bell)
+        made = len({e.target for e in history if e.target and e.to_state == "done"})
+        lost = len({e.target for e in failed if e.target})
+        words = f"artifacts made: {made}, failed: {lost}, left: {len(left)}"
+        nothing = not (made or failed or left)
+        log.info("the end: %s", "there was nothing new to do" if nothing else words, extra={"action": "once.done"})
         return 1 if failed or left or self._remote.problems else 0
 
     @contextmanager

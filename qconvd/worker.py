@@ -46,7 +46,7 @@ from qconvd.formats import Format, planned
 from qconvd.ledger.needs import BASE_MEMORY
 from qconvd.memory_limit import limit_memory, too_much
 from qconvd.named_files import identified, published
-from qconvd.plan_words import cut_off
+from qconvd.plan_words import cut_off, told
 from qconvd.plugins import plugins
 from qconvd.quality.verify import verify
 from qconvd.quantities import show_size
@@ -132,7 +132,7 @@ def plan_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> 
             results[target.id] = _failed(spec, target, error)
         else:
             plan = results[target.id].data
-            say(target, f"planned, {show_size(plan['nbytes'])} ({plan['nbytes']:,} bytes)", *plan["notes"])
+            say(target, f"planned, {show_size(plan['nbytes'])} ({plan['nbytes']:,} bytes)", *told(plan))
         on_event({"event": "planned", "target": target.id, "ok": results[target.id].ok})
     return _together(results)
 

@@ -31,8 +31,8 @@ def contents(model: ModelInfo, *, expand_gqa: bool) -> Contents:
     """Raises `Unsupported` with what the header cannot say."""
     config, tensors, stored, keys, notes = _gguf(model) if model.kind == "gguf" else _checkpoint(model)
     numbers = mapping.numbers_of(llama.FAMILY, config, str(model.path))
-    _check(config, numbers, model, expand_gqa=expand_gqa)
     _check_tokens(keys, model)
+    _check(config, numbers, model, expand_gqa=expand_gqa)  # last, what an option mends
     tokens, scores = llama_tokens(keys, numbers["vocab"], str(model.path))
     heads, groups = numbers["heads"], numbers["heads"] // numbers["kv_heads"]
     repeat = groups if expand_gqa else 1

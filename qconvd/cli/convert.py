@@ -79,7 +79,7 @@ def convert(
             {"model": conversion.called, "seconds": round(shown.seconds, 3), "artifacts": [_as_dict(m) for m in made]}
         )
     else:
-        _report(made, shown.seconds)
+        _report(made, shown.seconds, asked=to is not None)
     if any(m.error for m in made):
         raise typer.Exit(Exit.FAILED if any(m.new and not m.error for m in made) or shown.began else Exit.REFUSED)
 
@@ -96,9 +96,11 @@ def _limits(memory: str | None, threads: int | None) -> Any:
         raise typer.BadParameter(f"--memory: {error}") from None
 
 
-def _report(made: list[Made], seconds: float) -> None:
+def _report(made: list[Made], seconds: float, *, asked: bool) -> None:
+    """`asked`: the targets were given after `--to`."""
     from qconvd.cli import output
     from qconvd.cli.progress import bits_of, relative
+    from qconvd.cli.spelled import spelled
     from qconvd.plan_words import cut_off
     from qconvd.quantities import show_duration, show_size
 
@@ -114,6 +116,8 @@ def _report(made: list[Made], seconds: float) -> None:
     for one in made:
         if one.error is not None:
             output.note(f"\n{one.target.label} was not made: {output.safe(str(one.error))}")
+            if asked and (written := spelled(one.target, one.error)):
+                output.note(f"  on the command line: {written}")
             if one.log is not None:
                 output.note(f"  the worker's log is {one.log}")
     for one in there:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -85,17 +86,20 @@ def job(
         ]  # fmt: skip
         output.as_json({**_job(found, progress), "publications": places, "history": events})
         return
+    made = {Path(t.artifact["folder"]).parent for t in found.targets if "folder" in t.artifact}
+    inside = made.pop() if len(made) == 1 else None
     output.pairs([
         ("job", found.id), ("model", found.source.name), ("source", found.source.locator), ("recipe", found.recipe),
-        ("state", found.state),
+        ("output", inside or ""), ("state", found.state),
     ])  # fmt: skip
     print()
     rows, sentences = [], []
     for target in found.targets:
         size = int((target.artifact or target.plan).get("nbytes", 0))
-        place_of = target.artifact.get("folder", target.folder)
+        place_of = Path(target.artifact.get("folder", target.folder))
+        place_of = place_of.relative_to(inside) if inside and place_of.is_relative_to(inside) else place_of
         rows.append(
-            (target.id, target.label, _state(target, progress.get(target.id)), show_size(size) if size else "", place_of)
+            (target.id, target.label, _state(target, progress.get(target.id)), show_size(size) if size else "", f"{place_of}/")
         )
         sentences.append([_said(target.state, target.told(found.source)), target.error.get("fix", ""), *notes_of(target)])
     output.table(("TARGET", "", "STATE", "SIZE", "FOLDER"), rows, right=(3,), sentences=sentences)
@@ -119,7 +123,9 @@ _PUBLISHED = {"open": "waiting", "awaiting": "waits for `qconvd publish JOB`", "
 
 def notes_of(target: Target) -> list[str]:
     """What a target's plan has to say: tensors that fall back to another type and why, what the format cannot hold."""
-    return [str(note) for note in target.plan.get("notes", ())]
+    from qconvd.plan_words import told
+
+    return told(target.plan)
 
 
 def when(seconds: float) -> str:

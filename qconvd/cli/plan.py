@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
     from qconvd.scheduler import Policy
     from qconvd.targets import Target
 
-To = Annotated[str | None, typer.Option("--to", metavar="TARGETS", help="What to make, e.g. fp16,q8_0,q4_0 or gguf:q8_0.")]
+To = Annotated[
+    str | None,
+    typer.Option(
+        "--to", metavar="TARGETS",
+        help="What to make, e.g. fp16,q8_0,int8; with options in braces: 'gguf: {types: [q4_0], pure: true}'.",
+    ),
+]  # fmt: skip
 Recipe = Annotated[str | None, typer.Option("--recipe", "-r", help="What to make: a recipe of the config file.")]
 Name = Annotated[str | None, typer.Option("--name", help="The model's name in the outputs; without it, the folder's.")]
 
@@ -67,7 +74,7 @@ def plan(
             print(output.filled(f"{remote.address.locator} at {remote.remote.commit[:12]}: {fetched} would be fetched.") + "\n")
         for recipe_name, reason in unmatched.items():
             print(f"The recipe {recipe_name} does not take this model: {reason}.")
-        _print(previews)
+        _print(previews, asked=to is not None)
         if previews:
             total = sum(p.nbytes for p in previews)
             count = f"{len(previews) - len(refused)} of {len(previews)}"
@@ -92,7 +99,7 @@ def _times(model: Any, remote: Found | None, labels: list[str]) -> dict[str, flo
 def _how_long(times: dict[str, float | None]) -> str:
     from qconvd.quantities import show_duration
 
-    known = [f"{show_duration(seconds)} to {part}" for part, seconds in times.items() if seconds is not None]
+    known = [f"{show_duration(max(1, seconds))} to {part}" for part, seconds in times.items() if seconds is not None]
     unknown = [part for part, seconds in times.items() if seconds is None]
     lines = [f"About {', '.join(known)}, going by what was done here before."] if known else []
     if unknown:
@@ -166,8 +173,10 @@ def unmistakable(targets: Any, profile: str) -> None:
         raise QconvdError(f"{both} would both be called {place.replace('model', '<model>', 1)}", fix=remedy)
 
 
-def _print(previews: list[Preview]) -> None:
+def _print(previews: list[Preview], *, asked: bool) -> None:
+    """`asked`: the targets were given after `--to`."""
     from qconvd.cli import output
+    from qconvd.cli.spelled import spelled
     from qconvd.plan_words import told_once
     from qconvd.quantities import show_size
 
@@ -178,7 +187,9 @@ def _print(previews: list[Preview]) -> None:
         output.table(headings, rows, right=(1, 2, 3, 4), whole=(0,), under=[p.place for p in good])
     for number, p in enumerate([p for p in previews if p.error]):
         blank = "\n" if good or number else ""
-        print(f"{blank}{p.target.label} cannot be made: {output.safe(str(p.error))}")
+        print(output.fitting(f"{blank}{p.target.label} cannot be made: {output.safe(str(p.error))}", sys.stdout))
+        if asked and p.error and (written := spelled(p.target, p.error)):
+            print(f"  on the command line: {written}")
     for labels, sentences in told_once({p.target.label: p.sentences for p in good}).items():
         print(f"\n{output.filled(', '.join(labels))}:")
         for sentence in sentences:

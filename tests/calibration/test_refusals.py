@@ -245,6 +245,7 @@ def test_experts_of_a_class_that_is_not_known(tmp_path: Path, monkeypatch: pytes
 def test_without_transformers_it_says_what_to_install(llama: ModelInfo, tmp_path: Path) -> None:
     code = f"""
 import sys
+from dataclasses import replace
 sys.modules["transformers"] = None  # as if it were not installed
 from pathlib import Path
 from qconvd import checkpoints

@@ -64,6 +64,8 @@ def test_plan_says_how_long_it_takes_going_by_what_was_done_before(qconvd: Qconv
     assert qconvd("plan", glass, "--to", "fp16,q8_0").out.endswith(
         "About 3.4s to convert, going by what was done here before.\n"
     )
+    rates.note_conversion(["f32"], 100_000_000, 1)
+    assert "About 1s to convert, going" in qconvd("plan", glass, "--to", "f32").out
     data = qconvd("plan", glass, "--to", "q8_0", "--json").json
     assert data["seconds"] == {"convert": pytest.approx(2.56, abs=0.01)}
     assert qconvd("plan", glass, "--to", "q4_0", "--json").json["seconds"] == {"convert": None}
@@ -238,17 +240,39 @@ def test_check_takes_the_config_from_the_environment(qconvd: Qconvd, config: Pat
 def test_formats(qconvd: Qconvd) -> None:
     said = qconvd("formats")
     assert said.code == 0
-    assert "fp16: safetensors in float16, bfloat16 or float32" in said.out
     lines = said.out.splitlines()
-    assert "  on_overflow     report, refuse, clamp  (default report)" in lines
-    assert "  max_shard_size  size  (default 5GB)" in lines
-    assert "  keep            list of text  (optional)" in lines
-    assert lines[-1] == "`qconvd formats FORMAT` shows one of them, and which models it can be made from."
-    assert "Model families:" not in lines
-    assert all(len(line) <= 80 for line in lines[:-1] if line.startswith(" "))
+    at = lines.index("fp16  safetensors in float16, bfloat16 or float32")
+    assert lines[at + 1 : at + 4] == [
+        "      short: bf16, f32",
+        "      options: dtype, on_overflow, keep, max_shard_size, gqa, eps,",
+        "               context_length, rope_theta",
+    ]
+    assert "      options: types (required), expand_gqa, allow_requantize" in lines
+    assert lines[-3:] == [
+        "Each also takes device, name and non_finite.",
+        "`qconvd formats FORMAT` says what a format's options mean, how to write them,",
+        "and which models it can be made from.",
+    ]
+    assert all(len(line) <= 80 for line in lines)
+    assert len(lines) < 60
     data = qconvd("formats", "--json").json
     assert {f["name"] for f in data["formats"]} >= {"fp16", "gguf"}
     assert data["broken"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("fp16", ["  on_overflow     report, refuse, clamp  (default report)", "  max_shard_size  size  (default 5GB)",
+                  "  keep            list of text  (optional)", "In a recipe:          - fp16: {dtype: bf16}"]),
+        ("ggml", ["On the command line:  --to 'ggml: {types: [q8_0, q4_0], expand_gqa: true}'"]),
+        ("nf4", ["On the command line:  --to 'int4: {container: bitsandbytes}'"]),
+    ],
+)  # fmt: skip
+def test_the_options_of_a_format_and_how_they_are_written(qconvd: Qconvd, name: str, lines: list[str]) -> None:
+    said = qconvd("formats", name).out.splitlines()
+    assert [line for line in lines if line not in said] == []
+    assert all(len(line) <= 80 for line in said if "--to" not in line)
 
 
 @pytest.mark.parametrize("name", ["gguf", "q8_0"])

@@ -168,6 +168,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ({"intermediate_size": 100}, "the MLP is 100 wide at a model's width of 64, which the header's n_mult cannot say"),
         ({"head_dim": 32}, "4 heads of 32 are not the model's width of 64, which a GGML header cannot say"),
         ({"bos_token_id": 5}, None),
+        ({"bos_token_id": 5, "num_key_value_heads": 2}, None),  # not told to expand_gqa, which would not do
     ],
 )
 def test_what_llamas_header_cannot_say_is_refused(changes: dict[str, Any], reason: str | None, tmp_path: Path) -> None:
