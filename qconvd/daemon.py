@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import signal
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -26,6 +27,7 @@ from qconvd.hub.tokens import hub_token
 from qconvd.in_force import note_config
 from qconvd.ledger import PENDING, Ledger
 from qconvd.ledger.database import unusable
+from qconvd.notify import Notifier, summary
 from qconvd.remote_arrivals import RemoteArrivals
 from qconvd.requests import Requests
 from qconvd.sightings import SightingsBoard
@@ -42,6 +44,8 @@ TROUBLE_SECONDS = 2.0
 """How long to wait before a turn that the state folder did not let through is tried again."""
 LONGEST_SLEEP = 0.5
 """Seconds within which a request of the command line is noticed; looking costs microseconds."""
+EXTENSION = 15.0
+"""Seconds that systemd is asked for at a time while workers end; asked again long before they are over."""
 INTERRUPTED = 130
 """The exit code of `--once` if it was stopped and work remains: that of a shell's command after Ctrl-C."""
 
@@ -55,6 +59,9 @@ class Daemon:
         self._stops = 0
         self._trouble = ""
         self._reload_asked = False
+        self._notifier = Notifier()
+        self._extend_at = 0.0
+        self._counted: object = None
 
     def run(self, once: bool = False) -> int:
         """Work until told to stop, or, with `once`, until there is nothing left to do; returns the exit code.
@@ -81,6 +88,8 @@ class Daemon:
                 self._work.recover()
                 self._configure(config)
                 log.info("qconvd runs: state %s, output %s", config.state, config.output, extra={"action": "daemon.started"})
+                # Watches are armed: what is dropped in from now on is noticed, whatever the first scan has still to look at.
+                self._notifier.status("Looking through the watched folders for the first time", "READY=1")
                 return self._loop(once)
             finally:
                 self._arrivals.close()
@@ -91,13 +100,15 @@ class Daemon:
     def _loop(self, once: bool) -> int:
         began, looked = self._announcements.last, False
         while not self._stops:
+            self._notifier.alive()
             if not self._gets_through(self._turn):
-                self._bell.wait(TROUBLE_SECONDS)
+                self._notifier.status(f"Cannot go on: {self._trouble}")
+                self._bell.wait(min(TROUBLE_SECONDS, self._notifier.every))
                 continue
             looked = True
             if once and self._arrivals.quiet() and self._remote.quiet() and not self._work.more():
                 return self._result(began)
-            self._bell.wait(min(LONGEST_SLEEP, self._arrivals.next_due(), self._work.next_due()))
+            self._bell.wait(min(LONGEST_SLEEP, self._notifier.every, self._arrivals.next_due(), self._work.next_due()))
         self._stop()
         if not once:
             return 0
@@ -136,12 +147,16 @@ class Daemon:
         if self._reload_asked:
             self._reload_asked = False
             self._reload_logged()
-        self._arrivals.tick()
-        self._remote.tick()
-        self._requests.tick(self._config)
-        self._work.tick()
-        self._departures.tick(self._config)
-        self._tell()
+        for step in (
+            self._arrivals.tick,
+            self._remote.tick,
+            lambda: self._requests.tick(self._config),
+            self._work.tick,
+            lambda: self._departures.tick(self._config),
+            self._tell,
+        ):
+            step()
+            self._notifier.alive()
 
     def _tell(self) -> None:
         """Everybody who listens or looks: the log and the plugins, the status files, the command line."""
@@ -157,6 +172,9 @@ class Daemon:
             tuple(wishes.refusals.items()),
             self._ledger.mark(),
         )
+        if self._counted != (mark := self._ledger.mark()):
+            self._counted = mark
+            self._notifier.status(summary(self._ledger.counts()))
         self._sightings.tick(seen, lambda: [*arrivals.sightings(), *self._remote.sightings(), *wishes.sightings()])
 
     def _configure(self, config: Config) -> None:
@@ -193,6 +211,13 @@ class Daemon:
 
     def _reload(self) -> str:
         """Read the configuration again. A bad one raises and changes nothing."""
+        self._notifier.reloading()
+        try:
+            return self._reload_told()
+        finally:
+            self._notifier.send("READY=1")
+
+    def _reload_told(self) -> str:
         if self._load is None:
             raise QconvdError("this daemon was started without a configuration file", fix="start `qconvd run --config FILE`")
         config = self._load()
@@ -214,9 +239,17 @@ class Daemon:
     def _stop(self) -> None:
         """Let the workers end within the grace; what they have done is in their journals."""
         log.info("stopping; running tasks are interrupted and go on at the next start", extra={"action": "daemon.stopping"})
-        self._gets_through(lambda: self._work.stop(lambda: self._stops > 1, self._bell))
+        self._notifier.status("Stopping: running tasks are interrupted and go on at the next start", "STOPPING=1")
+        self._gets_through(lambda: self._work.stop(self._hurried, self._bell))
         self._gets_through(self._tell)
         log.info("stopped", extra={"action": "daemon.stopped"})
+
+    def _hurried(self) -> bool:
+        """Whether a second signal came: asked often while workers end, for which systemd gives more time as long as they do."""
+        if (now := time.monotonic()) >= self._extend_at:
+            self._extend_at = now + EXTENSION / 5
+            self._notifier.extend(EXTENSION)
+        return self._stops > 1
 
     def _result(self, began: int) -> int:
         """The exit code of `--once`, and what it left."""
