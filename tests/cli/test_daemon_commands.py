@@ -204,7 +204,7 @@ def break_config(daemon: Home, how: str) -> str:
     text = daemon.config.read_text()
     if how == "key":
         daemon.config.write_text(text.replace("targets:", "tragets:").replace("everyday]", "yesterday]"))
-        return "has 3 mistakes (`qconvd check` tells)"
+        return "has 2 mistakes (`qconvd check` tells)"
     if how == "yaml":
         daemon.config.write_text(text.replace("recipes: [everyday]", "recipes: [everyday"))
         return "has 1 mistake (`qconvd check` tells)"
