@@ -265,8 +265,9 @@ class Daemon:
         self._work.stop(lambda: True, self._bell)
         made = len({e.target for e in history if e.target and e.to_state == "done"})
         lost = len({e.target for e in failed if e.target})
-        words = f"artifacts made: {made}, failed: {lost}, left: {len(left)}"
-        nothing = not (made or failed or left)
+        waits = len(left) + len(self._arrivals.settling.candidates) + len(self._remote.problems)
+        words = f"artifacts made: {made}, failed: {lost}; left: {waits}"
+        nothing = not (made or failed or waits)
         log.info("the end: %s", "there was nothing new to do" if nothing else words, extra={"action": "once.done"})
         return 1 if failed or left or self._remote.problems else 0
 
