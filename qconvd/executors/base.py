@@ -87,7 +87,8 @@ def environment(device: str, gpu: str, threads: int, *, online: bool = False) ->
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": gpu if device == "cuda" else "",
         "OMP_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
+        # numpy's. Its threads spin while they wait; who has large products runs them in threads of the worker's own.
+        "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": count,
         "NUMBA_NUM_THREADS": count,
         "TOKENIZERS_PARALLELISM": "false",
