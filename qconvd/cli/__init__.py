@@ -24,6 +24,7 @@ from qconvd.cli import (
     requests,
     run,
     schema,
+    service,
     status,
     verify,
 )
@@ -65,6 +66,7 @@ app.command("reconvert")(requests.reconvert)
 app.command("publish")(requests.publish)
 app.command("reload")(requests.reload)
 app.command("doctor")(doctor.doctor)
+app.add_typer(service.app)
 app.command("schema")(schema.schema)
 
 
