@@ -10,7 +10,7 @@ from qconvd.api import Array, Encoded, Hessian, Plan, Unit, check_report, encode
 if TYPE_CHECKING:
     from qconvd_gptq.solve import Grid, Solved
 
-UNREACHED = "rounded to nearest: no token of the calibration text reached it"
+UNREACHED = "rounded to nearest: hardly any token of the calibration text reached it"
 
 
 class GptqEncoder:

@@ -219,6 +219,10 @@ class GptqOptions(FormatOptions):
         return [self.model_copy(update={"bits": (b,), "group_size": (g,)}) for b in self.bits for g in self.group_size]
 
     @property
+    def calibrated(self) -> bool:
+        return self.method == "gptq"
+
+    @property
     def order(self) -> Literal["none", "static", "desc_act"]:
         """What the checkpoint says: groups of whole rows cannot be shuffled, so there `desc_act` is `static`."""
         if self.method == "rtn":

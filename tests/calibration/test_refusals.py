@@ -107,6 +107,7 @@ def test_no_tokenizer(llama: ModelInfo) -> None:
     with pytest.raises(Unsupported) as caught:
         kit.spec_of(checkpoints.inspect(llama.path))
     assert caught.value.what == "calibration needs the model's tokenizer, and there is none"
+    assert caught.value.fix == "add tokenizer.json or tokenizer.model of the model to the folder"
 
 
 def test_a_tokenizer_of_another_model(llama: ModelInfo, tmp_path: Path) -> None:
@@ -141,8 +142,9 @@ def test_no_causal_language_model(llama: ModelInfo, architecture: str, model_typ
     model = kit.reconfigured(
         llama, architectures=[architecture], model_type=model_type, is_encoder_decoder=model_type == "t5" or None
     )
-    with pytest.raises(Unsupported, match=f"calibration needs a causal language model; this is {architecture}"):
+    with pytest.raises(Unsupported, match=f"calibration needs a causal language model; this is {architecture}") as caught:
         kit.spec_of(model)
+    assert caught.value.fix == "choose a format that needs no calibration"
 
 
 def test_remote_code(llama: ModelInfo) -> None:
@@ -172,6 +174,7 @@ def test_activations_that_are_no_numbers_name_the_linear(llama: ModelInfo, tmp_p
     with pytest.raises(QconvdError) as caught:
         kit.gathered(calibration)
     assert caught.value.what == "model.layers.1.mlp.gate_proj.weight (layer 1) is fed NaN or infinite activations"
+    assert caught.value.fix == "the model or its conversion is damaged, or it needs a wider type than it has"
 
 
 def test_activations_that_nobody_asks_for_name_the_layer(llama: ModelInfo, tmp_path: Path) -> None:

@@ -340,6 +340,21 @@ def test_doctor(qconvd: Qconvd, config: Path, tmp_path: Path) -> None:
     assert {"CPU", "memory", "formats", "kernels", "inotify", "disk", "state"} <= findings.keys()
 
 
+def test_doctor_looks_for_what_calibration_needs_if_a_recipe_calibrates(
+    qconvd: Qconvd, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "calibration" not in {f["what"] for f in qconvd("doctor", "--json").json}
+    for target, state in (("gptq", "good"), ("gguf: {types: [iq4_xs], imatrix: auto}", "good"), ("gptq: 4bit-rtn", "")):
+        config.write_text(CONFIG.replace("targets: [q8_0]", f"targets: [{target}]"))
+        assert [f["state"] for f in qconvd("doctor", "--json").json if f["what"] == "calibration"] == [state] * bool(state)
+    config.write_text(CONFIG.replace("targets: [q8_0]", "targets: [gptq]"))
+    monkeypatch.setattr("qconvd.examination.LIBRARIES", ("torch", "no_such_library"))
+    said = qconvd("doctor")
+    assert said.code == 1
+    assert "the recipe small calibrates, and no_such_library is not installed" in " ".join(said.out.split())
+    assert "calibration: pip install 'qconvd[calibration]'" in said.out
+
+
 def test_doctor_finds_what_is_bad(qconvd: Qconvd) -> None:
     Path("models").touch()
     Path("config.yaml").write_text("output: ./models\nrecipes: {r: {targets: [fp16]}}\nlimits: {disk_reserve: 9000TiB}\n")
