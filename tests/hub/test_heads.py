@@ -132,9 +132,7 @@ def refusal(hub: Hub, tmp_path: Path) -> QconvdError:
 
 def test_what_is_refused_by_name(hub: Hub, hub_server: HubServer, model: Path, tmp_path: Path) -> None:
     hub_server.push("alice/m", texts={"config.json": (model / "config.json").read_text(), "pytorch_model.bin": "x"})
-    pickles = refusal(hub, tmp_path)
-    assert pickles.what == "has its weights as pickles only (pytorch_model.bin), which are not read over the network"
-    assert "safetensors/convert" in pickles.fix
+    assert refusal(hub, tmp_path).what == "is a text of 1 bytes, not a PyTorch .bin file: 'x'"
     hub_server.push("alice/m", model, delete=("pytorch_model.bin",), texts={"model_index.json": "{}"})
     assert refusal(hub, tmp_path).what == "is a diffusion model"
     hub_server.push("alice/m", model, delete=("model_index.json",), texts={"quantize_config.json": "{}"})
