@@ -30,9 +30,11 @@ from qconvd.errors import BadCheckpoint, HubBusy, OutOfSpace, QconvdError, Unsup
 from qconvd.hub.address import Address
 from qconvd.hub.cache import holds
 from qconvd.hub.client import Hub, RemoteFile, RemoteModel
-from qconvd.hub.selection import beside, digest, is_ours, refuse_pickles, visible
+from qconvd.hub.selection import beside, digest, is_ours, refuse_unread, visible
 
 AT_A_TIME = 8
+MOST_BEGUN = 32
+"""Files of which the first bytes are asked for to tell GGML from pickles; repositories of GGML hold about fifteen."""
 FIRST = 64 << 10
 """Bytes of a safetensors file that are asked for at first: most headers are shorter."""
 FIRST_GGUF = 1 << 20
@@ -82,7 +84,7 @@ def of_commit(hub: Hub, address: Address, remote: RemoteModel, folder: Path) -> 
     """As `look`, for a commit that was listed already."""
     place = folder / remote.commit / "heads"
     try:
-        refuse_pickles(address.locator, [f.path for f in visible(remote.files)])
+        _refuse_unread(hub, address, remote)
         if not _intact(remote, place):
             _make(hub, remote, place)
         model = checkpoints.inspect(place)
@@ -93,6 +95,19 @@ def of_commit(hub: Hub, address: Address, remote: RemoteModel, folder: Path) -> 
     files = tuple(f for f in remote.files if f.path in needed)
     name = checkpoints.model_name(Path("/", address.name))
     return Found(address, remote, dataclasses.replace(model, name=name), files)
+
+
+def _refuse_unread(hub: Hub, address: Address, remote: RemoteModel) -> None:
+    """Asks for the first bytes of a few files, and only where no other weights are there."""
+    sizes = {f.path: f.size for f in visible(remote.files)}
+    asked = 0
+
+    def begins(name: str) -> bytes:
+        nonlocal asked
+        asked += 1
+        return hub.read(remote.repo, remote.commit, name, 0, 4) if sizes[name] >= 4 and asked <= MOST_BEGUN else b""
+
+    refuse_unread(address.locator, list(sizes), begins)
 
 
 def _intact(remote: RemoteModel, place: Path) -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from qconvd.checkpoints.base import SIDE_FILE_LIMIT
 from qconvd.checkpoints.files import INDEX_LIMIT, is_hidden, is_side_file
+from qconvd.checkpoints.ggml import ENDINGS as GGML_ENDINGS
+from qconvd.checkpoints.ggml import is_magic
 from qconvd.checkpoints.shards import SAFETENSORS
 from qconvd.checkpoints.torch import NAMING as TORCH
 from qconvd.checkpoints.torch.complete import WEIGHTS
 from qconvd.engine.manifest import MARK, OWN_NAME, SHARED_FOLDER
 from qconvd.errors import BadCheckpoint, Unsupported
+from qconvd.hub.address import SCHEME
 from qconvd.hub.client import RemoteFile, RemoteModel
 
 TELLING = frozenset({"model_index.json", "quantize_config.json", "quant_config.json", "adapter_config.json", "params.json"})
@@ -51,10 +54,20 @@ def beside(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     return found
 
 
-def refuse_pickles(where: str, names: Sequence[str]) -> None:
-    """Raise `Unsupported` where the only weights are pickles under names that no model's weights have."""
-    pickles = sorted(n for n in names if _PICKLES.fullmatch(n))
-    if pickles and not any(n.endswith((".safetensors", ".gguf")) or WEIGHTS.fullmatch(n) for n in names):
+def refuse_unread(where: str, names: Sequence[str], begins: Callable[[str], bytes]) -> None:
+    """Raise `Unsupported` where there are no weights but GGML files, whose tensors are known only from record to record, or
+    pickles under names that no model's weights have. `begins` gives a file's first bytes.
+    """
+    if any(n.lower().endswith((".safetensors", ".gguf")) or WEIGHTS.fullmatch(n) for n in names):
+        return
+    ggml = sorted(n for n in names if n.lower().endswith(GGML_ENDINGS) and is_magic(begins(n)))
+    if ggml:
+        more = f", {len(ggml)} of them" if len(ggml) > 1 else ""
+        repo = where.removeprefix(SCHEME).partition("@")[0]
+        fix = f"fetch one with `hf download {repo} {ggml[0]} --local-dir .`, and give qconvd the file"
+        raise Unsupported(f"has its weights as GGML files ({ggml[0]}{more}), which are not read over the network", where=where,
+                          fix=fix)  # fmt: skip
+    if pickles := sorted(n for n in names if _PICKLES.fullmatch(n)):
         more = f" and {len(pickles) - 1} more" if len(pickles) > 1 else ""
         what = f"has no weights but {pickles[0]}{more}; of torch's files pytorch_model*.bin, model*.pt and the like are read"
         raise Unsupported(what, where=where, fix="take a repository with the model's safetensors")
