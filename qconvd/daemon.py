@@ -55,6 +55,7 @@ class Daemon:
         self._stops = 0
         self._trouble = ""
         self._reload_asked = False
+        self._once = False
 
     def run(self, once: bool = False) -> int:
         """Work until told to stop, or, with `once`, until there is nothing left to do; returns the exit code.
@@ -62,7 +63,7 @@ class Daemon:
         0: stopped, or everything was made. 1: with `once`, something failed or had to be left. 130: with `once`, it was
         stopped before everything was done. Raises `QconvdError` if the state folder is in use or unusable.
         """
-        config = self._config
+        config, self._once = self._config, once
         with Bell() as bell, self._signals(bell), state_lock(config.state):
             ledger = Ledger(config.state / LEDGER)
             note_config(config.state, config.path)
@@ -91,7 +92,9 @@ class Daemon:
     def _loop(self, once: bool) -> int:
         began, looked = self._announcements.last, False
         while not self._stops:
-            if not self._gets_through(self._turn):
+            through = self._gets_through(self._turn)
+            self._web.turned(self._trouble)
+            if not through:
                 self._bell.wait(TROUBLE_SECONDS)
                 continue
             looked = True
@@ -185,9 +188,9 @@ class Daemon:
                     self._ledger.retry([target.id], "the Hub is asked again")
 
     def _listen(self, config: Config) -> None:
-        """Open the HTTP port that the configuration names. If that does not work, all else goes on."""
+        """Open the HTTP port that the configuration names, unless it is for `once`. If that does not work, all else goes on."""
         try:
-            self._web.listen(config.web.listen)
+            self._web.configure(config, listen=not self._once)
         except QconvdError as error:
             log.error("%s", error, extra={"action": "web.not_listening"})
 
@@ -214,6 +217,7 @@ class Daemon:
     def _stop(self) -> None:
         """Let the workers end within the grace; what they have done is in their journals."""
         log.info("stopping; running tasks are interrupted and go on at the next start", extra={"action": "daemon.stopping"})
+        self._web.turned(self._trouble, stopping=True)
         self._gets_through(lambda: self._work.stop(lambda: self._stops > 1, self._bell))
         self._gets_through(self._tell)
         log.info("stopped", extra={"action": "daemon.stopped"})
