@@ -62,6 +62,7 @@ class Daemon:
         self._notifier = Notifier()
         self._extend_at = 0.0
         self._counted: object = None
+        self._once = False
 
     def run(self, once: bool = False) -> int:
         """Work until told to stop, or, with `once`, until there is nothing left to do; returns the exit code.
@@ -69,7 +70,7 @@ class Daemon:
         0: stopped, or everything was made. 1: with `once`, something failed or had to be left. 130: with `once`, it was
         stopped before everything was done. Raises `QconvdError` if the state folder is in use or unusable.
         """
-        config = self._config
+        config, self._once = self._config, once
         with Bell() as bell, self._signals(bell), state_lock(config.state):
             ledger = Ledger(config.state / LEDGER)
             note_config(config.state, config.path)
@@ -101,7 +102,9 @@ class Daemon:
         began, looked = self._announcements.last, False
         while not self._stops:
             self._notifier.alive()
-            if not self._gets_through(self._turn):
+            through = self._gets_through(self._turn)
+            self._web.turned(self._trouble)
+            if not through:
                 self._notifier.status(f"Cannot go on: {self._trouble}")
                 self._bell.wait(min(TROUBLE_SECONDS, self._notifier.every))
                 continue
@@ -203,9 +206,9 @@ class Daemon:
                     self._ledger.retry([target.id], "the Hub is asked again")
 
     def _listen(self, config: Config) -> None:
-        """Open the HTTP port that the configuration names. If that does not work, all else goes on."""
+        """Open the HTTP port that the configuration names, unless it is for `once`. If that does not work, all else goes on."""
         try:
-            self._web.listen(config.web.listen)
+            self._web.configure(config, listen=not self._once)
         except QconvdError as error:
             log.error("%s", error, extra={"action": "web.not_listening"})
 
@@ -240,6 +243,7 @@ class Daemon:
         """Let the workers end within the grace; what they have done is in their journals."""
         log.info("stopping; running tasks are interrupted and go on at the next start", extra={"action": "daemon.stopping"})
         self._notifier.status("Stopping: running tasks are interrupted and go on at the next start", "STOPPING=1")
+        self._web.turned(self._trouble, stopping=True)
         self._gets_through(lambda: self._work.stop(self._hurried, self._bell))
         self._gets_through(self._tell)
         log.info("stopped", extra={"action": "daemon.stopped"})

@@ -38,8 +38,10 @@ class StaleFence(QconvdError):
 class Ledger(Publishing, Snapshots):
     """All that the daemon remembers. `clock` gives seconds since 1970."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, mounts: Path = MOUNTS) -> None:
-        super().__init__(path, mounts=mounts)
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float] = time.time, mounts: Path = MOUNTS, only_read: bool = False
+    ) -> None:
+        super().__init__(path, mounts=mounts, only_read=only_read)
         self._clock = clock
 
     # Sources

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -154,13 +154,15 @@ class Job:
     @property
     def state(self) -> JobState:
         """The state that matters most: what is being done, then what waits, then what failed."""
-        states = {t.state for t in self.targets}
-        if states & {"waiting", "planned"} and not states & {"converting", "verifying", "publishing"}:
+        return self.state_of({t.state for t in self.targets})
+
+    @staticmethod
+    def state_of(states: Collection[str]) -> JobState:
+        """The state of a job whose targets are in these."""
+        found = set(states)
+        if found & {"waiting", "planned"} and not found & {"converting", "verifying", "publishing"}:
             return "waiting"
-        for state in _IN_ORDER:
-            if state in states:
-                return state
-        return "superseded"
+        return next((state for state in _IN_ORDER if state in found), "superseded")
 
     @property
     def reason(self) -> str:
