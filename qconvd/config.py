@@ -49,6 +49,10 @@ SHORTEST_INTERVAL = 0.1
 """Seconds between two scans of a folder: shorter ones would do nothing else."""
 SHORTEST_POLL = 1.0
 """Seconds between two questions to the Hub about the same thing; its own limit is 1,000 requests in 5 minutes."""
+DEFAULT_LISTEN = "127.0.0.1:8484"
+UNIX = "unix:"
+LONGEST_SOCKET = len(UNIX) + 107
+"""Bytes that Linux takes for a socket's path (unix(7)), after `unix:`."""
 SIZE_LIMIT = 1 << 20
 """Bytes of a config.yaml; a longer file is some other file."""
 
@@ -426,21 +430,42 @@ class Hub(_Section):
 
 
 class Web(_Section):
-    """The daemon's HTTP port. It is closed unless `listen` is given."""
+    """The daemon's HTTP port: the status page, the API, metrics, and where the Hub's webhooks come to (`/webhooks/hub`)."""
 
     listen: str | None = Field(
-        None, description="Address and port, e.g. `127.0.0.1:8484`. The Hub's webhooks come to `/webhooks/hub` there."
+        DEFAULT_LISTEN,
+        description="`address:port`, or `unix:/path` for a socket of that path, or `off`. "
+        "Where other machines reach it, only who brings the token is served.",
+        json_schema_extra={"anyOf": [{"type": "string"}, {"const": False}, {"type": "null"}]},
     )
+    token_file: AnyPath | None = Field(
+        None,
+        description="A file with the token that clients must bring; systemd's credential `web-token` does as well. "
+        "Left out, only this machine is served, without a token.",
+    )
+    hosts: Words = Field((), description="Names that it is reached by, beside its address: `qconvd.example.org`.")
 
     @field_validator("listen", mode="before")
     @classmethod
     def _listen(cls, value: Any) -> Any:
-        if value is None:
+        if value in (None, False, "off"):
             return None
+        if str(value).startswith(UNIX):
+            if not str(value).startswith(f"{UNIX}/") or "\0" in str(value) or len(os.fsencode(str(value))) > LONGEST_SOCKET:
+                raise ValueError(f"{value!r} is no path of a socket; write for example unix:/run/qconvd/http.sock")
+            return str(value)
         host, _, port = str(value).rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
-            raise ValueError(f"{value!r} is no address with a port; write for example 127.0.0.1:8484")
+            raise ValueError(f"{value!r} is no address with a port; write for example {DEFAULT_LISTEN}")
         return str(value)
+
+    @field_validator("hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not re.fullmatch(r"[\w.-]+", host, re.ASCII):
+                raise ValueError(f"{host!r} is no name of a host; write for example qconvd.example.org")
+        return tuple(host.lower() for host in value)
 
 
 def _which_watch(value: Any) -> str:

@@ -63,6 +63,7 @@ class Daemon:
         self._notifier = Notifier()
         self._extend_at = 0.0
         self._counted: object = None
+        self._once = False
 
     def run(self, once: bool = False) -> int:
         """Work until told to stop, or, with `once`, until there is nothing left to do; returns the exit code.
@@ -70,7 +71,7 @@ class Daemon:
         0: stopped, or everything was made. 1: with `once`, something failed or had to be left. 130: with `once`, it was
         stopped before everything was done. Raises `QconvdError` if the state folder is in use or unusable.
         """
-        config = self._config
+        config, self._once = self._config, once
         with Bell() as bell, self._signals(bell), state_lock(config.state):
             ledger = Ledger(config.state / LEDGER)
             note_config(config.state, config.path)
@@ -103,7 +104,9 @@ class Daemon:
         began, looked = self._announcements.last, False
         while not self._stops:
             self._notifier.alive()
-            if not self._gets_through(self._turn):
+            through = self._gets_through(self._turn)
+            self._web.turned(self._trouble)
+            if not through:
                 self._notifier.status(f"Cannot go on: {self._trouble}")
                 self._bell.wait(min(TROUBLE_SECONDS, self._notifier.every))
                 continue
@@ -216,9 +219,9 @@ class Daemon:
                     self._ledger.retry([target.id], "the Hub is asked again")
 
     def _listen(self, config: Config) -> None:
-        """Open the HTTP port that the configuration names. If that does not work, all else goes on."""
+        """Open the HTTP port that the configuration names, unless it is for `once`. If that does not work, all else goes on."""
         try:
-            self._web.listen(config.web.listen)
+            self._web.configure(config, listen=not self._once)
         except QconvdError as error:
             log.error("%s", error, extra={"action": "web.not_listening"})
 
@@ -253,6 +256,7 @@ class Daemon:
         """Let the workers end within the grace; what they have done is in their journals."""
         log.info("stopping; running tasks are interrupted and go on at the next start", extra={"action": "daemon.stopping"})
         self._notifier.status("Stopping: running tasks are interrupted and go on at the next start", "STOPPING=1")
+        self._web.turned(self._trouble, stopping=True)
         self._gets_through(lambda: self._work.stop(self._hurried, self._bell))
         self._gets_through(self._tell)
         log.info("stopped", extra={"action": "daemon.stopped"})
@@ -275,8 +279,15 @@ class Daemon:
             log.error("%s was left: %s", target.label, target.reason, extra={"action": "once.left"})
         for pause in self._ledger.pauses():
             log.warning("%s", pause.told, extra={"action": "once.paused"})
-        failed = [e for e in self._ledger.history(since=began) if e.to_state in ("failed", "refused")]
+        history = self._ledger.history(since=began)
+        failed = [e for e in history if e.to_state in ("failed", "refused")]
         self._work.stop(lambda: True, self._bell)
+        made = len({e.target for e in history if e.target and e.to_state == "done"})
+        lost = len({e.target for e in failed if e.target})
+        waits = len(left) + len(self._arrivals.settling.candidates) + len(self._remote.problems)
+        words = f"artifacts made: {made}, failed: {lost}; left: {waits}"
+        nothing = self._pauses.intake and not (made or failed or waits)
+        log.info("the end: %s", "there was nothing new to do" if nothing else words, extra={"action": "once.done"})
         return 1 if failed or left or self._remote.problems or not self._pauses.intake else 0
 
     @contextmanager

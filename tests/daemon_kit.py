@@ -38,6 +38,7 @@ recipes:
     {publish}
 limits: {{stop_grace: 10s, disk_reserve: 0, jobs: 1, threads: 1}}
 devices: {{cuda: none}}
+web: {web}
 """
 
 
@@ -51,6 +52,7 @@ class Home:
         self.state = root / "state"
         self.log_path = root / "daemon.log"
         self.env: dict[str, str] = {}
+        self.web = "{listen: off}"
         self.process: subprocess.Popen[bytes] | None = None
         self.inbox.mkdir(parents=True, exist_ok=True)
         if configure:
@@ -74,6 +76,7 @@ class Home:
                 watch=watch,
                 settle=settle,
                 interval=interval,
+                web=self.web,
                 publish=publish.replace("\n", "\n    "),
             )
             + more

@@ -34,6 +34,7 @@ recipes:
   eight: {{targets: [q8_0], publish: *where}}
 limits: {{stop_grace: 10s, disk_reserve: 0, jobs: 1, threads: 1}}
 devices: {{cuda: none}}
+web: {{listen: off}}
 hub: {{endpoint: '{url}', cache: ./cache}}
 """
 

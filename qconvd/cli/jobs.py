@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +13,6 @@ from qconvd.cli.place import opened
 if TYPE_CHECKING:
     from qconvd.ledger import Job, Target
     from qconvd.progress import Progress
-    from qconvd.sightings import Sighting
 
 
 def jobs(
@@ -28,6 +28,7 @@ def jobs(
     """
     from qconvd.cli import output
     from qconvd.hub.address import is_address
+    from qconvd.job_data import job_data, sighting_data
     from qconvd.progress import read_progress
     from qconvd.sightings import read_sightings
 
@@ -37,7 +38,7 @@ def jobs(
     found = [j for j in known if every or j.state != "superseded"]
     awaited = [s for s in read_sightings(place.state) if s.awaited]
     if json:
-        output.as_json([*(_job(j, progress) for j in found), *map(_awaited, awaited)])
+        output.as_json([*(job_data(j, progress) for j in found), *map(sighting_data, awaited)])
         return
     if found or awaited:
         rows: list[tuple[object, ...]] = [
@@ -67,6 +68,7 @@ def job(
     Its artifacts with their states and reasons, what the plans say of them, and what happened when.
     """
     from qconvd.cli import output
+    from qconvd.job_data import event_data, job_data, notes_of, publication_data
     from qconvd.progress import read_progress
     from qconvd.quantities import show_size
 
@@ -77,25 +79,24 @@ def job(
         history = sorted((e for t in found.targets for e in ledger.history(target=t.id)), key=lambda e: e.id)
     labels = {t.id: t.label for t in found.targets}
     if json:
-        events = [{"at": e.at, "target": e.target, "from": e.from_state, "to": e.to_state, "reason": e.reason} for e in history]
-        places = [
-            {"target": p.target, "destination": p.destination, "revision": p.revision, "state": p.state, "reason": p.reason,
-             "commit": p.commit_id, "error": p.error}
-            for p in published
-        ]  # fmt: skip
-        output.as_json({**_job(found, progress), "publications": places, "history": events})
+        places = [publication_data(p) for p in published]
+        output.as_json({**job_data(found, progress), "publications": places, "history": [event_data(e) for e in history]})
         return
+    made = {Path(t.artifact["folder"]).parent for t in found.targets if "folder" in t.artifact}
+    inside = made.pop() if len(made) == 1 else None
     output.pairs([
         ("job", found.id), ("model", found.source.name), ("source", found.source.locator), ("recipe", found.recipe),
-        ("state", found.state), ("priority", found.priority or ""),
+        ("output", inside or ""), ("state", found.state),
+        ("priority", found.priority or ""),
     ])  # fmt: skip
     print()
     rows, sentences = [], []
     for target in found.targets:
         size = int((target.artifact or target.plan).get("nbytes", 0))
-        place_of = target.artifact.get("folder", target.folder)
+        place_of = Path(target.artifact.get("folder", target.folder))
+        place_of = place_of.relative_to(inside) if inside and place_of.is_relative_to(inside) else place_of
         rows.append(
-            (target.id, target.label, _state(target, progress.get(target.id)), show_size(size) if size else "", place_of)
+            (target.id, target.label, _state(target, progress.get(target.id)), show_size(size) if size else "", f"{place_of}/")
         )
         sentences.append([_said(target.state, target.told(found.source)), target.error.get("fix", ""), *notes_of(target)])
     output.table(("TARGET", "", "STATE", "SIZE", "FOLDER"), rows, right=(3,), sentences=sentences)
@@ -117,42 +118,11 @@ def job(
 _PUBLISHED = {"open": "waiting", "awaiting": "waits for `qconvd publish JOB`", "rehearsed": "dry run"}
 
 
-def notes_of(target: Target) -> list[str]:
-    """What a target's plan has to say: tensors that fall back to another type and why, what the format cannot hold."""
-    return [str(note) for note in target.plan.get("notes", ())]
-
-
 def when(seconds: float) -> str:
     """A time as people here write it."""
     from datetime import datetime
 
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _job(job: Job, progress: dict[str, Progress]) -> dict[str, Any]:
-    return {
-        "job": job.id, "model": job.source.name, "source": job.source.locator,
-        "version": job.source.version, "recipe": job.recipe, "priority": job.priority,
-        "state": job.state, "reason": job.reason, "created_at": job.created_at, "changed_at": job.changed_at,
-        "targets": [
-            {
-                "id": t.id, "label": t.label, "format": t.format, "options": dict(t.options), "state": t.state,
-                "reason": t.reason,
-                "error": dict(t.error), "failures": t.failures, "folder": t.folder, "manifest": t.manifest_name,
-                "planned_bytes": t.plan.get("nbytes"), "notes": notes_of(t), "artifact": dict(t.artifact),
-                "progress": {"done": p.done, "total": p.total, "seconds": p.seconds} if (p := progress.get(t.id)) else None,
-            }
-            for t in job.targets
-        ],
-    }  # fmt: skip
-
-
-def _awaited(sighting: Sighting) -> dict[str, Any]:
-    """A model that is not complete, with the keys of a job."""
-    return {
-        "job": None, "model": sighting.name, "source": sighting.path, "recipe": ", ".join(sighting.recipes),
-        "state": sighting.kind, "reason": sighting.reason, "fix": sighting.fix, "targets": [],
-    }  # fmt: skip
 
 
 def _said(state: str, reason: str) -> str:

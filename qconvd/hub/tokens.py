@@ -17,10 +17,11 @@ from qconvd.errors import HubRefused
 
 CREDENTIAL = "hf-token"
 WEBHOOK_CREDENTIAL = "webhook-secret"
+WEB_CREDENTIAL = "web-token"
 WEBHOOK_VARIABLE = "QCONVD_WEBHOOK_SECRET"
 LIMIT = 4096
 """Bytes of a token's file; a longer one is some other file."""
-THE_TOKEN, THE_SECRET = "the Hub's token", "the webhooks' secret"
+THE_TOKEN, THE_SECRET, THE_PAGE = "the Hub's token", "the webhooks' secret", "the status page's token"
 _TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{3,}")
 
 
@@ -70,6 +71,15 @@ def webhook_secret(file: Path | None = None) -> Token | None:
         return Token(value, f"${WEBHOOK_VARIABLE}")
     if (credential := _credential(WEBHOOK_CREDENTIAL)) is not None:
         return Token(_read(credential, THE_SECRET), f"the credential {WEBHOOK_CREDENTIAL}")
+    return None
+
+
+def web_token(file: Path | None = None) -> Token | None:
+    """What clients of the HTTP port must bring: from a file or a credential. None if neither is there."""
+    if file is not None:
+        return Token(_read(file, THE_PAGE), str(file))
+    if (credential := _credential(WEB_CREDENTIAL)) is not None:
+        return Token(_read(credential, THE_PAGE), f"the credential {WEB_CREDENTIAL}")
     return None
 
 

@@ -19,8 +19,10 @@ BUSY_SECONDS = 30.0
 class Database:
     """One connection. Safe to use from several threads, one statement or transaction at a time."""
 
-    def __init__(self, path: Path, *, mounts: Path = MOUNTS) -> None:
+    def __init__(self, path: Path, *, mounts: Path = MOUNTS, only_read: bool = False) -> None:
         """Open the ledger, make it if it is not there, and bring an older one up to date.
+
+        With `only_read`, whatever would change it afterwards is refused by SQLite.
 
         Raises `QconvdError` on a network filesystem, for a ledger that a newer qconvd wrote, and for a file that SQLite
         cannot use.
@@ -35,6 +37,8 @@ class Database:
             raise unusable(path, error) from error
         try:
             self._prepare()
+            if only_read:
+                self._connection.execute("PRAGMA query_only = ON")
             self._identity = path.stat().st_dev, path.stat().st_ino
         except sqlite3.Error as error:
             self._connection.close()

@@ -39,8 +39,10 @@ class StaleFence(QconvdError):
 class Ledger(Publishing, Snapshots, Control):
     """All that the daemon remembers. `clock` gives seconds since 1970."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, mounts: Path = MOUNTS) -> None:
-        super().__init__(path, mounts=mounts)
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float] = time.time, mounts: Path = MOUNTS, only_read: bool = False
+    ) -> None:
+        super().__init__(path, mounts=mounts, only_read=only_read)
         self._clock = clock
 
     # Sources
@@ -386,13 +388,15 @@ class Ledger(Publishing, Snapshots, Control):
         )
 
     def _place_anew(self, target: Target, options: Mapping[str, Any]) -> None:
-        """A recipe may move a target that has not begun to another device."""
+        """A recipe may move a target that has not begun to another device, and a file that it needs to another folder."""
         device = options.get("device", "auto")
-        if target.device == device or target.state not in ("waiting", "planned", "failed", "cancelled"):
+        if dict(target.options) == dict(options) or target.state not in ("waiting", "planned", "failed", "cancelled"):
             return
         with self.transaction() as db:
             self._detach(target.id)
             db.execute("UPDATE target SET device = ?, options = ? WHERE id = ?", (device, as_json(dict(options)), target.id))
+            if target.state == "planned" and target.device == device:  # its plan says where the file was
+                self._move(target.id, "waiting", "a file that it needs lies elsewhere now")
 
     def _forget(self, source: int, recipe: str, kept: Sequence[str]) -> None:
         """What a recipe wanted before and does not want now."""

@@ -42,6 +42,23 @@ class Reading(Database):
     def jobs_of(self, source: int) -> list[Job]:
         return self._jobs("SELECT * FROM job WHERE source = ? ORDER BY id", (source,))
 
+    def jobs_before(self, before: int | None = None, limit: int = 50, states: Sequence[str] = ()) -> list[Job]:
+        """At most `limit` jobs with smaller numbers than `before`, the newest first; with `states`, those that have a live
+        target in one of them.
+        """
+        where, values = "id < ?", [before if before is not None else 1 << 62]  # type: tuple[str, list[Any]]
+        if states:
+            where += (
+                " AND EXISTS (SELECT 1 FROM target JOIN wanted ON wanted.target = target.id"
+                " WHERE target.source = job_number.source AND wanted.recipe = job_number.recipe"
+                f" AND target.state IN ({_marks(states)}))"
+            )
+            values += states
+        with self.snapshot():
+            query = f"SELECT id FROM job_number WHERE {where} ORDER BY id DESC LIMIT ?"
+            numbers = [r["id"] for r in self.rows(query, [*values, limit])]
+            return self._jobs(f"SELECT * FROM job WHERE id IN ({_marks(numbers)}) ORDER BY id DESC", numbers)
+
     def find(self, id: str) -> list[Target]:
         """The targets that a person means: the live ones of a job's number, or one by its own id. Raises `QconvdError`."""
         if str(id).isdecimal():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
+
+from qconvd.named_files import identified
 
 TargetState: TypeAlias = Literal[
     "waiting", "planned", "converting", "verifying", "ready", "publishing", "done", "failed", "superseded", "cancelled"
@@ -153,13 +155,15 @@ class Job:
     @property
     def state(self) -> JobState:
         """The state that matters most: what is being done, then what waits, then what failed."""
-        states = {t.state for t in self.targets}
-        if states & {"waiting", "planned"} and not states & {"converting", "verifying", "publishing"}:
+        return self.state_of({t.state for t in self.targets})
+
+    @staticmethod
+    def state_of(states: Collection[str]) -> JobState:
+        """The state of a job whose targets are in these."""
+        found = set(states)
+        if found & {"waiting", "planned"} and not found & {"converting", "verifying", "publishing"}:
             return "waiting"
-        for state in _IN_ORDER:
-            if state in states:
-                return state
-        return "superseded"
+        return next((state for state in _IN_ORDER if state in found), "superseded")
 
     @property
     def reason(self) -> str:
@@ -230,8 +234,11 @@ def options_of(target: WantedTarget) -> dict[str, Any]:
 
 
 def spec_digest(format_name: str, options: Mapping[str, Any]) -> str:
-    """sha256 over format and resolved options. Where it is made is not what is made: `device` does not count."""
-    spec = {"format": format_name, "options": {k: v for k, v in options.items() if k != "device"}}
+    """sha256 over format and resolved options. Where it is made is not what is made: `device` does not count.
+
+    Of a file that an option names its content counts, not its path.
+    """
+    spec = {"format": format_name, "options": identified({k: v for k, v in options.items() if k != "device"})}
     return hashlib.sha256(as_json(spec).encode()).hexdigest()
 
 

@@ -1,144 +1,88 @@
-"""A small HTTP server in a thread of the daemon: paths to handlers, bounded requests, and nothing but the standard library.
+"""The daemon's HTTP server: a thread with an event loop of its own. Nothing of it is imported before it listens.
 
-Handlers are called from its threads. They get bytes and headers and return a status and a sentence; whatever they do to the
-daemon they do by ringing its bell.
+The daemon's thread calls `configure`, `turned` and `close`; the web's thread reads what they set (site.py) and touches nothing
+else of the daemon's.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from qconvd.errors import QconvdError
+from qconvd.config import UNIX, Config
+from qconvd.web import sockets
+from qconvd.web.site import Site
+
+if TYPE_CHECKING:
+    from qconvd.web.serving import Serving
 
 log = logging.getLogger(__name__)
 BODY_LIMIT = 1 << 20
 """Bytes of a request's body."""
-SECONDS = 10.0
-"""How long a client may take for a request, all of it."""
-AT_A_TIME = 16
+END_SECONDS = 5.0
+"""How long the thread may take to end."""
 
 Answer: TypeAlias = tuple[int, str]
 Post: TypeAlias = Callable[[bytes, Mapping[str, str]], Answer]
 
 
 class WebServer:
-    """Listens on one address. `posts` maps paths to what answers a POST there."""
+    """Listens on one address. `posts` maps paths to what answers a POST there by itself, whoever asks."""
 
     def __init__(self, posts: Mapping[str, Post]) -> None:
         self._posts = posts
-        self._listening = ""
-        self._server: _Server | None = None
+        self._site = Site()
+        self._asked, self._address = "", ""
+        self._listening: socket.socket | None = None
+        self._serving: Serving | None = None
+        self._thread: threading.Thread | None = None
 
     @property
     def address(self) -> str:
         """Where it listens, with the port that the system chose for 0; empty if it is closed."""
-        if self._server is None:
-            return ""
-        host, port = str(self._server.server_address[0]), self._server.server_address[1]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return self._address
+
+    def configure(self, config: Config, *, listen: bool = True) -> None:
+        """Serve this configuration from now on. Raises `QconvdError` if the address that it names cannot be had."""
+        self._site.config = config
+        self.listen(config.web.listen if listen else None)
 
     def listen(self, where: str | None) -> None:
-        """Listen at `address:port` and nowhere else; None closes. Raises `QconvdError` if the system does not let it."""
-        if (where or "") == self._listening:
+        """Listen at `address:port` or `unix:/path` and nowhere else; None closes. Raises `QconvdError`."""
+        if (where or "") == self._asked:
             return
         self.close()
         if not where:
             return
-        host, _, port = where.rpartition(":")
-        try:
-            self._server = _Server((host.strip("[]"), int(port)), self._posts)
-        except OSError as error:
-            fix = "choose another `web.listen`, or stop what listens there"
-            raise QconvdError(f"cannot listen: {error.strerror}", where=where, fix=fix) from error
-        self._listening = where
-        threading.Thread(target=self._server.serve_forever, name="web", daemon=True).start()
-        log.info("listens on http://%s", self.address, extra={"action": "web.listening"})
+        listening = sockets.bound(where)
+        from qconvd.web.serving import Serving  # starlette and uvicorn, which a daemon without a page does without
+
+        self._asked, self._listening, self._address = where, listening, sockets.shown(listening)
+        self._site.listens_at(self._address)
+        self._serving = Serving(self._site, self._posts)
+        self._thread = threading.Thread(target=self._serving.run, args=(listening,), name="web", daemon=True)
+        self._thread.start()
+        log.info("listens on %s", _as_url(self.address), extra={"action": "web.listening"})
+        if not self._site.only_here and self._site.token_error():
+            log.warning("other machines reach %s, and no token is set: only webhooks are heard there; %s", self.address,
+                        self._site.token_error(), extra={"action": "web.no_token"})  # fmt: skip
+
+    def turned(self, trouble: str = "", *, stopping: bool = False) -> None:
+        """The daemon's loop went round once more. `trouble` is what keeps it from working, if anything does."""
+        self._site.turned(trouble, stopping=stopping)
 
     def close(self) -> None:
         """Stop listening."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-        self._server, self._listening = None, ""
+        if self._serving is not None and self._thread is not None and self._listening is not None:
+            self._serving.stop()
+            self._thread.join(END_SECONDS)
+            sockets.released(self._listening, self._address)
+        self._asked, self._address = "", ""
+        self._listening, self._serving, self._thread = None, None, None
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], posts: Mapping[str, Post]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.posts = posts
-        self.slots = threading.BoundedSemaphore(AT_A_TIME)
-        super().__init__(address, _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        # More at a time than anybody honest sends are not even read.
-        if not self.slots.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.slots.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        log.debug("a request broke off", exc_info=True, extra={"action": "web.broken"})
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    server_version = "qconvd"
-    sys_version = ""
-    timeout = SECONDS
-
-    def handle(self) -> None:
-        # `timeout` is for each wait; who sends a byte every nine seconds would keep the place for ever.
-        end = threading.Timer(self.timeout, self._cut)
-        end.daemon = True
-        end.start()
-        try:
-            super().handle()
-        finally:
-            end.cancel()
-
-    def _cut(self) -> None:
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
-
-    def do_POST(self) -> None:
-        answer = self.server.posts.get(self.path.partition("?")[0])
-        length = self.headers.get("Content-Length", "")
-        if answer is None:
-            self._say(404, "there is nothing here")
-        elif not length.isdecimal():
-            self._say(411, "a request has to say its length")
-        elif int(length) > BODY_LIMIT:
-            self._say(413, "that is too long")
-        else:
-            self._say(*answer(self.rfile.read(int(length)), {k.lower(): v for k, v in self.headers.items()}))
-
-    def do_GET(self) -> None:
-        known = self.path.partition("?")[0] in self.server.posts
-        self._say(405 if known else 404, "only POST" if known else "there is nothing here")
-
-    def _say(self, status: int, sentence: str) -> None:
-        body = json.dumps({"status": status, "message": sentence}).encode() + b"\n"
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        log.debug(format, *args, extra={"action": "web.request"})
+def _as_url(address: str) -> str:
+    return address if address.startswith(UNIX) else f"http://{address}"

@@ -52,7 +52,7 @@ watch:
 def test_what_is_left_out(loaded: Callable[[str], Config]) -> None:
     found = loaded("")
     assert (found.hub.endpoint, found.hub.token_file, found.hub.cache) == ("https://huggingface.co", None, None)
-    assert (found.hub.timeout, found.hub.fetches, found.web.listen) == (60.0, 1, None)
+    assert (found.hub.timeout, found.hub.fetches, found.web.listen) == (60.0, 1, "127.0.0.1:8484")
 
 
 def test_a_mirror_and_files(loaded: Callable[[str], Config], tmp_path: Path) -> None:
@@ -61,6 +61,14 @@ def test_a_mirror_and_files(loaded: Callable[[str], Config], tmp_path: Path) -> 
     )
     assert (found.hub.endpoint, found.hub.token_file) == ("http://127.0.0.1:80", tmp_path / "t")
     assert (found.hub.cache, found.web.listen) == (Path("~/c").expanduser(), "[::1]:80")
+
+
+@pytest.mark.parametrize(
+    ("text", "listen"),
+    [("off", None), ("'off'", None), ("null", None), ("unix:/run/q.sock", "unix:/run/q.sock"), ("'0.0.0.0:0'", "0.0.0.0:0")],
+)
+def test_where_to_listen(loaded: Callable[[str], Config], text: str, listen: str | None) -> None:
+    assert loaded(f"web: {{listen: {text}, hosts: X.example.org}}").web.listen == listen
 
 
 @pytest.mark.parametrize(
@@ -81,6 +89,8 @@ def test_a_mirror_and_files(loaded: Callable[[str], Config], tmp_path: Path) -> 
         ("hub: {token: hf_abcdef}", "hub.token: there is no key 'token' here (did you mean token_file?)"),
         ("hub: {token_file: hf_abcdef}", "hub.token_file: this is a token itself; put it into a file"),
         ("hub: {endpoint: 'https://u:hf_abcdef@x'}", "hub.endpoint: 'https://u:hf_(token)@x' is no address"),
+        ("web: {listen: 'unix:http.sock'}", "web.listen: 'unix:http.sock' is no path of a socket; write for example unix:"),
+        ("web: {hosts: ['https://x']}", "web.hosts: 'https://x' is no name of a host; write for example qconvd.example.org"),
         ("web: {listen: 8080}", "web.listen: 8080 is no address with a port; write for example 127.0.0.1:8484"),
     ],
 )  # fmt: skip

@@ -33,6 +33,7 @@ state: ./state
 recipes: {{r: {{targets: [fp16]}}}}
 limits: {{stop_grace: 5s, disk_reserve: 0, jobs: 1, threads: 1}}
 devices: {{cuda: none}}
+web: {{listen: off}}
 hub: {{endpoint: '{url}', cache: ./cache, timeout: 10s}}
 """
 SHARES = 3

@@ -38,7 +38,7 @@ class HubHome(Home):
         self.cache = root / "hf" / "hub"
         self.env = {"HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 
-    def watch(self, *entries: str, targets: str = "[fp16]", match: str = "{}", more: str = "") -> None:
+    def watch(self, *entries: str, targets: str = "[fp16]", match: str = "{}", more: str = "web: {listen: off}") -> None:
         text = "\n".join(f"  - {entry}" for entry in entries) or "  []"
         self.config.write_text(CONFIG.format(watch=text, targets=targets, match=match, url=self.server.url, more=more))
 

@@ -67,7 +67,7 @@ def test_what_a_recipe_no_longer_wants_lends_no_priority(ledger: Ledger, bench: 
 def test_an_older_ledger_gets_both(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with sqlite3.connect(path) as db:
-        for script in migrations()[:4]:
+        for script in migrations()[:5]:
             db.executescript(script)
         db.execute("INSERT INTO source VALUES (1, '/inbox/a', 1, 'm', 'sha256:a', '', 'present', '', '{}', 0, 0)")
         db.execute(
@@ -76,7 +76,7 @@ def test_an_older_ledger_gets_both(tmp_path: Path) -> None:
             " VALUES ('t', 1, 'd', '', '{}', 'cpu', 'waiting', '', '', '', '', '', '', 3, 4)"
         )
         db.execute("INSERT INTO wanted (target, recipe) VALUES ('t', 'everyday')")
-        db.execute("PRAGMA user_version = 4")
+        db.execute("PRAGMA user_version = 5")
     db.close()
     ledger = Ledger(path)
     (job,) = ledger.jobs()

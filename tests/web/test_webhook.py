@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qconvd.errors import QconvdError
-from qconvd.web import server
+from qconvd.web import connection as connections
 from qconvd.web.server import BODY_LIMIT, WebServer
 from qconvd.web.webhook import PATH, Webhook, repository
 
@@ -91,7 +91,7 @@ def test_requests_are_bounded(port: Port) -> None:
     assert port.send(method="GET") == (405, "only POST")
     assert port.send(method="GET", path="/") == (404, "there is nothing here")
     host, _, number = port.server.address.rpartition(":")
-    for header, status in ((f"Content-Length: {BODY_LIMIT + 1}", b"413"), ("X: y", b"411"), ("Content-Length: -1", b"411")):
+    for header, status in ((f"Content-Length: {BODY_LIMIT + 1}", b"413"), ("X: y", b"411"), ("Content-Length: -1", b"400")):
         with socket.create_connection((host, int(number)), timeout=10) as raw:
             raw.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
             assert raw.recv(100).split()[1] == status
@@ -105,9 +105,9 @@ def test_a_secret_of_any_letters(port: Port) -> None:
 
 
 def test_who_sends_slowly_does_not_keep_the_place(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server._Handler, "timeout", 1.0)
+    monkeypatch.setattr(connections, "SECONDS", 1.0)
     host, _, number = port.server.address.rpartition(":")
-    slow = [socket.create_connection((host, int(number)), timeout=30) for _ in range(server.AT_A_TIME)]
+    slow = [socket.create_connection((host, int(number)), timeout=30) for _ in range(16)]
     left = set(slow)
     for raw in slow:
         raw.sendall(f"POST {PATH} HTTP/1.1\r\nX: ".encode())
