@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from qconvd.checkpoints.base import ModelInfo
 
 __all__ = [
-    "Config", "Destination", "Devices", "DiskMarks", "Hub", "HubDestination", "HubModels", "Limits", "Match", "Recipe",
+    "Config", "Destination", "Devices", "DiskMarks", "Hub", "HubDestination", "HubModels", "Keep", "Limits", "Match", "Recipe",
     "Target", "WatchFolder", "WatchHub", "Web", "load", "resolve_target",
 ]  # fmt: skip
 
@@ -375,6 +375,18 @@ class Limits(_Section):
     )
 
 
+class Keep(_Section):
+    """How long qconvd keeps what is only of use for a while; left out: for ever. `qconvd ledger prune` shortens the ledger."""
+
+    logs: Duration | None = Field(None, gt=0, description="Logs of tasks that have ended.")
+    work: Duration | None = Field(
+        None, gt=0, description="Work files of what failed in a crash, with which `qconvd retry` need not begin anew."
+    )
+    moved: Duration | None = Field(
+        None, gt=0, description="Models in `.qconvd-done/` of folders with `after: move`, since they were moved there."
+    )
+
+
 class Devices(_Section):
     """Which devices conversions may run on."""
 
@@ -492,6 +504,7 @@ class Config(_Section):
     recipes: dict[str, Recipe] = Field(min_length=1, description="What to make, by name.")
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}), description="What qconvd may use of the machine.")
     devices: Devices = Field(default_factory=lambda: Devices.model_validate({}), description="Which devices to convert on.")
+    keep: Keep = Field(default_factory=lambda: Keep.model_validate({}), description="How long what is used up is kept.")
     hub: Hub = Field(default_factory=lambda: Hub.model_validate({}), description="How the Hub is reached.")
     web: Web = Field(default_factory=lambda: Web.model_validate({}), description="The daemon's HTTP port.")
     names: str = Field("default", description="How artifacts are named.", json_schema_extra={"enum": list(PROFILES)})
@@ -631,6 +644,7 @@ def section_descriptions() -> Mapping[str, type[BaseModel]]:
         "limits": Limits,
         "limits.disk": DiskMarks,
         "devices": Devices,
+        "keep": Keep,
         "hub": Hub,
         "web": Web,
     }

@@ -31,6 +31,7 @@ from qconvd.notify import Notifier, summary
 from qconvd.pauses import Pauses
 from qconvd.remote_arrivals import RemoteArrivals
 from qconvd.requests import Requests
+from qconvd.retention import Retention
 from qconvd.sightings import SightingsBoard
 from qconvd.state_lock import state_lock
 from qconvd.statuses import Statuses
@@ -84,6 +85,7 @@ class Daemon:
             self._work = Work(ledger, config)
             self._pauses = Pauses(ledger)
             self._departures = Departures(ledger)
+            self._retention = Retention(ledger)
             self._statuses = Statuses(ledger)
             self._sightings = SightingsBoard(config.state)
             self._announcements = Announcements(ledger)
@@ -161,6 +163,7 @@ class Daemon:
             self._work.tick,
             # A request may have read the configuration again.
             lambda: self._departures.tick(self._config),
+            lambda: self._retention.tick(self._config),
             self._tell,
         )
         for step in steps:
@@ -195,6 +198,7 @@ class Daemon:
     def _configure(self, config: Config) -> None:
         self._config = config
         self._pauses.configure()
+        self._retention.configure()
         self._wishes.configure(config)
         self._work.configure(config)
         self._departures.configure(config)

@@ -27,15 +27,18 @@ def work_folder(output: Path, target: str) -> Path:
     return output / ".qconvd" / "work" / target
 
 
-def sweep(ledger: Ledger, output: Path) -> list[Path]:
-    """Remove work folders that no target goes on from; returns them. One that a worker still holds stays for the next time."""
+def sweep(ledger: Ledger, output: Path, failed_before: float = 0.0) -> list[Path]:
+    """Remove work folders that no target goes on from; returns them. One that a worker still holds stays for the next time.
+
+    What failed before that time (seconds since 1970) is not waited for any more: a retry begins anew.
+    """
     busy = {id for task in ledger.tasks("running") for id in task.targets}
     removed = []
     root = output / ".qconvd" / "work"
     for folder in _folders(root):
         if folder.name.startswith(PREFIX):
             continue
-        if folder.name in busy or _goes_on(_target(ledger, folder.name)) or _held(folder):
+        if folder.name in busy or _goes_on(_target(ledger, folder.name), failed_before) or _held(folder):
             continue
         shutil.rmtree(folder, ignore_errors=True)
         removed.append(folder)
@@ -68,12 +71,14 @@ def _unread(ledger: Ledger, source: int) -> list[str]:
     return [t.id for t in ledger.targets("failed", source=source) if t.error.get("error") in reading]
 
 
-def _goes_on(target: Target | None) -> bool:
+def _goes_on(target: Target | None, failed_before: float) -> bool:
     """Whether the journal in the work folder is still worth something.
 
     A failure that was no refusal (a crash, a full disk's kill) may be retried and resumes; a refusal would only repeat itself.
     """
-    return target is not None and (target.pending or (target.state == "failed" and not target.error))
+    if target is None or target.pending:
+        return target is not None
+    return target.state == "failed" and not target.error and target.changed_at >= failed_before
 
 
 def _target(ledger: Ledger, id: str) -> Target | None:

@@ -114,7 +114,10 @@ names: thebloke
         ("outptu: x\n", ["1:1: outptu: there is no key 'outptu' here (did you mean output?)"]),
         (
             "zzz: x\n",
-            ["1:1: zzz: there is no key 'zzz' here; known are watch, output, state, recipes, limits, devices, hub, web, names"],
+            [
+                "1:1: zzz: there is no key 'zzz' here; "
+                "known are watch, output, state, recipes, limits, devices, keep, hub, web, names"
+            ],
         ),
         ("limits: {thread: 3}\n", ["1:10: limits.thread: there is no key 'thread' here (did you mean threads?)"]),
         (

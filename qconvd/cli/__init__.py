@@ -19,6 +19,7 @@ from qconvd.cli import (
     init,
     inspect,
     jobs,
+    ledger,
     logs,
     plan,
     requests,
@@ -71,6 +72,7 @@ app.command("priority", context_settings={"ignore_unknown_options": True})(reque
 app.command("reload")(requests.reload)
 app.command("doctor")(doctor.doctor)
 app.add_typer(service.app)
+app.add_typer(ledger.app)
 app.command("schema")(schema.schema)
 
 

@@ -108,6 +108,11 @@ class Database:
             others = self._connection.execute("PRAGMA data_version").fetchone()[0]
             return int(others), self._connection.total_changes
 
+    def copy_to(self, other: sqlite3.Connection) -> None:
+        """All of the database into another one, as of one moment."""
+        with self._lock:
+            self._connection.backup(other)
+
     def _prepare(self) -> None:
         self._connection.row_factory = sqlite3.Row
         self._connection.execute("PRAGMA foreign_keys = ON")

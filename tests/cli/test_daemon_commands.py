@@ -140,6 +140,28 @@ def test_pause_resume_and_priority(qconvd: Qconvd, daemon: Home) -> None:
     assert qconvd("resume", *on).code == 3
 
 
+def test_the_ledger_is_copied_and_forgets_beside_a_daemon(qconvd: Qconvd, daemon: Home) -> None:
+    on = ("--config", daemon.config)
+    copy_in(daemon, tiny_model(daemon.root / "away" / "tiny"))
+    daemon.done(1)
+    said = qconvd("ledger", "backup", daemon.root / "copy", *on)
+    assert (said.code, said.err) == (0, "")
+    assert re.fullmatch(rf"Copied the ledger to {daemon.root}/copy \([0-9.]+ [KM]iB\)\.\n", said.out)
+    assert qconvd("ledger", "prune", *on).out == "There is nothing that old to forget.\n"
+    logs = daemon.state / "logs"
+    assert sorted(p.name for p in logs.iterdir()) == ["1.log", "2.log", "3.log"]
+    said = qconvd("ledger", "prune", "--older-than", "0s", *on)
+    assert re.fullmatch(r"Forgot \d+ changes of state, 3 tasks with their logs\.\n", said.out), said
+    assert list(logs.iterdir()) == []
+    assert [t.state for t in daemon.targets()] == ["done"]
+    assert qconvd("reconvert", "1", *on).out == "1 artifact will be made again\n"
+    daemon.wait(lambda: (logs / "6.log").exists() and daemon.targets("done"), "it to be made again")
+    wrong = qconvd("ledger", "prune", "--older-than", "long", *on)
+    assert (wrong.code, wrong.err) == (
+        3, "qconvd: --older-than: 'long' is not a duration; write for example 30s, 5m or 2h\n"
+    )  # fmt: skip
+
+
 def test_reconvert_and_retry(qconvd: Qconvd, daemon: Home) -> None:
     copy_in(daemon, tiny_model(daemon.root / "away" / "tiny"))
     daemon.done(1)
