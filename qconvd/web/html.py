@@ -78,9 +78,8 @@ class Html:
         if action not in ACTIONS:
             raise Turned(404, NOTHING)
         self._form(request)
-        one = request.query_params.get("target")
         try:
-            ids = await asyncio.to_thread(self.asker.targets_of, id, [one] if one else None)
+            ids = await asyncio.to_thread(self.asker.targets_of, id, request.query_params.getlist("target") or None)
         except QconvdError as error:
             return await self._told(request, error, f"/jobs/{id}")
         return await self._told(request, await self.asker.ask(action, ids=ids), f"/jobs/{id}")

@@ -77,12 +77,12 @@ class Overview:
             "SELECT count(*) AS n, coalesce(sum(json_extract(artifact, '$.nbytes')), 0) AS bytes FROM target"
             " WHERE state = 'done' AND changed_at > ?", (since,),
         )[0]  # fmt: skip
-        waiting = sum(n for state, n in status.jobs.items() if state in ("waiting", "ready"))
-        working = sum(n for state, n in status.jobs.items() if state in ("converting", "verifying", "publishing"))
+        pending = sum(n for state, n in status.jobs.items() if state not in ("done", "failed", "cancelled"))
+        working = len({run.job.id for run in self.running()})
         return {
-            "trouble": self._site.unready(), "working": working, "waiting": waiting, "done": status.jobs.get("done", 0),
-            "failed": status.jobs.get("failed", 0), "rate": status.bytes_per_second, "made": made["n"],
-            "made_bytes": made["bytes"], "jobs": sum(status.jobs.values()),
+            "trouble": self._site.unready(), "working": working, "waiting": max(0, pending - working),
+            "done": status.jobs.get("done", 0), "failed": status.jobs.get("failed", 0), "jobs": sum(status.jobs.values()),
+            "rate": status.bytes_per_second, "made": made["n"], "made_bytes": made["bytes"],
         }  # fmt: skip
 
     def running(self) -> list[Run]:
@@ -107,8 +107,8 @@ class Overview:
             found = [w for n in numbers[: QUEUE + len(busy)] if (w := _waiting(ledger.job(n), busy)) is not None]
         return found[:QUEUE], max(0, len(numbers) - QUEUE) if len(found) >= QUEUE else 0
 
-    def history(self) -> list[Row]:
-        """What ended last: done, failed or cancelled."""
+    def history(self) -> list[list[Row]]:
+        """What ended last: done, failed or cancelled. Targets of a job that came to nothing for one reason are one entry."""
         ledger = self._reader.ledger
         with ledger.snapshot():
             ids = [r["id"] for r in ledger.rows(
@@ -117,7 +117,11 @@ class Overview:
                 (HISTORY,),
             )]  # fmt: skip
             rows = [(t, job) for t in map(ledger.target, ids) if (job := self._job_of(t)) is not None]
-        return [self.row(t, job) for t, job in rows]
+        entries: dict[object, list[Row]] = {}
+        for row in (self.row(t, job) for t, job in rows):
+            key: object = row.target.id if row.target.state == "done" else (row.job.id, row.target.state, row.reason)
+            entries.setdefault(key, []).insert(0, row)  # in the order in which they were wanted
+        return list(entries.values())
 
     def row(self, target: Target, job: Job, progress: Progress | None = None) -> Row:
         """A target as it is shown."""

@@ -10,6 +10,7 @@ from qconvd.quantities import show_size
 
 WIDTH, HEIGHT = 720, 340
 LEFT, RIGHT, TOP, BOTTOM = 70, 100, 18, 48
+UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
 EXACT = 1e-9
 """A relative error below which an artifact is its source."""
 
@@ -31,8 +32,8 @@ class Mark:
     y: float
     label: str
     title: str
+    label_x: float
     label_y: float
-    anchor: str
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def plot(points: Sequence[Point]) -> Plot | None:
     """The drawing; None if there is nothing to compare. The error's axis is logarithmic, and exact ones lie at its end."""
     if len(points) < 2:
         return None
-    largest = max(p.nbytes for p in points)
+    largest = max(1, *(p.nbytes for p in points))
     measured = [p.error for p in points if p.error > EXACT]
     low = math.floor(math.log10(min(measured, default=1e-3)))
     high = max(math.ceil(math.log10(max(measured, default=1e-2))), low + 1)
@@ -75,8 +76,9 @@ def plot(points: Sequence[Point]) -> Plot | None:
     def y(power: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (power - low + exact) / steps
 
-    step = _round(largest / 5)
-    xs = [Tick(x(n * step), show_size(n * step)) for n in range(int(largest * 1.04 / step) + 1)]
+    unit, name = next((u, n) for u, n in UNITS if largest >= u)
+    step = _round(largest / unit / 5)
+    xs = [Tick(x(n * step * unit), f"{n * step:g} {name}") for n in range(int(largest * 1.04 / (step * unit)) + 1)]
     ys = [Tick(y(power), _percent(power)) for power in range(low, high + 1)]
     if exact:
         ys.insert(0, Tick(y(low - 1), "exact"))
@@ -84,26 +86,28 @@ def plot(points: Sequence[Point]) -> Plot | None:
     return Plot(list(_marks(placed)), xs, ys)
 
 
-def _marks(placed: Iterable[tuple[float, float, Point]]) -> Iterable[Mark]:
-    """Points with labels that do not lie on each other, as far as there is room below."""
-    taken: list[tuple[float, float, float]] = []
+def _marks(placed: Sequence[tuple[float, float, Point]]) -> Iterable[Mark]:
+    """Points with labels where nothing else is, as far as there is room."""
+    taken = [(px - 6, px + 6, py) for px, py, _ in placed]
     for px, py, point in sorted(placed, key=lambda p: (p[1], p[0])):
-        wide = 7.5 * len(point.label) + 14
-        anchor = "start"
-        start = px + 9
-        at = py + 4
-        while any(start < e and start + wide > s and abs(at - t) < 13 for s, e, t in taken) and at < HEIGHT - BOTTOM - 4:
-            at += 13
-        taken.append((start, start + wide, at))
+        wide = 7.2 * len(point.label)
+        places = [(px + 10, py + 4), (px - 10 - wide, py + 4), *((px + 10, py + 4 + step) for step in (13, -13, 26, -26, 39))]
+        free = [p for p in places if p[0] >= LEFT and TOP < p[1] < HEIGHT - BOTTOM and not _hit(p, wide, taken)]
+        left, at = (free or places)[0]
+        taken.append((left, left + wide, at - 4))
         error = f"{100 * point.error:.3g} % error" if point.error > EXACT else "exact"
-        yield Mark(px, py, point.label, f"{point.label}: {show_size(point.nbytes)}, {error}", at, anchor)
+        yield Mark(px, py, point.label, f"{point.label}: {show_size(point.nbytes)}, {error}", left, at)
+
+
+def _hit(place: tuple[float, float], wide: float, taken: Iterable[tuple[float, float, float]]) -> bool:
+    left, at = place
+    return any(left < right and left + wide > start and abs(at - 4 - y) < 12 for start, right, y in taken)
 
 
 def _round(value: float) -> float:
-    """A round number of a binary unit near `value`."""
-    unit = 1024 ** max(0, int(math.log(max(value, 1), 1024)))
-    power = 10 ** math.floor(math.log10(max(value / unit, 1)))
-    return float(unit * power) * next(n for n in (1, 2, 5, 10) if n * power * unit >= value)
+    """A round number at or above `value`: 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(n for n in (1, 2, 5, 10) if n * power >= value) * power
 
 
 def _percent(power: int) -> str:
