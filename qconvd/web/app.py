@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -48,6 +48,8 @@ class Application:
         except Turned as turned:
             log.debug("refused: %s", turned.message, extra={"action": "web.refused"})
             await _turned(turned)(scope, receive, answering)
+        except ClientDisconnect:
+            return  # nobody is there any more
         except Exception:
             log.exception("%s %s failed", request.method, request.url.path, extra={"action": "web.failed"})
             if not begun:

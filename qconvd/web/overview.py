@@ -80,9 +80,9 @@ class Overview:
         pending = sum(n for state, n in status.jobs.items() if state not in ("done", "failed", "cancelled"))
         working = len({run.job.id for run in self.running()})
         return {
-            "trouble": self._site.unready(), "working": working, "waiting": max(0, pending - working), "done": status.jobs.get("done", 0),
-            "failed": status.jobs.get("failed", 0), "rate": status.bytes_per_second, "made": made["n"],
-            "made_bytes": made["bytes"], "jobs": sum(status.jobs.values()),
+            "trouble": self._site.unready(), "working": working, "waiting": max(0, pending - working),
+            "done": status.jobs.get("done", 0), "failed": status.jobs.get("failed", 0), "jobs": sum(status.jobs.values()),
+            "rate": status.bytes_per_second, "made": made["n"], "made_bytes": made["bytes"],
         }  # fmt: skip
 
     def running(self) -> list[Run]:
@@ -120,7 +120,7 @@ class Overview:
         entries: dict[object, list[Row]] = {}
         for row in (self.row(t, job) for t, job in rows):
             key: object = row.target.id if row.target.state == "done" else (row.job.id, row.target.state, row.reason)
-            entries.setdefault(key, []).append(row)
+            entries.setdefault(key, []).insert(0, row)  # in the order in which they were wanted
         return list(entries.values())
 
     def row(self, target: Target, job: Job, progress: Progress | None = None) -> Row:

@@ -1,4 +1,4 @@
-"""A real browser in a newcomer's first ten minutes: an empty page, a model dropped in, watched, cancelled, tried again, looked at."""
+"""A real browser in a newcomer's first ten minutes: an empty page, a model watched, cancelled, tried again, looked at."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_metrics_are_well_formed_and_name_nobody(web: Port, job: int) -> None:
         assert found[1].endswith("_total") == (known[found[1]] == "counter")
     assert 'qconvd_jobs{state="waiting"} 1' in text and 'qconvd_targets{format="gguf",state="waiting"} 1' in text
     assert "/models" not in text and str(web.root) not in text
-    age = re.search(r"qconvd_queue_age_seconds (\S+)", text)
+    age = re.search(r"^qconvd_queue_age_seconds (\S+)", text, re.MULTILINE)
     assert age and float(age[1]) >= 0
 
 
