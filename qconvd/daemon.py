@@ -28,6 +28,7 @@ from qconvd.in_force import note_config
 from qconvd.ledger import PENDING, Ledger
 from qconvd.ledger.database import unusable
 from qconvd.notify import Notifier, summary
+from qconvd.pauses import Pauses
 from qconvd.remote_arrivals import RemoteArrivals
 from qconvd.requests import Requests
 from qconvd.sightings import SightingsBoard
@@ -81,6 +82,7 @@ class Daemon:
             self._web = WebServer({PATH: Webhook(self._remote.hint, lambda: self._config.hub.webhook_secret_file)})
             self._requests = Requests(ledger, self._wishes, self._reload, self._remote)
             self._work = Work(ledger, config)
+            self._pauses = Pauses(ledger)
             self._departures = Departures(ledger)
             self._statuses = Statuses(ledger)
             self._sightings = SightingsBoard(config.state)
@@ -111,7 +113,8 @@ class Daemon:
             looked = True
             if once and self._arrivals.quiet() and self._remote.quiet() and not self._work.more():
                 return self._result(began)
-            self._bell.wait(min(LONGEST_SLEEP, self._notifier.every, self._arrivals.next_due(), self._work.next_due()))
+            arrival = self._arrivals.next_due() if self._pauses.intake else LONGEST_SLEEP
+            self._bell.wait(min(LONGEST_SLEEP, self._notifier.every, arrival, self._work.next_due()))
         self._stop()
         if not once:
             return 0
@@ -150,16 +153,25 @@ class Daemon:
         if self._reload_asked:
             self._reload_asked = False
             self._reload_logged()
-        for step in (
-            self._arrivals.tick,
-            self._remote.tick,
-            lambda: self._requests.tick(self._config),
+        config = self._config
+        steps: tuple[Callable[[], None], ...] = (
+            lambda: self._pauses.tick(config),
+            self._arrive,
+            lambda: self._requests.tick(config),
             self._work.tick,
+            # A request may have read the configuration again.
             lambda: self._departures.tick(self._config),
             self._tell,
-        ):
+        )
+        for step in steps:
             step()
             self._notifier.alive()
+
+    def _arrive(self) -> None:
+        """Look for models, from everywhere."""
+        if self._pauses.intake:
+            self._arrivals.tick()
+            self._remote.tick()
 
     def _tell(self) -> None:
         """Everybody who listens or looks: the log and the plugins, the status files, the command line."""
@@ -177,11 +189,12 @@ class Daemon:
         )
         if self._counted != (mark := self._ledger.mark()):
             self._counted = mark
-            self._notifier.status(summary(self._ledger.counts()))
+            self._notifier.status(summary(self._ledger.counts(), self._ledger.pauses()))
         self._sightings.tick(seen, lambda: [*arrivals.sightings(), *self._remote.sightings(), *wishes.sightings()])
 
     def _configure(self, config: Config) -> None:
         self._config = config
+        self._pauses.configure()
         self._wishes.configure(config)
         self._work.configure(config)
         self._departures.configure(config)
@@ -264,6 +277,8 @@ class Daemon:
         left = self._ledger.targets("waiting", "planned", "verifying") + self._ledger.unpublished()
         for target in left:
             log.error("%s was left: %s", target.label, target.reason, extra={"action": "once.left"})
+        for pause in self._ledger.pauses():
+            log.warning("%s", pause.told, extra={"action": "once.paused"})
         history = self._ledger.history(since=began)
         failed = [e for e in history if e.to_state in ("failed", "refused")]
         self._work.stop(lambda: True, self._bell)
@@ -271,9 +286,9 @@ class Daemon:
         lost = len({e.target for e in failed if e.target})
         waits = len(left) + len(self._arrivals.settling.candidates) + len(self._remote.problems)
         words = f"artifacts made: {made}, failed: {lost}; left: {waits}"
-        nothing = not (made or failed or waits)
+        nothing = self._pauses.intake and not (made or failed or waits)
         log.info("the end: %s", "there was nothing new to do" if nothing else words, extra={"action": "once.done"})
-        return 1 if failed or left or self._remote.problems else 0
+        return 1 if failed or left or self._remote.problems or not self._pauses.intake else 0
 
     @contextmanager
     def _signals(self, bell: Bell) -> Iterator[None]:

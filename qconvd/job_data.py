@@ -15,7 +15,7 @@ def job_data(job: Job, progress: Mapping[str, Progress]) -> dict[str, Any]:
     """A job with its targets. Times are seconds since 1970, sizes are bytes."""
     return {
         "job": job.id, "model": job.source.name, "source": job.source.locator,
-        "version": job.source.version, "recipe": job.recipe,
+        "version": job.source.version, "recipe": job.recipe, "priority": job.priority,
         "state": job.state, "reason": job.reason, "created_at": job.created_at, "changed_at": job.changed_at,
         "targets": [target_data(t, progress.get(t.id)) for t in job.targets],
     }  # fmt: skip

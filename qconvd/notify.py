@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 
-from qconvd.ledger import PENDING
+from qconvd.ledger import PENDING, Pause
 
 SHARE = 4
 """A sign of life is due in a fourth of the watchdog's time, so that one that comes late is no death."""
@@ -64,8 +64,8 @@ class Notifier:
         self.send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
 
-def summary(counts: Mapping[str, int]) -> str:
-    """How many artifacts are in which state, as `systemctl status` shows it."""
+def summary(counts: Mapping[str, int], pauses: Sequence[Pause] = ()) -> str:
+    """Whether tasks are held back, and how many artifacts are in which state, as `systemctl status` shows it."""
     named = [
         (STATES_TOLD.get(state, state), counts[state])
         for state in (*PENDING, "failed", "cancelled", "done")
@@ -74,4 +74,6 @@ def summary(counts: Mapping[str, int]) -> str:
     added: dict[str, int] = {}
     for words, count in named:
         added[words] = added.get(words, 0) + count
-    return f"Artifacts: {', '.join(f'{count} {words}' for words, count in added.items())}" if added else "No model yet"
+    held = "".join(f"{pause.told[0].upper()}{pause.told[1:]}. " for pause in pauses)
+    made = f"Artifacts: {', '.join(f'{count} {words}' for words, count in added.items())}" if added else "No model yet"
+    return held + made

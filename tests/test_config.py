@@ -138,6 +138,17 @@ names: thebloke
                 for column, key, value in ((18, "memory:", "1:30:00 is 5400"), (39, "stop_grace:", "1:30 is 90"))
             ],
         ),
+        (
+            "limits: {quiet_hours: [22-7, '25:00-26:00', '22:00-22:00', 5]}\n",
+            [
+                "1:24: limits.quiet_hours[0]: '22-7' is no time of day; write for example 22:00-07:00",
+                "1:30: limits.quiet_hours[1]: '25:00-26:00' names a time that no day has; write for example 22:00-07:00",
+                "1:45: limits.quiet_hours[2]: '22:00-22:00' begins when it ends; `qconvd pause` pauses for longer",
+                "1:60: limits.quiet_hours[3]: 5 is no time of day; write for example 22:00-07:00",
+            ],
+        ),
+        ("limits: {disk: {low: 20GB, high: 10GB}}\n", ["1:34: limits.disk.high: 10GB is less than `low`, 20GB"]),
+        ("limits: {disk: {high: 10GB}}\n", ["1:16: limits.disk.low: this key is missing"]),
         ("limits: 5\n", ["1:9: limits: this must be a mapping of keys, not 5"]),
         ("limits:\n", ["1:8: limits: this must be a mapping of keys, not nothing"]),
         ("names: theblok\n", ["1:8: names: there is no name profile 'theblok' (did you mean thebloke?)"]),

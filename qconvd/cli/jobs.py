@@ -87,6 +87,7 @@ def job(
     output.pairs([
         ("job", found.id), ("model", found.source.name), ("source", found.source.locator), ("recipe", found.recipe),
         ("output", inside or ""), ("state", found.state),
+        ("priority", found.priority or ""),
     ])  # fmt: skip
     print()
     rows, sentences = [], []

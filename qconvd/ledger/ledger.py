@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvd.errors import QconvdError
+from qconvd.ledger.control import Control
 from qconvd.ledger.filesystem import MOUNTS
 from qconvd.ledger.patience import RETRIES, backoff
 from qconvd.ledger.publishing import Publishing
@@ -35,7 +36,7 @@ class StaleFence(QconvdError):
     """A task was given to another attempt: who comes late may not finish it."""
 
 
-class Ledger(Publishing, Snapshots):
+class Ledger(Publishing, Snapshots, Control):
     """All that the daemon remembers. `clock` gives seconds since 1970."""
 
     def __init__(

@@ -153,7 +153,7 @@ class Reading(Database):
         return [
             Job(
                 r["id"], known[r["source"]], r["recipe"], tuple(targets.get((r["source"], r["recipe"]), ())),
-                r["created_at"], r["changed_at"],
+                r["created_at"], r["changed_at"], r["priority"],
             )
             for r in found
         ]  # fmt: skip

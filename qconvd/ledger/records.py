@@ -150,6 +150,7 @@ class Job:
     targets: tuple[Target, ...]
     created_at: float
     changed_at: float
+    priority: int = 0
 
     @property
     def state(self) -> JobState:

@@ -120,6 +120,26 @@ def test_add_to_a_running_daemon(qconvd: Qconvd, daemon: Home) -> None:
     assert (again.code, again.out) == (0, "job 1: all that the recipe wants is there or on its way\n")
 
 
+def test_pause_resume_and_priority(qconvd: Qconvd, daemon: Home) -> None:
+    on = ("--config", daemon.config)
+    assert qconvd("pause", "new disk", *on).out == "paused: no task is started until `qconvd resume`\n"
+    copy_in(daemon, tiny_model(daemon.root / "away" / "tiny"))
+    daemon.says("tiny", "paused (by hand): new disk")
+    assert "\nPaused (by hand): new disk.\n" in qconvd("status", *on).out
+    (pause,) = qconvd("status", "--json", *on).json["paused"]
+    assert (pause["cause"], pause["reason"]) == ("by hand", "new disk")
+    assert qconvd("priority", "1", "-5", *on).out == "job 1 has priority -5\n"
+    assert "priority  -5\n" in qconvd("job", "1", *on).out
+    assert qconvd("jobs", "--json", *on).json[0]["priority"] == -5
+    said = qconvd("priority", "1", "5000", *on)
+    assert (said.code, said.err) == (3, "qconvd: 5000 is no priority\n  write a whole number from -1000 to 1000\n")
+    assert qconvd("priority", "9", "1", *on).err == "qconvd: there is no job 9\n  `qconvd jobs` lists them\n"
+    assert qconvd("priority", "1", "high", *on).code == 2
+    assert qconvd("resume", *on).out == "goes on\n"
+    daemon.done(1)
+    assert qconvd("resume", *on).code == 3
+
+
 def test_reconvert_and_retry(qconvd: Qconvd, daemon: Home) -> None:
     copy_in(daemon, tiny_model(daemon.root / "away" / "tiny"))
     daemon.done(1)
