@@ -1,4 +1,4 @@
-"""The daemon itself: what it takes when idle, how soon it is ready, how fast it scans, and whether its page costs a job anything.
+"""The daemon itself: what it takes when idle, how soon it is ready, how fast it scans, and what its page costs a job.
 
     python benchmarks/daemon.py [--model FOLDER] [--parts idle,start,scan,load] [--models 1000] [--targets 10000] [--seconds 60]
 
@@ -109,7 +109,8 @@ def old_ledger(root: Path, models: int, targets: int) -> None:
         for number in range(models):
             source = db.execute(
                 "INSERT INTO source (locator, version, name, digest, fingerprint, state, reason, created_at, changed_at)"
-                " VALUES (?, 1, ?, ?, '', 'present', '', ?, ?)", (f"/added/m{number}", f"m{number}", f"{number:064x}", now, now),
+                " VALUES (?, 1, ?, ?, '', 'present', '', ?, ?)",
+                (f"/added/m{number}", f"m{number}", f"{number:064x}", now, now),
             ).lastrowid  # fmt: skip
             for one in range(each):
                 id = f"{number:05d}{one:05d}"
