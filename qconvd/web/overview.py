@@ -116,7 +116,9 @@ class Overview:
                 " ORDER BY changed_at DESC, rowid DESC LIMIT ?",
                 (HISTORY,),
             )]  # fmt: skip
-            rows = [(t, job) for t in map(ledger.target, ids) if (job := self._job_of(t)) is not None]
+            targets = [ledger.target(id) for id in ids]
+            jobs = {source: ledger.jobs_of(source) for source in {t.source for t in targets}}
+        rows = [(t, job) for t in targets if (job := _job_of(t, jobs[t.source])) is not None]
         entries: dict[object, list[Row]] = {}
         for row in (self.row(t, job) for t, job in rows):
             key: object = row.target.id if row.target.state == "done" else (row.job.id, row.target.state, row.reason)
@@ -149,13 +151,14 @@ class Overview:
 
     def _run(self, task: Task, progress: dict[str, Progress]) -> Run | None:
         targets = [self._reader.ledger.target(id) for id in task.targets]
-        job = self._job_of(targets[0]) if targets else None
+        job = _job_of(targets[0], self._reader.ledger.jobs_of(task.source)) if targets else None
         if job is None:
             return None
         return Run(task, job, [self.row(t, job, progress.get(t.id)) for t in targets], list(_stages(task.kind, job)))
 
-    def _job_of(self, target: Target) -> Job | None:
-        return next((j for j in self._reader.ledger.jobs_of(target.source) if j.recipe in target.recipes), None)
+
+def _job_of(target: Target, jobs: list[Job]) -> Job | None:
+    return next((job for job in jobs if job.recipe in target.recipes), None)
 
 
 def _waiting(job: Job, busy: set[str]) -> Waiting | None:

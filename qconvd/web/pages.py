@@ -61,6 +61,16 @@ class Pages:
         """Where the token is given."""
         return self._page("sign_in.html", wrong=wrong)
 
+    def unannounced(self, channel: str) -> dict[str, str]:
+        """Those parts of a page that change though nothing in the ledger does: memory and disks, the end of a log."""
+        try:
+            if channel == OVERVIEW:
+                return self._sections(("machine",), {"machine": self._reader.devices()})
+            job = self._reader.ledger.job(number := int(channel.removeprefix(JOB)))
+            return self._sections(("log",), {"job": job, "log": self._reader.log(number, LOG_LINES)})
+        except QconvdError:
+            return {}
+
     def sections(self, channel: str) -> dict[str, str]:
         """The parts of a page that change, by the ids of their elements."""
         if channel == OVERVIEW:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger
 from qconvd.progress import NAME as PROGRESS
 from qconvd.progress import read_progress
+from qconvd.quantities import show_size
 from qconvd.sightings import NAME as SIGHTINGS
 from qconvd.web.pages import Pages
 from qconvd.web.reading import row_data
@@ -77,17 +78,19 @@ class Watcher:
         """What is new, for each of these channels."""
         state = self._site.state
         self._looks += 1
-        seen = (self._ledger.mark(), _changed(state / SIGHTINGS), self._site.unready(), id(self._site.config))
+        seen = (self._ledger.mark(), _modified(state / SIGHTINGS), self._site.unready(), id(self._site.config))
         told = seen != self._seen
-        moved = (now := _changed(state / PROGRESS)) != self._progress_seen
+        moved = (now := _modified(state / PROGRESS)) != self._progress_seen
         self._seen, self._progress_seen = seen, now
         found: list[tuple[str, list[Frame]]] = []
         for channel in channels:
             frames: list[Frame] = []
             if channel == API and told:
                 frames += self._happened()
-            elif channel != API and (told or self._looks % SLOW == 0 or channel not in self._sent):
-                frames += self._changed_sections(channel)
+            elif channel != API and (told or channel not in self._sent):
+                frames += self._changed(channel, self._pages.sections(channel))
+            elif channel != API and self._looks % SLOW == 0:
+                frames += self._changed(channel, self._pages.unannounced(channel))
             if moved or told:
                 frames += self._progress(channel)
             found.append((channel, frames))
@@ -103,17 +106,19 @@ class Watcher:
     def _events(self, since: int) -> list[sqlite3.Row]:
         return self._ledger.rows("SELECT * FROM event WHERE id > ? ORDER BY id LIMIT ?", (since, MISSED))
 
-    def _changed_sections(self, channel: str) -> Iterator[Frame]:
-        now = self._pages.sections(channel)
-        before = self._sent.get(channel, {})
-        self._sent[channel] = now
-        return map(_section, {k: v for k, v in now.items() if before.get(k) != v}.items())
+    def _changed(self, channel: str, now: dict[str, str]) -> list[Frame]:
+        """What of these sections the readers of a channel do not have yet."""
+        sent = self._sent.setdefault(channel, {})
+        new = {name: html for name, html in now.items() if sent.get(name) != html}
+        sent.update(new)
+        return [*map(_section, new.items())]
 
     def _progress(self, channel: str) -> list[Frame]:
         known = read_progress(self._site.state)
         if channel == API:
             return [frame("progress", {id: asdict(p) for id, p in known.items()})]
-        return [frame("progress", {id: {"done": p.done, "total": p.total, "text": p.told} for id, p in known.items()})]
+        shown = {id: {"done": p.done, "total": p.total, "text": p.told} for id, p in known.items()}
+        return [frame("progress", {"targets": shown, "rate": f"{show_size(sum(p.rate for p in known.values()))}/s"})]
 
     def _newest(self) -> int:
         return int(self._ledger.rows("SELECT coalesce(max(id), 0) FROM event")[0][0])
@@ -123,7 +128,7 @@ def _section(item: tuple[str, str]) -> Frame:
     return frame("section", {"id": item[0], "html": item[1]})
 
 
-def _changed(path: Path) -> int:
+def _modified(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
     except OSError:

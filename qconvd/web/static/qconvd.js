@@ -38,7 +38,8 @@ setInterval(tellTimes, 15000);
 
 const moving = {};
 
-function showProgress(known) {
+function showProgress(known, rate) {
+  if (rate && $("#rate")) $("#rate").textContent = rate;
   for (const [id, now] of Object.entries(known)) moving[id] = now;
   for (const bar of all("[data-progress]")) {
     const now = moving[bar.dataset.progress], element = $("progress", bar), told = $(".told", bar);
@@ -71,7 +72,7 @@ if (document.body.dataset.stream && live) {
   source.addEventListener("open", () => say("on", "live"));
   source.addEventListener("error", () => say("off", source.readyState === EventSource.CLOSED ? "not live: load the page again" : "not live: trying again"));
   source.addEventListener("section", (event) => showSection(JSON.parse(event.data)));
-  source.addEventListener("progress", (event) => showProgress(JSON.parse(event.data)));
+  source.addEventListener("progress", (event) => { const told = JSON.parse(event.data); showProgress(told.targets, told.rate); });
   addEventListener("pagehide", () => source.close());
 }
 for (const log of all("pre")) log.scrollTop = log.scrollHeight;
