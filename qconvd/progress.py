@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qconvd.quantities import show_duration, show_size
+
 NAME = "progress.json"
 GAP = 0.5
 """Seconds between two writes of the file."""
@@ -52,6 +54,14 @@ class Progress:
     def left(self) -> float | None:
         """Seconds that are left at this rate; None while nothing is known."""
         return (self.total - self.done) / self.rate if self.rate else None
+
+    @property
+    def told(self) -> str:
+        """For people: `43 % of 256.6 MiB, 12.0 MiB/s, 10s left`."""
+        if self.doing:
+            return self.doing
+        left = f", {show_duration(self.left)} left" if self.left is not None else ""
+        return f"{100 * self.done // max(1, self.total)} % of {show_size(self.total)}, {show_size(self.rate)}/s{left}"
 
 
 class ProgressBoard:

@@ -10,7 +10,6 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
     """Show what the daemon does now, and what it waits for."""
     from qconvd.cli import output
     from qconvd.progress import read_progress
-    from qconvd.quantities import show_duration, show_size
     from qconvd.sightings import read_sightings
 
     with opened(config) as (place, ledger):
@@ -48,12 +47,7 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
             if now is None or task.kind not in ("convert", "fetch"):
                 print(f"  {labels.get(target, target)}")
                 continue
-            if now.doing:
-                print(f"  {labels.get(target, target)}: {now.doing}")
-                continue
-            left = f", {show_duration(now.left)} left" if now.left is not None else ""
-            percent = 100 * now.done // max(1, now.total)
-            print(f"  {labels.get(target, target)}: {percent} % of {show_size(now.total)}, {show_size(now.rate)}/s{left}")
+            print(f"  {labels.get(target, target)}: {now.told}")
     waits = "waits" if pid else "waited when the daemon ended"
     words = {
         "arriving": waits, "incomplete": waits, "refused": f"{waits} for you", "unwanted": "is not converted",

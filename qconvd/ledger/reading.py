@@ -40,7 +40,10 @@ class Reading(Database):
         return found[0]
 
     def jobs_of(self, source: int) -> list[Job]:
-        return self._jobs("SELECT * FROM job WHERE source = ? ORDER BY id", (source,))
+        """The jobs of one model, the oldest first."""
+        # By their numbers: asked for a source, the view would be made of all jobs that there are.
+        numbers = [r["id"] for r in self.rows("SELECT id FROM job_number WHERE source = ? ORDER BY id", (source,))]
+        return [job for number in numbers for job in self._jobs("SELECT * FROM job WHERE id = ?", (number,))]
 
     def jobs_before(self, before: int | None = None, limit: int = 50, states: Sequence[str] = ()) -> list[Job]:
         """At most `limit` jobs with smaller numbers than `before`, the newest first; with `states`, those that have a live
@@ -57,7 +60,7 @@ class Reading(Database):
         with self.snapshot():
             query = f"SELECT id FROM job_number WHERE {where} ORDER BY id DESC LIMIT ?"
             numbers = [r["id"] for r in self.rows(query, [*values, limit])]
-            return self._jobs(f"SELECT * FROM job WHERE id IN ({_marks(numbers)}) ORDER BY id DESC", numbers)
+            return [job for number in numbers for job in self._jobs("SELECT * FROM job WHERE id = ?", (number,))]
 
     def find(self, id: str) -> list[Target]:
         """The targets that a person means: the live ones of a job's number, or one by its own id. Raises `QconvdError`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,17 +35,26 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
-        request = Request(scope, receive)
-        send = _with_headers(send)
+        request, begun = Request(scope, receive), False
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        answering = _with_headers(sent)
         try:
-            answer = await self._answer(request)
+            await (await self._answer(request))(scope, receive, answering)
         except Turned as turned:
             log.debug("refused: %s", turned.message, extra={"action": "web.refused"})
-            answer = _turned(turned)
+            await _turned(turned)(scope, receive, answering)
+        except ClientDisconnect:
+            return  # nobody is there any more
         except Exception:
             log.exception("%s %s failed", request.method, request.url.path, extra={"action": "web.failed"})
-            answer = failure(500, "something is wrong with qconvd itself; its log says more")
-        await answer(scope, receive, send)
+            if not begun:
+                failed = failure(500, "something is wrong with qconvd itself; its log says more")
+                await failed(scope, receive, answering)
 
     def end(self) -> None:
         """Let streams end. Called in the loop."""
@@ -84,14 +93,30 @@ class Routes:
     def __init__(self, site: Site) -> None:
         from qconvd.web.asking import Asker
         from qconvd.web.endpoints import api_routes
+        from qconvd.web.health import health_routes
+        from qconvd.web.html import html_routes
+        from qconvd.web.metrics import Metrics
+        from qconvd.web.pages import Pages
         from qconvd.web.reading import Reader
+        from qconvd.web.streams import Streams
+        from qconvd.web.watcher import Watcher
 
         self._ledger = Ledger(site.state / "ledger.sqlite", only_read=True)
         reader, asker = Reader(site, self._ledger), Asker(site, self._ledger)
-        self.router = _Answering(Router([*api_routes(reader, asker)], redirect_slashes=False))
+        pages, self._streams = Pages(site, reader), Streams()
+        watcher = Watcher(site, self._ledger, pages, self._streams)
+        self._streams.watching = watcher
+        self.router = _Answering(Router(
+            [
+                *api_routes(reader, asker), *html_routes(site, pages, asker, self._streams, watcher),
+                *health_routes(site, Metrics(site, reader, self._streams)),
+            ],
+            redirect_slashes=False,
+        ))  # fmt: skip
 
     def end(self) -> None:
         """Let streams end."""
+        self._streams.end()
 
     def close(self) -> None:
         """Give back what was opened."""
@@ -113,8 +138,6 @@ class _Answering:
             answer = failure(error.status_code, words.get(error.status_code, error.detail))
             answer.headers.update(error.headers or {})
             await answer(scope, receive, send)
-        except Turned as turned:
-            await _turned(turned)(scope, receive, send)
 
 
 async def whole_body(request: Request) -> bytes:

@@ -62,7 +62,8 @@ class Connection(H11Protocol):
         elif not answered or self.cycle is None or self.conn.trailing_data[0] or self.conn.their_state is not h11.IDLE:
             self._wait_for("request", SECONDS)
         else:
-            self._wait_for("", 0)  # uvicorn ends what nobody uses
+            # What is written may not be taken yet. A connection that nobody uses uvicorn ends.
+            self._wait_for("taking" if self.transport.get_write_buffer_size() else "", ANSWER_SECONDS)
 
     def _wait_for(self, what: str, seconds: float) -> None:
         if what == self._waits_for:
@@ -73,5 +74,7 @@ class Connection(H11Protocol):
         self._end = self.loop.call_later(seconds, self._late) if what else None
 
     def _late(self) -> None:
-        if not (self.streams and self._waits_for == "answer"):
+        endless = self.streams and self._waits_for == "answer"
+        taken = self._waits_for == "taking" and not self.transport.get_write_buffer_size()
+        if not endless and not taken:
             self.transport.abort()

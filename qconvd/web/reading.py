@@ -38,6 +38,7 @@ class Reader:
         self._site = site
         self.ledger = ledger
         self._devices: tuple[float, answers.Devices] | None = None
+        self._job_states: tuple[object, Counter[str]] | None = None
 
     @property
     def config(self) -> Config:
@@ -68,11 +69,13 @@ class Reader:
 
     def job_states(self) -> Counter[str]:
         """How many jobs are in each state; those that were replaced are left out."""
-        found: Counter[str] = Counter()
-        for states in self._states_of_jobs():
-            found[Job.state_of(states)] += 1
-        found.pop("superseded", None)
-        return found
+        # All jobs have to be looked at; as long as nobody writes to the ledger, once is enough.
+        mark = self.ledger.mark()
+        if self._job_states is None or self._job_states[0] != mark:
+            found = Counter(Job.state_of(states) for states in self._states_of_jobs())
+            found.pop("superseded", None)
+            self._job_states = mark, Counter[str](found)
+        return self._job_states[1]
 
     def watched(self) -> list[answers.Watched]:
         """What is watched, with what keeps it from being."""

@@ -24,7 +24,7 @@ class Site:
         self.trouble = ""
         self.stopping = False
         self.only_here = True
-        self.form_secret = secrets.token_urlsafe(32)
+        self.form_secret = secrets.token_hex(32)
         """In every form of ours. No other site can read it, so a form without it is not one of ours."""
         self._clock = clock
         self._turned_at: float | None = None
