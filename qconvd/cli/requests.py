@@ -52,9 +52,9 @@ def pause(
     reason: Annotated[str, typer.Argument(metavar="[REASON]", help="Why, for whoever looks at `qconvd status`.")] = "",
     config: ConfigFile = None,
 ) -> None:
-    """Start no task any more, until `qconvd resume`; also after a restart.
+    """Start no task any more, until `qconvd resume`.
 
-    What runs comes to its end, and models are still taken in.
+    What runs comes to its end, and models are still taken in. A restart does not end it.
     """
     ask(config, "pause", reason=reason)
 
