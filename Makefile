@@ -17,7 +17,7 @@ test: $(VENV)/.test    ## All tests, with real models and other people's readers
 	@echo "A daemon killed at every call that changes the disk (these fork, so they come first, in small processes)"
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m crash
 	@echo "Everything else"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not crash"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not crash" --durations=40
 
 crashes: $(VENV)/.test ## Kill the daemon and its workers at every single point, not at some (half an hour)
 	@QCONVD_CRASHES=all $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m crash

@@ -3,7 +3,7 @@
     apt-get download r-cran-janeaustenr
     python benchmarks/gptq_quality.py --work /tmp/bench --model .cache/models/SmolLM2-135M-Instruct
         --novels r-cran-janeaustenr*.deb [--parts perplexity,errors] [--bits 2,3,4,8]
-        [--groups 32,64,128,1024,-1] [--windows 4] [--samples 64] [--length 256]
+        [--groups 32,64,128,1024,-1] [--methods rtn,none,static,desc_act,mse] [--windows 4] [--samples 64] [--length 256]
 
 Perplexity (benchmarks/gptq_measure.py) on Pride and Prejudice, calibrated on Emma. All variants of one number of bits are
 made by one job. Where a group size does not divide SmolLM2's widths, last groups are short, so that all rows of the table have
@@ -20,7 +20,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -40,9 +40,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "none": {"act_order": "none"},
     "static": {"act_order": "static"},
     "desc_act": {"act_order": "desc_act"},
-    "static, mse": {"act_order": "static", "mse": True},
+    "mse": {"act_order": "static", "mse": True},
 }
-"""Columns of the table."""
+"""Columns of the first table; the orders among them are rows of the second."""
 
 
 def main() -> None:
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--parts", default="perplexity,errors")
     parser.add_argument("--bits", default="2,3,4,8")
     parser.add_argument("--groups", default="32,64,128,1024,-1")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)
@@ -61,12 +62,13 @@ def main() -> None:
     text = calibration_text(a.novels, a.work / "calibration.txt")
     calibration = {"text": str(text), "samples": a.samples, "length": a.length, "chat": False}
     bits, groups = [int(b) for b in a.bits.split(",")], [int(g) for g in a.groups.split(",")]
+    methods = {name: METHODS[name] for name in a.methods.split(",")}
     if "perplexity" in a.parts:
         test = windows(a.model, a.novels, a.windows)
         print(f"{a.model.name}: perplexity {perplexity(a.model, test):.2f} unquantized, {a.samples} x {a.length} tokens\n")
-        print("| bits | group | bits per weight |" + "".join(f" {name} |" for name in METHODS))
-        print("|---|---|---|" + "---|" * len(METHODS), flush=True)
-        for row in table(a.model, bits, groups, calibration, test, a.work):
+        print("| bits | group | bits per weight |" + "".join(f" {name} |" for name in methods))
+        print("|---|---|---|" + "---|" * len(methods), flush=True)
+        for row in table(a.model, bits, groups, methods.values(), calibration, test, a.work):
             print(row, flush=True)
     if "errors" in a.parts:
         print("\n| model | bits | group | order | best | middle | worst | linears | worse than rounded |\n|" + "---|" * 9)
@@ -74,20 +76,22 @@ def main() -> None:
             glass = cached("glass_en", make_glass)
             random = gptq_reader_models.make("wide", glass, Path(scratch) / "wide")
             for model in (a.model, glass, random):
-                for row in errors(model, [b for b in bits if b < 8], groups, calibration, Path(scratch)):
+                orders = [o for o in ("none", "static", "desc_act") if o in methods]
+                for row in errors(model, [b for b in bits if b < 8], groups, orders, calibration, Path(scratch)):
                     print(row, flush=True)
 
 
 def table(
-    model: Path, bits: Sequence[int], groups: Sequence[int], calibration: Mapping[str, Any], test: np.ndarray, work: Path
-) -> Iterator[str]:
+    model: Path, bits: Sequence[int], groups: Sequence[int], methods: Collection[Mapping[str, Any]],
+    calibration: Mapping[str, Any], test: np.ndarray, work: Path,
+) -> Iterator[str]:  # fmt: skip
     """A row for each number of bits and group size; one job makes all of a number of bits."""
     for b in bits:
         with TemporaryDirectory(dir=work) as out:
-            variants = [{"bits": b, "group_size": g, **method} for g in groups for method in METHODS.values()]
+            variants = [{"bits": b, "group_size": g, **method} for g in groups for method in methods]
             made = convert(model, variants, calibration, Path(out))
-            for g, first in zip(groups, range(0, len(variants), len(METHODS)), strict=True):
-                folders = made[first : first + len(METHODS)]
+            for g, first in zip(groups, range(0, len(variants), len(methods)), strict=True):
+                folders = made[first : first + len(methods)]
                 share, _ = bits_per_weight(folders[0], model)
                 yield f"| {b} | {g} | {share:.3f} |" + "".join(f" {perplexity(f, test):.2f} |" for f in folders)
 
@@ -102,8 +106,9 @@ def convert(model: Path, variants: Sequence[Mapping[str, Any]], calibration: Map
 
 
 def errors(
-    model: Path, bits: Sequence[int], groups: Sequence[int], calibration: Mapping[str, Any], scratch: Path
-) -> Iterator[str]:
+    model: Path, bits: Sequence[int], groups: Sequence[int], orders: Sequence[str],
+    calibration: Mapping[str, Any], scratch: Path,
+) -> Iterator[str]:  # fmt: skip
     """Rows of the second table. Hessians are gathered once; each linear is solved in every way while its own is there."""
     from qconvd.api import as_float32
     from qconvd_gptq.solve import Grid, Weights, nearest, solve
@@ -119,7 +124,7 @@ def errors(
             for g in (g for g in groups if g < w.shape[1]):
                 grid = Grid(b, g)
                 rounded = output_error(single, nearest(given, grid).dequantized(), hessian.array)
-                for order in ("none", "static", "desc_act"):
+                for order in orders:
                     solved = solve(given, hessian, grid, order=order).dequantized()
                     shares.setdefault((b, g, order), []).append(output_error(single, solved, hessian.array) / rounded)
     for (b, g, order), found in shares.items():

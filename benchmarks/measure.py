@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -28,7 +29,19 @@ class Cost:
 
 
 def cost(command: Sequence[str], log: Path) -> Cost:
-    """Run a command to its end, with the descendants that it leaves behind. RuntimeError with the log's end if it fails."""
+    """Run a command to its end, with the descendants that it leaves behind. RuntimeError with the log's end if it fails.
+
+    A small process of its own starts it: a command's peak RSS begins with what its parent held when it was started.
+    """
+    answer = subprocess.run([sys.executable, __file__, str(log), *command], stdout=subprocess.PIPE, check=True)
+    code, *figures = json.loads(answer.stdout)
+    if code:
+        raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{log.read_text(errors='replace')[-2000:]}")
+    return Cost(*figures)
+
+
+def _measure(log: Path, command: Sequence[str]) -> tuple[int, float, float, int]:
+    """Exit code, wall seconds, CPU seconds, peak RSS in bytes."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # Python keeps its bytecode, as it does wherever a package was installed: this is no measurement of its compiler.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
@@ -45,9 +58,7 @@ def cost(command: Sequence[str], log: Path) -> Cost:
         rss = max(rss, usage.ru_maxrss * 1024)
         if pid == process.pid:
             code = process.returncode = os.waitstatus_to_exitcode(status)
-    if code:
-        raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{log.read_text(errors='replace')[-2000:]}")
-    return Cost(time.monotonic() - started, cpu, rss)
+    return code, time.monotonic() - started, cpu, rss
 
 
 def middle(costs: Sequence[Cost]) -> Cost:
@@ -60,3 +71,7 @@ def machine() -> str:
     text = Path("/proc/cpuinfo").read_text()
     name = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "unknown")
     return f"{name}, {len(os.sched_getaffinity(0))} cores, Python {sys.version.split()[0]}"
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(Path(sys.argv[1]), sys.argv[2:])))

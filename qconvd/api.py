@@ -7,6 +7,7 @@ from qconvd.cache_home import cache_home
 from qconvd.calibration.options import CalibrationOptions, calibration_spec
 from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
 from qconvd.checkpoints.ggml import ggml_vocabulary
+from qconvd.checkpoints.ggml_shapes import check_ggml
 from qconvd.checkpoints.gguf import gguf_metadata
 from qconvd.containers.base import Container
 from qconvd.containers.safetensors import safetensors_index
@@ -79,8 +80,8 @@ __all__ = [
     "LeftOut", "Linear", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan",
     "Prepares", "QconvdError", "Read", "Reader", "Rebuilder", "Rebuilt", "Repeat", "Reshape", "RowSplit", "SideFile", "Size",
     "Slice", "Stack", "StatRequest", "StatisticsFile", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole",
-    "as_float32", "bound_rest", "cache_home", "calibration_spec", "carried_files", "check_report", "config_with", "container",
-    "cuda_device", "decided_by", "decode_rest", "dequantized", "encode_rest", "ggml_vocabulary", "gguf_families",
+    "as_float32", "bound_rest", "cache_home", "calibration_spec", "carried_files", "check_ggml", "check_report", "config_with",
+    "container", "cuda_device", "decided_by", "decode_rest", "dequantized", "encode_rest", "ggml_vocabulary", "gguf_families",
     "gguf_metadata", "given_by", "hookimpl", "in_float32", "in_order", "inside_layer", "json_file", "kept_as",
     "kernel_findings", "layer_of", "linears", "module_patterns", "open_statistics", "reads", "rebuilt", "rest_unit",
     "row_bytes", "rows_columns", "safetensors_index", "storage", "unevenly_joined", "unmatched_patterns", "version",

@@ -48,7 +48,7 @@ class Arrivals:
         self._scanned: dict[Path, float] = {}
 
     def configure(self, config: Config) -> None:
-        """Watch the folders of this configuration and no others; each is scanned at once."""
+        """Watch the folders of this configuration and no others, from now on; each is scanned at the next `tick`."""
         wanted = {watch.folder: watch for watch in config.folders}
         for path in set(self._folders) - set(wanted):
             self._watch.forget(path)
@@ -56,6 +56,9 @@ class Arrivals:
             self.problems.pop(path, None)
         self._folders = wanted
         self._scan_at = dict.fromkeys(wanted, self._clock())
+        # Armed before anybody is told that the daemon is ready; what is away is taken up by the scans.
+        for path, watch in wanted.items():
+            self._watch.watch(path, watch.poll, watch.interval)
 
     def tick(self) -> None:
         """Everything that is due: hinted and scheduled scans, then candidates that settle."""

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from qconvd.checkpoints.base import ModelInfo
 
 __all__ = [
-    "Config", "Destination", "Devices", "Hub", "HubDestination", "HubModels", "Limits", "Match", "Recipe", "Target",
-    "WatchFolder", "WatchHub", "Web", "load", "resolve_target",
+    "Config", "Destination", "Devices", "DiskMarks", "Hub", "HubDestination", "HubModels", "Limits", "Match", "Recipe",
+    "Target", "WatchFolder", "WatchHub", "Web", "load", "resolve_target",
 ]  # fmt: skip
 
 MOST_WORKERS = 1 << 16
@@ -73,6 +73,22 @@ def _whole_number(value: Any) -> Any:
     if isinstance(value, bool):  # an int to Python, and `yes` is true to YAML
         raise ValueError(f"{str(value).lower()} is not a number")
     return value
+
+
+def _hours(value: Any) -> Any:
+    """Minutes since midnight from `22:00-07:00`; 24:00 is midnight as an end."""
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return tuple(value)
+    found = re.fullmatch(r"\s*(\d{1,2}):(\d\d)\s*[-\u2013]\s*(\d{1,2}):(\d\d)\s*", value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(f"{value!r} is no time of day; write for example 22:00-07:00")
+    hours = [int(n) for n in found.groups()]
+    start, end = 60 * hours[0] + hours[1], 60 * hours[2] + hours[3]
+    if start >= 24 * 60 or end > 24 * 60 or hours[1] > 59 or hours[3] > 59:
+        raise ValueError(f"{value!r} names a time that no day has; write for example 22:00-07:00")
+    if start == end % (24 * 60):
+        raise ValueError(f"{value!r} begins when it ends; `qconvd pause` pauses for longer")
+    return start, end % (24 * 60)
 
 
 def _path(value: Any, info: ValidationInfo) -> Any:
@@ -116,6 +132,7 @@ Count = Annotated[
     int, BeforeValidator(_count), WithJsonSchema({"type": ["string", "integer"], "format": "number of parameters"})
 ]
 AnyPath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string", "format": "path"})]
+QuietHours = Annotated[tuple[int, int], BeforeValidator(_hours), WithJsonSchema({"type": "string", "format": "times of day"})]
 _Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
 Workers = Annotated[_Workers, BeforeValidator(_whole_number, json_schema_input_type=_Workers)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
@@ -323,6 +340,26 @@ class Recipe(_Section):
         return value
 
 
+class DiskMarks(_Section):
+    """When the disks of `output` and `state` are nearly full: models are not taken in and no task is started."""
+
+    low: Size = Field(gt=0, description="Pause when less than this is free on one of them.")
+    high: Size | None = Field(None, gt=0, description="Go on when this is free on each; left out: twice `low`.")
+
+    @property
+    def enough(self) -> int:
+        """Bytes with which it goes on."""
+        return self.high or 2 * self.low
+
+    @field_validator("high")
+    @classmethod
+    def _not_lower(cls, value: int | None, info: ValidationInfo) -> int | None:
+        low = info.data.get("low")
+        if value is not None and low is not None and value < low:
+            raise ValueError(f"{quantities.write_size(value)} is less than `low`, {quantities.write_size(low)}")
+        return value
+
+
 class Limits(_Section):
     """What qconvd may use of the machine."""
 
@@ -331,6 +368,11 @@ class Limits(_Section):
     jobs: Workers | None = Field(None, description="Workers at a time; left out: as many as memory and threads allow.")
     stop_grace: Duration = Field(10.0, ge=0, description="How long a worker may take to stop before it is killed.")
     disk_reserve: Size = Field(1 << 30, ge=0, description="Free space on the output's disk that is left alone.")
+    disk: DiskMarks | None = Field(None, description="When to pause because a disk is nearly full; left out: never.")
+    quiet_hours: tuple[QuietHours, ...] = Field(
+        (),
+        description="When no task is started, in local time, beyond midnight, too: `[22:00-07:00]`. What runs goes on.",
+    )
 
 
 class Devices(_Section):
@@ -587,6 +629,7 @@ def section_descriptions() -> Mapping[str, type[BaseModel]]:
         "recipes.<name>.publish[]": Destination,
         "recipes.<name>.publish[].hub": HubDestination,
         "limits": Limits,
+        "limits.disk": DiskMarks,
         "devices": Devices,
         "hub": Hub,
         "web": Web,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import signal
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -26,6 +27,8 @@ from qconvd.hub.tokens import hub_token
 from qconvd.in_force import note_config
 from qconvd.ledger import PENDING, Ledger
 from qconvd.ledger.database import unusable
+from qconvd.notify import Notifier, summary
+from qconvd.pauses import Pauses
 from qconvd.remote_arrivals import RemoteArrivals
 from qconvd.requests import Requests
 from qconvd.sightings import SightingsBoard
@@ -42,6 +45,8 @@ TROUBLE_SECONDS = 2.0
 """How long to wait before a turn that the state folder did not let through is tried again."""
 LONGEST_SLEEP = 0.5
 """Seconds within which a request of the command line is noticed; looking costs microseconds."""
+EXTENSION = 15.0
+"""Seconds that systemd is asked for at a time while workers end; asked again long before they are over."""
 INTERRUPTED = 130
 """The exit code of `--once` if it was stopped and work remains: that of a shell's command after Ctrl-C."""
 
@@ -55,6 +60,9 @@ class Daemon:
         self._stops = 0
         self._trouble = ""
         self._reload_asked = False
+        self._notifier = Notifier()
+        self._extend_at = 0.0
+        self._counted: object = None
         self._once = False
 
     def run(self, once: bool = False) -> int:
@@ -74,6 +82,7 @@ class Daemon:
             self._web = WebServer({PATH: Webhook(self._remote.hint, lambda: self._config.hub.webhook_secret_file)})
             self._requests = Requests(ledger, self._wishes, self._reload, self._remote)
             self._work = Work(ledger, config)
+            self._pauses = Pauses(ledger)
             self._departures = Departures(ledger)
             self._statuses = Statuses(ledger)
             self._sightings = SightingsBoard(config.state)
@@ -82,6 +91,8 @@ class Daemon:
                 self._work.recover()
                 self._configure(config)
                 log.info("qconvd runs: state %s, output %s", config.state, config.output, extra={"action": "daemon.started"})
+                # Watches are armed: what is dropped in from now on is noticed, whatever the first scan has still to look at.
+                self._notifier.status("Looking through the watched folders for the first time", "READY=1")
                 return self._loop(once)
             finally:
                 self._arrivals.close()
@@ -92,15 +103,18 @@ class Daemon:
     def _loop(self, once: bool) -> int:
         began, looked = self._announcements.last, False
         while not self._stops:
+            self._notifier.alive()
             through = self._gets_through(self._turn)
             self._web.turned(self._trouble)
             if not through:
-                self._bell.wait(TROUBLE_SECONDS)
+                self._notifier.status(f"Cannot go on: {self._trouble}")
+                self._bell.wait(min(TROUBLE_SECONDS, self._notifier.every))
                 continue
             looked = True
             if once and self._arrivals.quiet() and self._remote.quiet() and not self._work.more():
                 return self._result(began)
-            self._bell.wait(min(LONGEST_SLEEP, self._arrivals.next_due(), self._work.next_due()))
+            arrival = self._arrivals.next_due() if self._pauses.intake else LONGEST_SLEEP
+            self._bell.wait(min(LONGEST_SLEEP, self._notifier.every, arrival, self._work.next_due()))
         self._stop()
         if not once:
             return 0
@@ -139,12 +153,25 @@ class Daemon:
         if self._reload_asked:
             self._reload_asked = False
             self._reload_logged()
-        self._arrivals.tick()
-        self._remote.tick()
-        self._requests.tick(self._config)
-        self._work.tick()
-        self._departures.tick(self._config)
-        self._tell()
+        config = self._config
+        steps: tuple[Callable[[], None], ...] = (
+            lambda: self._pauses.tick(config),
+            self._arrive,
+            lambda: self._requests.tick(config),
+            self._work.tick,
+            # A request may have read the configuration again.
+            lambda: self._departures.tick(self._config),
+            self._tell,
+        )
+        for step in steps:
+            step()
+            self._notifier.alive()
+
+    def _arrive(self) -> None:
+        """Look for models, from everywhere."""
+        if self._pauses.intake:
+            self._arrivals.tick()
+            self._remote.tick()
 
     def _tell(self) -> None:
         """Everybody who listens or looks: the log and the plugins, the status files, the command line."""
@@ -160,10 +187,14 @@ class Daemon:
             tuple(wishes.refusals.items()),
             self._ledger.mark(),
         )
+        if self._counted != (mark := self._ledger.mark()):
+            self._counted = mark
+            self._notifier.status(summary(self._ledger.counts(), self._ledger.pauses()))
         self._sightings.tick(seen, lambda: [*arrivals.sightings(), *self._remote.sightings(), *wishes.sightings()])
 
     def _configure(self, config: Config) -> None:
         self._config = config
+        self._pauses.configure()
         self._wishes.configure(config)
         self._work.configure(config)
         self._departures.configure(config)
@@ -196,6 +227,13 @@ class Daemon:
 
     def _reload(self) -> str:
         """Read the configuration again. A bad one raises and changes nothing."""
+        self._notifier.reloading()
+        try:
+            return self._reload_told()
+        finally:
+            self._notifier.send("READY=1")
+
+    def _reload_told(self) -> str:
         if self._load is None:
             raise QconvdError("this daemon was started without a configuration file", fix="start `qconvd run --config FILE`")
         config = self._load()
@@ -217,10 +255,18 @@ class Daemon:
     def _stop(self) -> None:
         """Let the workers end within the grace; what they have done is in their journals."""
         log.info("stopping; running tasks are interrupted and go on at the next start", extra={"action": "daemon.stopping"})
+        self._notifier.status("Stopping: running tasks are interrupted and go on at the next start", "STOPPING=1")
         self._web.turned(self._trouble, stopping=True)
-        self._gets_through(lambda: self._work.stop(lambda: self._stops > 1, self._bell))
+        self._gets_through(lambda: self._work.stop(self._hurried, self._bell))
         self._gets_through(self._tell)
         log.info("stopped", extra={"action": "daemon.stopped"})
+
+    def _hurried(self) -> bool:
+        """Whether a second signal came: asked often while workers end, for which systemd gives more time as long as they do."""
+        if (now := time.monotonic()) >= self._extend_at:
+            self._extend_at = now + EXTENSION / 5
+            self._notifier.extend(EXTENSION)
+        return self._stops > 1
 
     def _result(self, began: int) -> int:
         """The exit code of `--once`, and what it left."""
@@ -231,9 +277,18 @@ class Daemon:
         left = self._ledger.targets("waiting", "planned", "verifying") + self._ledger.unpublished()
         for target in left:
             log.error("%s was left: %s", target.label, target.reason, extra={"action": "once.left"})
-        failed = [e for e in self._ledger.history(since=began) if e.to_state in ("failed", "refused")]
+        for pause in self._ledger.pauses():
+            log.warning("%s", pause.told, extra={"action": "once.paused"})
+        history = self._ledger.history(since=began)
+        failed = [e for e in history if e.to_state in ("failed", "refused")]
         self._work.stop(lambda: True, self._bell)
-        return 1 if failed or left or self._remote.problems else 0
+        made = len({e.target for e in history if e.target and e.to_state == "done"})
+        lost = len({e.target for e in failed if e.target})
+        waits = len(left) + len(self._arrivals.settling.candidates) + len(self._remote.problems)
+        words = f"artifacts made: {made}, failed: {lost}; left: {waits}"
+        nothing = self._pauses.intake and not (made or failed or waits)
+        log.info("the end: %s", "there was nothing new to do" if nothing else words, extra={"action": "once.done"})
+        return 1 if failed or left or self._remote.problems or not self._pauses.intake else 0
 
     @contextmanager
     def _signals(self, bell: Bell) -> Iterator[None]:

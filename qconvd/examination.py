@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +16,7 @@ from qconvd.checkpoints.files import is_folder, is_there
 if TYPE_CHECKING:
     from qconvd.config import Config
 
+LIBRARIES = ("torch", "transformers")
 LOW_WATCHES = 8192
 """The kernel's old default for fs.inotify.max_user_watches, which an editor alone can use up."""
 
@@ -36,6 +39,7 @@ def examine(file: Path | None, *, warm: bool = False) -> list[Finding]:
         about_config,
         *_devices(config),
         *_plugins(warm),
+        *_calibration(config),
         *_inotify(config),
         *_hub(config),
         *(_folders(config) if config else ()),
@@ -89,6 +93,21 @@ def _plugins(warm: bool) -> Iterator[Finding]:
         fix = f"`python -c '{broken.code}'` shows where it fails; `pip uninstall {name}` if it is not wanted"
         yield Finding(f"plugin {broken.name}", "bad", f"cannot be loaded: {broken.reason}", fix)
     yield from own
+
+
+def _calibration(config: Config | None) -> Iterator[Finding]:
+    """Whether there is what calibration runs models with, if a recipe calibrates. Found without importing it."""
+    recipes = config.recipes.items() if config else ()
+    calibrated = [name for name, recipe in recipes if any(t.options.calibrated for t in recipe.targets)]
+    if not calibrated:
+        return
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        needs = f"the recipe {calibrated[0]} calibrates" if len(calibrated) == 1 else f"{', '.join(calibrated)} calibrate"
+        found = f"{needs}, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
+        yield Finding("calibration", "bad", found, "pip install 'qconvd[calibration]'")
+    else:
+        yield Finding("calibration", "good", ", ".join(f"{name} {version(name)}" for name in LIBRARIES))
 
 
 def _inotify(config: Config | None) -> Iterator[Finding]:

@@ -39,8 +39,16 @@ def explain(error: ValidationError, model: Any, *, described: bool = False) -> I
     With `described`, what a missing key is for is said as well: its name alone may tell nothing.
     """
     errors = error.errors(include_url=False)
+    misspelt = {
+        (*loc[:-1], key)
+        for loc in (tuple(e["loc"]) for e in errors if e["type"] == "extra_forbidden")
+        for key in _keys_at(model, loc[:-1])
+        if did_you_mean(str(loc[-1]), _keys_at(model, loc[:-1])) == f" (did you mean {key}?)"
+    }
     for e in errors:
         loc, ctx = tuple(e["loc"]), e.get("ctx", {})
+        if e["type"] == "missing" and loc in misspelt:
+            continue  # it is there, under the name that is told of as not known
         if e["type"] == "too_short" and any(len(o["loc"]) > len(loc) and o["loc"][: len(loc)] == loc for o in errors):
             continue  # it lacks only what is wrong inside it
         if e["type"] == "extra_forbidden":

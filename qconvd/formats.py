@@ -33,6 +33,11 @@ class FormatOptions(BaseModel):
         "report", description="NaN or infinite weights in the model: count them in the manifest, or fail and name the tensor."
     )
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether text must be run through the model for it, which needs torch and transformers. For `qconvd doctor`."""
+        return False
+
 
 @dataclass(frozen=True)
 class Detail:

@@ -45,20 +45,6 @@ def sha256_of(descriptor: int) -> str:
     return _known[seen]
 
 
-def published(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as manifests show them: of a named file or text its name, not where it lies on this machine."""
-    return {key: _published(value) for key, value in options.items()}
-
-
-def _published(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    if value.keys() == {"path", "sha256"}:
-        return {"file": Path(value["path"]).name, "sha256": value["sha256"]}
-    text = value.get("text")
-    return {**value, "text": Path(text).name} if isinstance(text, str) and text.startswith("/") else value
-
-
 def _named(value: Any, info: ValidationInfo) -> Any:
     """A path of the recipe, relative to the config file; what was read before is taken as it is."""
     if isinstance(value, NamedFile | Mapping) or value is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qconvd.ledger import Event, Job, Publication, Target
+from qconvd.plan_words import told
 from qconvd.progress import Progress
 from qconvd.sightings import Sighting
 
@@ -14,7 +15,7 @@ def job_data(job: Job, progress: Mapping[str, Progress]) -> dict[str, Any]:
     """A job with its targets. Times are seconds since 1970, sizes are bytes."""
     return {
         "job": job.id, "model": job.source.name, "source": job.source.locator,
-        "version": job.source.version, "recipe": job.recipe,
+        "version": job.source.version, "recipe": job.recipe, "priority": job.priority,
         "state": job.state, "reason": job.reason, "created_at": job.created_at, "changed_at": job.changed_at,
         "targets": [target_data(t, progress.get(t.id)) for t in job.targets],
     }  # fmt: skip
@@ -33,7 +34,7 @@ def target_data(target: Target, progress: Progress | None = None) -> dict[str, A
 
 def notes_of(target: Target) -> list[str]:
     """What a target's plan has to say: tensors that fall back to another type and why, what the format cannot hold."""
-    return [str(note) for note in target.plan.get("notes", ())]
+    return told(target.plan)
 
 
 def event_data(event: Event) -> dict[str, Any]:

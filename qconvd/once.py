@@ -28,10 +28,10 @@ from qconvd.hub.address import parse
 from qconvd.hub.cache import cache_folder
 from qconvd.hub.client import Hub
 from qconvd.hub.heads import Found, look
-from qconvd.input_files import published
 from qconvd.ledger import RETRIES, Ledger, Task
 from qconvd.ledger import Target as LedgerTarget
 from qconvd.ledger.records import TaskKind, options_of
+from qconvd.named_files import identified
 from qconvd.progress import Progress
 from qconvd.scheduler import Start, next_tasks
 from qconvd.scratch import scratch
@@ -341,5 +341,5 @@ def _as_options(reason: str) -> str:
 
 
 def _wanted(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as a manifest has them, without where it is made."""
-    return {k: v for k, v in published(options).items() if k != "device"}
+    """What decides over what is made, of options as they are or as a manifest has them."""
+    return {k: v for k, v in identified(options).items() if k != "device"}

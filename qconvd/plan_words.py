@@ -1,12 +1,14 @@
-"""What plans say of themselves in sentences; `qconvd plan` and `qconvd convert` say the same."""
+"""What plans say of themselves in sentences; commands, logs and status files say the same."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from qconvd.engine.plan import LeftOut
 
+Label = TypeVar("Label")
 SHOWN = 3
 """Tensors that are named of each kind of exception."""
 
@@ -27,13 +29,29 @@ def sentences(notes: Sequence[str], left_out: Iterable[LeftOut]) -> list[str]:
     ]
 
 
-def told_once(said: Mapping[str, Iterable[str]]) -> dict[tuple[str, ...], list[str]]:
+def cut_off(tensors: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What a manifest's counts per tensor say of weights that the new type cannot hold; empty if it can."""
+    found = {name: counts["overflows"] for name, counts in tensors.items() if counts.get("overflows")}
+    if not found:
+        return []
+    count, names = sum(found.values()), [name for name, _ in sorted(found.items(), key=lambda item: -item[1])]
+    shown = f"{', '.join(names[:SHOWN])} and {len(names) - SHOWN} more" if len(names) > SHOWN else ", ".join(names)
+    weights = "1 weight is" if count == 1 else f"{count:,} weights are"
+    return [f"{weights} too large for the type, and wrong in the result: {shown}"]
+
+
+def told(plan: Mapping[str, Any]) -> list[str]:
+    """The same of a plan's data as the plan task leaves it: its `notes` and `left_out`."""
+    return sentences([str(note) for note in plan.get("notes", ())], (LeftOut(**one) for one in plan.get("left_out", ())))
+
+
+def told_once(said: Mapping[Label, Iterable[str]]) -> dict[tuple[Label, ...], list[str]]:
     """What is said of each label, the other way round: each sentence once, below all labels that it is said of."""
-    labels: dict[str, list[str]] = defaultdict(list)
+    labels: dict[str, list[Label]] = defaultdict(list)
     for label, told in said.items():
         for sentence in told:
             labels[sentence].append(label)
-    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    found: dict[tuple[Label, ...], list[str]] = defaultdict(list)
     for sentence, of in labels.items():
         found[tuple(of)].append(sentence)
     return dict(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -77,10 +78,18 @@ class Preview:
         }
 
 
-def preview(model: ModelInfo, target: Target, policy: Policy, profile: str = "default", name: str | None = None) -> Preview:
+def preview(
+    model: ModelInfo,
+    target: Target,
+    policy: Policy,
+    profile: str = "default",
+    name: str | None = None,
+    *,
+    doing: Callable[[str], None] = lambda _: None,
+) -> Preview:
     """Plan one target. A refusal is part of the result; what is wrong with the model itself raises `QconvdError`.
 
-    `policy` is what the conversion may use of the machine.
+    `policy` is what the conversion may use of the machine; `doing` is told what takes seconds before it begins.
     """
     names = target.names(name or model.name, profile)
     place = f"{names.folder}/"
@@ -90,6 +99,8 @@ def preview(model: ModelInfo, target: Target, policy: Policy, profile: str = "de
     except QconvdError as error:
         return Preview(target, place, error=error)
     place = f"{place}{plan.files[0].path}" if names.shared and len(plan.files) == 1 else place
+    if plan.calibration is not None:
+        doing("finding out how text goes through the model, for calibration; loading torch for that takes some seconds")
     try:
         price = Costs(model).of(plan, policy.memory - BASE_MEMORY)
     except QconvdError as error:

@@ -49,6 +49,12 @@ class Requests:
 
     def _answer(self, request: Request, config: Config) -> str:
         match request.kind:
+            case "pause":
+                return self._pause(str(request.arguments.get("reason", "")))
+            case "resume":
+                return self._resume()
+            case "priority":
+                return self._prioritize(request.arguments)
             case "add":
                 return self._add(request.arguments, config)
             case "retry":
@@ -67,9 +73,38 @@ class Requests:
             f"this daemon does not know the request {request.kind!r}", fix="restart it: it may be older than the command"
         )
 
+    def _pause(self, reason: str) -> str:
+        """Nothing new is started until somebody says so."""
+        self._ledger.pause("by hand", " ".join(reason.split()))
+        running = len(self._ledger.tasks("running"))
+        ending = f"; {running} running {'task ends' if running == 1 else 'tasks end'} first" if running else ""
+        return f"paused: no task is started until `qconvd resume`{ending}"
+
+    def _resume(self) -> str:
+        ended = self._ledger.resume("by hand")
+        still = "; ".join(pause.told for pause in self._ledger.pauses())
+        if not ended:
+            raise QconvdError("nothing was paused by hand", fix=still)
+        return f"still {still}" if still else "goes on"
+
+    def _prioritize(self, arguments: Mapping[str, Any]) -> str:
+        """Jobs by their numbers; a target has no priority of its own."""
+        numbers = [self._ledger.job(id).id for id in _ids(arguments)]
+        try:
+            priority = int(arguments["priority"])
+        except (KeyError, TypeError, ValueError):
+            raise QconvdError("a priority is a whole number", fix="for example `qconvd priority 7 10`") from None
+        with self._ledger.transaction():
+            for number in numbers:
+                self._ledger.prioritize(number, priority)
+        jobs = f"job {numbers[0]} has" if len(numbers) == 1 else f"jobs {', '.join(map(str, numbers))} have"
+        return f"{jobs} priority {priority}"
+
     def _add(self, arguments: Mapping[str, Any], config: Config) -> str:
         """A model from anywhere, for one recipe. It is not watched, so it must be complete now."""
         path, recipe = Path(str(arguments["path"])), str(arguments["recipe"])
+        if full := [pause for pause in self._ledger.pauses() if pause.cause == "disk"]:
+            raise QconvdError(f"nothing is taken in now: {full[0].reason}", where=str(path), fix="make room, then add it again")
         if recipe not in config.recipes:
             raise QconvdError(f"there is no recipe {recipe!r}", fix=f"known are {', '.join(sorted(config.recipes))}")
         if is_address(str(path)):

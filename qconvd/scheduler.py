@@ -2,7 +2,8 @@
 
 `choose` is a pure function of the tasks, the machine and the limits. Plans come first (they are cheap, and the rest waits for
 them), then fetching and publishing (they wait for the network, so they go on beside whatever converts and take nothing from
-it), then verifying (it ends something), then converting; within a kind the oldest first. A task that waits for what others hold
+it), then verifying (it ends something), then converting; within a kind the highest
+priority first, then the oldest. A task that waits for what others hold
 is not overtaken by a later one that needs the same, so a large one gets its turn.
 """
 
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from qconvd.checkpoints.files import is_folder
@@ -113,18 +115,28 @@ def next_tasks(
     *,
     cache: Path | None = None,
     fetches: int = 1,
+    paused: str = "",
 ) -> list[Start]:
-    """Make the tasks that are due, and say which to start now. Those that must wait get their reason written down."""
+    """Make the tasks that are due, and say which to start now. Those that must wait get their reason written down.
+
+    While it is `paused`, which is the reason then, none is started.
+    """
     ledger.make_tasks()
     tasks = ledger.tasks("queued", "running")
     if not any(t.state == "queued" for t in tasks):
+        return []
+    if paused:
+        for task in tasks:
+            if task.state == "queued" and task.not_before <= (time.time() if now is None else now):
+                ledger.explain(task.id, paused)
         return []
     snapshot = devices.snapshot()
     targets = {t.id: t for t in ledger.targets(*PENDING)}
     disk = disk_of(output, [id for t in tasks if t.kind == "convert" for id in t.targets], cache)
     starts, holds = choose(
-        tasks, targets, snapshot, policy_of(limits, settings, snapshot, fetches), disk, time.time() if now is None else now
-    )
+        tasks, targets, snapshot, policy_of(limits, settings, snapshot, fetches), disk, time.time() if now is None else now,
+        ledger.priorities(),
+    )  # fmt: skip
     for hold in holds:
         if hold.reason:
             ledger.explain(hold.task.id, hold.reason)
@@ -132,15 +144,22 @@ def next_tasks(
 
 
 def choose(
-    tasks: Sequence[Task], targets: Mapping[str, Target], snapshot: Snapshot, policy: Policy, disk: Disk, now: float
+    tasks: Sequence[Task],
+    targets: Mapping[str, Target],
+    snapshot: Snapshot,
+    policy: Policy,
+    disk: Disk,
+    now: float,
+    priorities: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[list[Start], list[Hold]]:
-    """Decide about every queued task. `tasks` holds the running ones too."""
+    """Decide about every queued task. `tasks` holds the running ones too; `priorities` are by task, 0 for those not named."""
     room = _Room(snapshot, policy, disk)
     for task in tasks:
         if task.state == "running":
             room.take(task)
     starts, holds = [], []
-    for task in sorted((t for t in tasks if t.state == "queued"), key=lambda t: (ORDER[t.kind], t.id)):
+    queued = (t for t in tasks if t.state == "queued")
+    for task in sorted(queued, key=lambda t: (ORDER[t.kind], -priorities.get(t.id, 0), t.id)):
         if task.not_before > now:
             # Its reason says what went wrong; that is worth more than "it waits".
             holds.append(Hold(task, ""))
@@ -169,14 +188,14 @@ def policy_of(limits: LimitSettings, settings: DeviceSettings, snapshot: Snapsho
 
 def disk_of(output: Path, targets: Iterable[str], cache: Path | None = None) -> Disk:
     """The output's filesystem as it is now, and that of the Hub cache. One that is not there lies where its parent does."""
-    free, device = _free(output)
-    other = _free(cache) if cache is not None else (free, device)
+    free, device = free_space(output)
+    other = free_space(cache) if cache is not None else (free, device)
     held = {t: _allocated(output / ".qconvd" / "work" / t) for t in targets}
     return Disk(free, held, other[0] if other[1] != device else None)
 
 
-def _free(folder: Path) -> tuple[int, int]:
-    """Free bytes, and which filesystem it is."""
+def free_space(folder: Path) -> tuple[int, int]:
+    """Free bytes of a folder's filesystem, and which that is. A folder that is not there lies where its parent does."""
     there = next((p for p in (folder, *folder.parents) if is_folder(p)), Path("/"))
     status = os.statvfs(there)
     return status.f_bavail * status.f_frsize, there.stat().st_dev

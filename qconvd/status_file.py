@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from qconvd.quantities import show_size
 
 ENDING = ".status.txt"
 SIGNATURE = "This file is written by qconvd and follows the model; it is safe to delete."
+WIDTH = 100
+"""Columns of a long sentence; paths are never broken."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,14 @@ def _notes(artifacts: Sequence[ArtifactStatus]) -> list[str]:
     for artifact in artifacts:
         for note in artifact.notes:
             about.setdefault(note, []).append(artifact.label)
-    return [f"  {', '.join(labels)}: {note}" for note, labels in about.items()]
+    return [_filled(f"{', '.join(labels)}: {note}") for note, labels in about.items()]
+
+
+def _filled(text: str) -> str:
+    """A sentence below its heading, in lines that an editor shows whole."""
+    return textwrap.fill(
+        text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _ours(path: Path) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qconvd import intake, status_file
 from qconvd.ledger import Ledger, Source, Target
+from qconvd.plan_words import told
 from qconvd.status_file import ArtifactStatus, ModelStatus
 from qconvd.watch.settle import Candidate
 from qconvd.wishes import REMEDY
@@ -126,5 +127,5 @@ def _artifact(target: Target, source: Source) -> ArtifactStatus:
     plain = target.reason == target.state or (done and not target.reason.startswith("published to"))
     reason = "" if plain else target.told(source)
     place = f"{target.folder}/" if _in_place(target) else ""
-    notes = () if target.state in ("failed", "cancelled") else tuple(map(str, target.plan.get("notes", ())))
+    notes = () if target.state in ("failed", "cancelled") else tuple(told(target.plan))
     return ArtifactStatus(target.label, state, reason, size, place, notes)

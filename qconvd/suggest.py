@@ -13,6 +13,11 @@ SYNONYMS = {
     "bfloat16": "bf16",
     "float32": "f32",
     "fp32": "f32",
+    "float8": "fp8",
+    "safetensors": "fp16",
+    "bnb": "bnb-4bit",
+    "ggjt": "ggml",
+    "llama.cpp": "gguf",
 }
 """What people write for a word of ours that no likeness of letters would find."""
 

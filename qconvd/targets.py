@@ -8,6 +8,7 @@ gguf: {types: [q8_0], device: cpu}
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ from qconvd.ledger.records import options_of, spec_digest
 from qconvd.naming import BARE, Names, check_template, names
 from qconvd.plugins import plugins
 from qconvd.suggest import did_you_mean
+
+EXAMPLE = re.compile(r"e\.g\. `([^`]+)`")
+"""How the description of an option shows what to write."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,13 @@ class Target:
 
     @property
     def label(self) -> str:
-        """For people: `gguf Q4_0`, `fp16`."""
-        return self.format if self.parts.variant == self.format else f"{self.format} {self.parts.variant}"
+        """For people: `gguf Q4_0`, `fp16`; the variant alone where that says the format: `bf16`, `int4-64g`, `bnb-4bit`."""
+        variant = self.parts.variant
+        format = plugins().formats.get(self.format)
+        # Where a bare name is no target, as with GGUF, its variants are types that other formats have, too.
+        whole = (self.format, *format.aliases) if format and not _needed(format) else (self.format,)
+        says = any(variant.casefold() == word or variant.casefold().startswith(f"{word}-") for word in whole)
+        return variant if says else f"{self.format} {variant}"
 
     def on(self, device: str) -> Target:
         """The same artifact, made on another device."""
@@ -166,8 +175,7 @@ def _resolve_all(name: str, items: list[Any], folder: Path) -> tuple[list[Target
 def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[list[Target], list[Wrong]]:
     match = _format_of(name)
     if match is None:
-        known = short_names()
-        hint = _of_a_format(name) or did_you_mean(name, known) or f"; known are {', '.join(known)}"
+        hint = _of_a_format(name) or did_you_mean(name, short_names()) or f"; there are {', '.join(plugins().formats)}"
         broken = "".join(f"; the plugin {b.name} could not be loaded: {b.reason}" for b in plugins().broken if b.name == name)
         return [], [Wrong(path[:1], f"there is no format {name!r}{hint}{broken}", at_key=bool(path))]
     format, preset = match
@@ -192,6 +200,8 @@ def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[li
             check_template(options.name)
         return [Target(format.name, format.version, o, format.name_parts(o)) for o in format.expand(options)], []
     except ValidationError as error:
+        if value is None and (lacking := _lacking(name, format, error)):
+            return [], [Wrong(path, lacking)]
         return [], [
             Wrong((*path, *loc), message, at_key) for loc, message, at_key in explain(error, format.Options, described=True)
         ]
@@ -201,15 +211,32 @@ def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[li
         return [], [Wrong(path, str(error))]
 
 
+def _needed(format: Format) -> bool:
+    """Whether a format has options that must be given."""
+    return any(field.is_required() for field in format.Options.model_fields.values())
+
+
+def _lacking(name: str, format: Format, error: ValidationError) -> str:
+    """How to write a format that stands alone and cannot: with the example that the option it needs gives of itself."""
+    for key, *below in (e["loc"] for e in error.errors(include_url=False) if e["type"] == "missing"):
+        about = format.Options.model_fields[str(key)].description or ""
+        example = EXAMPLE.search(about)
+        if example and not below:
+            return f"{name} alone says no {key}; write for example `{name}: {{{key}: {example[1]}}}`"
+    return ""
+
+
 def _of_a_format(name: str) -> str:
     """A hint for what is no target of its own but a format's option as text: `f16` is `gguf: f16`."""
     likely = []
+    word = name.casefold()
     for format in plugins().formats.values():
         try:
-            found = format.Options.model_validate(format.from_text(name))
+            given = format.from_text(name)
+            found = format.Options.model_validate(given)
         except ValueError:
             continue
-        if format.name_parts(format.expand(found)[0]).variant.casefold() == name.casefold():
+        if word in (format.name_parts(format.expand(found)[0]).variant.casefold(), *map(str, given.values())):
             likely.append(f"{format.name}: {name}")
     return f" (did you mean {' or '.join(likely)}?)" if likely else ""
 

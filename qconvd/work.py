@@ -204,6 +204,7 @@ class Work:
         for start in next_tasks(
             self._ledger, self._devices, config.limits, config.devices, config.output, self._thought_when,
             cache=cache_folder(config.hub.cache), fetches=config.hub.fetches,
+            paused="; ".join(pause.told for pause in self._ledger.pauses()),
         ):  # fmt: skip
             self._submit(start)
         self._thought, self._think_at = self._ledger.mark(), time.monotonic() + RETHINK_SECONDS

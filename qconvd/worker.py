@@ -12,16 +12,16 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import shutil
-import signal
 import sqlite3
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,14 @@ from qconvd.engine.written import written
 from qconvd.errors import BadCheckpoint, Busy, OutOfSpace, QconvdError, TakenAway, Unsupported
 from qconvd.executors.base import MARK
 from qconvd.formats import Format, planned
-from qconvd.input_files import published
 from qconvd.ledger.needs import BASE_MEMORY
 from qconvd.memory_limit import limit_memory, too_much
+from qconvd.named_files import identified, published
+from qconvd.plan_words import cut_off, told
 from qconvd.plugins import plugins
 from qconvd.quality.verify import verify
 from qconvd.quantities import show_size
+from qconvd.stopping import Stop, ends_at_once
 from qconvd.tasks import (
     EXIT_BUSY,
     EXIT_CANCELLED,
@@ -74,7 +76,7 @@ class Outdated(QconvdError):
 
 def main(argv: list[str]) -> int:
     """Do the task of a spec file; returns the exit code."""
-    stop = _Stop()
+    stop = Stop()
     _prefer_to_be_killed()
     try:
         spec = read_spec(Path(argv[1]))
@@ -123,12 +125,14 @@ def plan_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) -> 
         if cancelled():
             raise Cancelled
         try:
-            results[target.id] = _planned(spec, target, model, costs)
+            results[target.id] = _planned(spec, target, model, costs, cancelled)
+        except Cancelled:
+            raise
         except Exception as error:  # noqa: BLE001 — a plugin's planning: it fails this target, the others go on
             results[target.id] = _failed(spec, target, error)
         else:
             plan = results[target.id].data
-            say(target, f"planned, {show_size(plan['nbytes'])} ({plan['nbytes']:,} bytes)", *plan["notes"])
+            say(target, f"planned, {show_size(plan['nbytes'])} ({plan['nbytes']:,} bytes)", *told(plan))
         on_event({"event": "planned", "target": target.id, "ok": results[target.id].ok})
     return _together(results)
 
@@ -175,7 +179,7 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
             else:
                 results[id] = TargetResult(ok=True, data={"nbytes": manifest.nbytes, "errors": dict(manifest.errors)})
                 say(targets[id], f"converted, {show_size(manifest.nbytes)}{_error_in_words(manifest)}")
-                say(targets[id], *_without(manifest))
+                say(targets[id], *cut_off(manifest.tensors), *_without(manifest))
     return _together(results)
 
 
@@ -247,21 +251,6 @@ def _refuse(spec: TaskSpec, error: QconvdError, code: int) -> int:
     return code
 
 
-class _Stop:
-    """Whether SIGTERM or SIGINT came."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def __call__(self) -> bool:
-        return self._asked
-
-    def _ask(self, *_: object) -> None:
-        self._asked = True
-
-
 def _prefer_to_be_killed() -> None:
     """When memory runs out the kernel shall take this process, not the daemon."""
     try:
@@ -282,7 +271,7 @@ def _model(spec: TaskSpec) -> ModelInfo:
     return dataclasses.replace(model, name=spec.source.name)
 
 
-def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo, costs: Costs) -> TargetResult:
+def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo, costs: Costs, cancelled: Callable[[], bool]) -> TargetResult:
     form = _format(target)
     path = _plan_path(spec, target, form)
     plan = _kept_plan(path)
@@ -292,7 +281,8 @@ def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo, costs: Costs)
         write_whole(path, to_json(plan))
     plan = plan.named(target.stem)
     _check_place(target, plan)
-    price = costs.of(plan)
+    with ends_at_once(cancelled):
+        price = costs.of(plan)
     calibration = as_data(plan, price)
     if plan.calibration is not None:
         calibration["folder"] = folder_name(plan.calibration, spec.source.known_as, target=target.id)
@@ -397,7 +387,10 @@ def _about(source: SourceSpec, model: ModelInfo) -> dict[str, Any]:
 
 
 def _prepare(target: TargetSpec, wanted: ConvertTarget, on_event: Emit, cancelled: Callable[[], bool]) -> None:
-    """What an encoder has to do first. It is told of, and no part of the time that speed is reckoned by."""
+    """What has to be done first. It is told of, and no part of the time that speed is reckoned by."""
+    if wanted.plan.calibration is not None:
+        with ends_at_once(cancelled), suppress(ImportError):  # what is missing is told by who needs it
+            importlib.import_module("qconvd.calibration.run")
     if not isinstance(wanted.encoder, Prepares):
         return
     for doing in wanted.encoder.prepare(wanted.plan):
@@ -471,8 +464,8 @@ def _committed(spec: TaskSpec, target: TargetSpec) -> bool:
         manifest: Manifest = read_manifest(target.folder / target.manifest_name)
     except QconvdError:
         return False
-    return (manifest.source.get("identity"), manifest.format, dict(manifest.options)) == (
-        spec.source.known_as, target.format, published(target.options),
+    return (manifest.source.get("identity"), manifest.format, identified(manifest.options)) == (
+        spec.source.known_as, target.format, identified(target.options),
     )  # fmt: skip
 
 

@@ -48,7 +48,9 @@ def small_text(folder: Path) -> Path:
     return path
 
 
-def spec_of(model: ModelInfo, *, text: str | Path = "", samples: int = 3, length: int = 24, **more: Any) -> CalibrationSpec:
+def spec_of(
+    model: ModelInfo, *, text: str | Path = "", samples: int = 3, length: int | None = 24, **more: Any
+) -> CalibrationSpec:
     linears = more.pop("linears", None)
     text = str(text or small_text(model.path.parent))
     return calibration_spec(CalibrationOptions(text=text, samples=samples, length=length, **more), model, linears)

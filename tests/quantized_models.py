@@ -137,6 +137,23 @@ def compressed(bits: int, group: int, *, asymmetric: bool = False, act_order: bo
     return quantize
 
 
+def fp8(height: int, width: int) -> Quantizer:
+    """DeepSeek's: 8-bit floats with a scale for each block, the last of which may be smaller."""
+
+    def quantize(module: str, w: Array, dice: np.random.Generator) -> tuple[dict[str, Array], Array]:
+        n, k = w.shape
+        codes = dice.integers(0, 0x7F, (n, k)) | (dice.integers(0, 2, (n, k)) << 7)
+        exponent, mantissa = (codes >> 3) & 15, codes & 7
+        values = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
+        # Scales of so few digits that the product is exact in float32.
+        s = (dice.random((-(-n // height), -(-k // width))) * np.abs(w).max() / 448).astype(np.float16).astype(np.float32)
+        parts = {f"{module}.weight": codes.astype(np.uint8), f"{module}.weight_scale_inv": s}
+        spread = np.repeat(np.repeat(s, height, axis=0)[:n], width, axis=1)[:, :k]
+        return parts, np.where(codes & 128, -values, values) * spread
+
+    return quantize
+
+
 def config_of(format: str, bits: int, group: int, **more: Any) -> dict[str, Any]:
     """The quantization_config of a compressed-tensors model, as llm-compressor writes it."""
     strategy = "group" if group > 0 else "channel" if group == 0 else "tensor"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import pytest
 import calibration_kit as kit
 import crash
 import gptq_unpacked
+import plain_model
 from command_line import Qconvd, called_in
 from qconvd import checkpoints
 from qconvd.api import Device, ModelInfo
+from qconvd.calibration.samples import tokens
 from qconvd.calibration_folders import folder_name
 from qconvd.engine.manifest import manifests_in, read_manifest
 from qconvd.engine.run import ConvertTarget, Limits, convert
@@ -132,6 +135,31 @@ def test_quantized_activations_are_those_of_a_model_whose_first_layer_is_quantiz
     assert len(second) == 4
     for name, w in second.items():
         np.testing.assert_array_equal(made[name], w, name)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
+def test_experts_that_the_text_hardly_reached_are_rounded_and_named(tmp_path: Path, name: str) -> None:
+    """All others are solved. Which those are says the plain model: what its router sends to each expert."""
+    model = kit.family(tmp_path, name)
+    text = kit.small_text(tmp_path)
+    wanted = f"gptq: {{group_size: 32, calibration: {{text: {text}, samples: 4, length: 16, chat: false}}}}"
+    (target,) = targets_of(model, wanted, tmp_path / "out")
+    said = go(model, [target])[target.id].calibration
+    spec = target.plan.calibration
+    assert spec is not None
+    _, fed = plain_model.Plain(model.path).run(tokens(model, spec))
+    counts = {expert(name): sum(map(len, rows)) for name, rows in fed.items() if expert(name)}
+    experts = {u.id for u in target.plan.units if "bits" in u.options and expert(u.id)}
+    few = {name for name in experts if counts[expert(name)] < 16}
+    assert 0 < len(few) < len(experts)
+    assert said["fallbacks"] == dict.fromkeys(few, "rounded to nearest: hardly any token of the calibration text reached it")
+    assert experts - few <= said["linears"].keys() and not few & said["linears"].keys()
+
+
+def expert(name: str) -> tuple[str, ...]:
+    """Layer and number, in names of the checkpoint and of the plain model; empty for what is no expert's."""
+    found = re.search(r"layers\.(\d+)\..*\bexperts\.(\d+)\.", name)
+    return found.groups() if found else ()
 
 
 def test_a_killed_job_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, glass: Path) -> None:

@@ -63,6 +63,8 @@ def test_every_commented_line_of_the_example_is_right(tmp_path: Path) -> None:
         lines.append(line.replace("# ", "", 1) if is_code and not prose else line)
     (tmp_path / "config.yaml").write_text("\n".join(lines))
     (tmp_path / "model.imatrix.gguf").write_bytes(b"only its content's hash is wanted here")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("so is its")
     found = load(tmp_path / "config.yaml")
     assert found.limits.memory == 16 * 2**30
     assert found.limits.jobs == 2
@@ -136,6 +138,17 @@ names: thebloke
                 for column, key, value in ((18, "memory:", "1:30:00 is 5400"), (39, "stop_grace:", "1:30 is 90"))
             ],
         ),
+        (
+            "limits: {quiet_hours: [22-7, '25:00-26:00', '22:00-22:00', 5]}\n",
+            [
+                "1:24: limits.quiet_hours[0]: '22-7' is no time of day; write for example 22:00-07:00",
+                "1:30: limits.quiet_hours[1]: '25:00-26:00' names a time that no day has; write for example 22:00-07:00",
+                "1:45: limits.quiet_hours[2]: '22:00-22:00' begins when it ends; `qconvd pause` pauses for longer",
+                "1:60: limits.quiet_hours[3]: 5 is no time of day; write for example 22:00-07:00",
+            ],
+        ),
+        ("limits: {disk: {low: 20GB, high: 10GB}}\n", ["1:34: limits.disk.high: 10GB is less than `low`, 20GB"]),
+        ("limits: {disk: {high: 10GB}}\n", ["1:16: limits.disk.low: this key is missing"]),
         ("limits: 5\n", ["1:9: limits: this must be a mapping of keys, not 5"]),
         ("limits:\n", ["1:8: limits: this must be a mapping of keys, not nothing"]),
         ("names: theblok\n", ["1:8: names: there is no name profile 'theblok' (did you mean thebloke?)"]),
@@ -199,9 +212,18 @@ TARGETS = [
     ("{fp16: fp8}", ".fp16", "fp16 knows no type 'fp8', only fp16, bf16, f32"),
     ("{q4_0: {types: [q8_0]}}", ".q4_0.types", "'q4_0' already says types; write 'gguf' with its options instead"),
     ("{gguf: []}", ".gguf", "the list is empty; name at least one"),
+    ("gguf", "", "gguf alone says no types; write for example `gguf: {types: [q8_0, q4_k_m]}`"),
     (
-        "gguf", ".types",
+        "{gguf: {pure: true}}", ".gguf.types",
         "this key is missing (Types to make, one file each, as llama-quantize calls them, e.g. `[q8_0, q4_k_m]`)",
+    ),
+    ("{gguf: {type: q8_0}}", ".gguf.type", "there is no key 'type' here (did you mean types?)"),
+    ("awq", "", "there is no format 'awq'; there are fp16, fp8, ggml, gguf, gptq, int4, int8"),
+    ("safetensors", "", "there is no format 'safetensors' (did you mean fp16?)"),
+    ("bnb", "", "there is no format 'bnb' (did you mean bnb-4bit?)"),
+    (
+        "bitsandbytes", "",
+        "there is no format 'bitsandbytes' (did you mean int4: bitsandbytes or int8: bitsandbytes?)",
     ),
     ("F16", "", "there is no format 'F16' (did you mean ggml: F16 or gguf: F16?)"),
     (
@@ -238,7 +260,6 @@ recipes:
 limits: {memory: x}
 """)
     assert found == [
-        "config.yaml:2:5: watch[0].recipes: this key is missing",
         "config.yaml:3:5: watch[0].recipe: there is no key 'recipe' here (did you mean recipes?)",
         "config.yaml:4:9: output: ./in/out lies inside the watched folder ./in (line 2); what qconvd writes there would be "
         "taken for models, so choose a folder outside of it",
@@ -354,7 +375,7 @@ def test_a_folder_is_watched_once(mistakes: Callable[[str], list[str]]) -> None:
         ),
         (
             "[{hub: {owner: me, repo: '{model}'}}]",
-            "publish[0]: fp16 bf16 and fp16 would both be published as me/<model>; let `repo:` or `revision:` hold {variant}",
+            "publish[0]: bf16 and fp16 would both be published as me/<model>; let `repo:` or `revision:` hold {variant}",
         ),
         ("[{hub: {owner: me}}]\n    card: ./none", "card: there is no such file"),
     ],
@@ -374,7 +395,7 @@ recipes:
   c: {targets: [bf16], publish: [{hub: {owner: me, repo: "{model}"}}]}
 """
     assert mistakes(text.replace("[a, b]", "[a, c]")) == [
-        "config.yaml:7:34: recipes.c.publish[0]: fp16 bf16 and fp16 of the recipe a would both be published as me/<model>; "
+        "config.yaml:7:34: recipes.c.publish[0]: bf16 and fp16 of the recipe a would both be published as me/<model>; "
         "let `repo:` or `revision:` hold {variant}"
     ]
 
@@ -469,7 +490,7 @@ def test_where_the_config_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monk
     ("raw", "labels"),
     [
         ("fp16", ["fp16"]),
-        ("bf16", ["fp16 bf16"]),
+        ("bf16", ["bf16"]),
         ("Q4_0", ["gguf Q4_0"]),
         ("q4", ["gguf Q4_0"]),
         ("q5", ["gguf Q5_0"]),
@@ -478,6 +499,12 @@ def test_where_the_config_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monk
         ({"gguf": {"types": ["q8_0", "q5_1"]}}, ["gguf Q8_0", "gguf Q5_1"]),
         ({"q4_0": {"device": "cpu"}}, ["gguf Q4_0"]),
         ({"fp16": None}, ["fp16"]),
+        ("nf4", ["bnb-4bit"]),
+        ({"int4": "fp4"}, ["bnb-4bit-fp4"]),
+        ({"int4": {"group_size": 64}}, ["int4-64g"]),
+        ("fp8", ["FP8-dynamic"]),
+        ("gptq-4bit-128g", ["gptq 4bit-128g"]),
+        ("ggml-q4_0", ["ggml q4_0"]),
     ],
 )
 def test_short_and_long_targets(raw: object, labels: list[str]) -> None:

@@ -40,8 +40,10 @@ def test_once_empties_the_queue_and_ends(home: Home) -> None:
     expected = {f"{m}-{f}/{n}" for m in ("one", "two") for f in ("fp16", "f32", "bf16")
                 for n in ("config.json", "model.safetensors", "qconvd.json")}  # fmt: skip
     assert set(home.files()) == expected
+    assert home.log().endswith("the end: artifacts made: 6, failed: 0; left: 0\n")
     before = home.files()
     assert home.once() == 0
+    assert home.log().endswith("the end: there was nothing new to do\n")
     assert home.files() == before
     with home.ledger() as ledger:
         assert len([t for t in ledger.tasks() if t.kind == "convert"]) == 2, "the targets of one source share a pass"
@@ -57,6 +59,7 @@ def test_once_says_that_something_failed(home: Home) -> None:
     assert text.startswith("odd: failed\n\n  Artifacts made: 1 of 2.\n")
     assert "OddForCausalLM" in text
     assert [t.state for t in home.targets()] == ["done", "failed"]
+    assert home.log().endswith("the end: artifacts made: 1, failed: 1; left: 0\n")
     assert "task 1 (plan) did 1 of 2 targets; 1 failed\n" in home.log()
     assert "odd gguf Q8_0 failed: gguf does not know the architecture OddForCausalLM\n" in home.log()
     for words in ("is planned", "is being converted", "is converted and waits to be verified", "is verified and in its place"):

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 import crash
+import ggml_files
 from daemon_kit import Home, tiny_model
 from warm import Warm, fresh
 
 pytestmark = pytest.mark.crash
 SHARES = 4
-RANDOM_POINTS = {"tiny": 36, "both": 14}
+RANDOM_POINTS = {"tiny": 36, "both": 14, "ggml": 4}
 
 
 class Pattern:
@@ -81,6 +82,13 @@ def both(tmp_path_factory: pytest.TempPathFactory, glass: Path) -> Iterator[Patt
     yield Pattern(tmp_path_factory.mktemp("both"), "[fp16, gguf: q8_0]", glass)
 
 
+@pytest.fixture(scope="module")
+def ggml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pattern]:
+    """From a GGML file to another and to a GGUF."""
+    file = ggml_files.write(tmp_path_factory.mktemp("m") / "m" / "m.ggmlv3.f16.bin", ggml_files.llama())
+    yield Pattern(tmp_path_factory.mktemp("ggml"), "[ggml: q8_0, gguf: q8_0]", file.parent)
+
+
 @pytest.mark.parametrize("share", [pytest.param(s, marks=pytest.mark.xdist_group(f"crashes-{s % 2}")) for s in range(SHARES)])
 def test_one_process_is_killed_at_every_point(tiny: Pattern, share: int) -> None:
     """The daemon dies and its worker lives on, or the worker dies under a daemon that lives on."""
@@ -89,7 +97,7 @@ def test_one_process_is_killed_at_every_point(tiny: Pattern, share: int) -> None
 
 
 @pytest.mark.parametrize(
-    "which", [pytest.param(w, marks=pytest.mark.xdist_group(f"crashes-{i}")) for i, w in enumerate(RANDOM_POINTS)]
+    "which", [pytest.param(w, marks=pytest.mark.xdist_group(f"crashes-{i % 2}")) for i, w in enumerate(RANDOM_POINTS)]
 )
 def test_all_processes_are_killed_at_random_points(which: str, request: pytest.FixtureRequest) -> None:
     """As when the power fails."""

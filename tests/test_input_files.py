@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from imatrix_files import write_gguf
 from qconvd.config import Config, load
 from qconvd.errors import ConfigError
-from qconvd.input_files import published
+from qconvd.named_files import identified, published
 from qconvd.targets import resolve_target
 
 CONFIG = """\
@@ -52,6 +53,54 @@ def test_another_content_is_another_artifact(config: Path) -> None:
     assert after["gguf F16"] == before["gguf F16"]
 
 
+def test_where_a_file_lies_makes_no_difference(config: Path) -> None:
+    before = targets(load(config))
+    (config.parent / "some" / "m.imatrix").rename(config.parent / "some" / "n.imatrix")
+    config.write_text(CONFIG.replace("m.imatrix", "n.imatrix"))
+    assert targets(load(config)) == before
+
+
+CALIBRATED = """\
+watch: [{folder: ./inbox, recipes: [r]}]
+output: ./models
+recipes:
+  r:
+    targets:
+      - gptq: {bits: 4, calibration: {text: ./manuals}}
+"""
+
+
+def test_of_a_calibration_text_the_content_counts(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CALIBRATED)
+    (tmp_path / "manuals").mkdir()
+    (tmp_path / "manuals" / "a.txt").write_text("first")
+    before = targets(load(config))
+    (tmp_path / "manuals").rename(tmp_path / "moved")
+    config.write_text(CALIBRATED.replace("./manuals", "./moved"))
+    assert targets(load(config)) == before
+    (tmp_path / "moved" / "a.txt").write_text("other")
+    assert targets(load(config)) != before
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (None, "there is no calibration text here; name a file or folder that is there as `text` under `calibration`, or "),
+        (Path.mkdir, "holds no calibration text: no file ends in .txt, .md or .jsonl; name another folder, or a file"),
+    ],
+)
+def test_a_calibration_text_that_is_not_there_is_told_with_its_line(
+    tmp_path: Path, make: Callable[[Path], None] | None, what: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(CALIBRATED)
+    if make:
+        make(tmp_path / "manuals")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "config.yaml")
+    assert f"config.yaml:6:45: recipes.r.targets[0].gptq.calibration.text: ./manuals: {what}" in str(caught.value)
+
+
 def test_what_the_ledger_keeps_is_read_back_without_the_file(config: Path) -> None:
     target = load(config).recipes["r"].targets[0]
     kept = target.spec["options"]
@@ -86,7 +135,13 @@ def test_without_a_config_paths_are_relative_to_the_current_folder(config: Path,
 
 
 def test_manifests_show_the_name_and_the_content() -> None:
-    options = {"types": ["Q4_0"], "imatrix": {"path": "/home/ada/m.imatrix", "sha256": "ab"}, "other": {"path": "x"}}
-    shown = {"types": ["Q4_0"], "imatrix": {"file": "m.imatrix", "sha256": "ab"}, "other": {"path": "x"}}
+    text = {"samples": 3, "text": {"path": "/home/ada/a.txt", "sha256": "cd"}}
+    options = {"types": ["Q4_0"], "imatrix": {"path": "/home/ada/m.imatrix", "sha256": "ab"}, "calibration": text, "other": {}}
+    shown = options | {
+        "imatrix": {"file": "m.imatrix", "sha256": "ab"},
+        "calibration": {"samples": 3, "text": {"file": "a.txt", "sha256": "cd"}},
+    }
     assert published(options) == shown
     assert published(shown) == shown
+    assert identified(shown) == identified(options)
+    assert identified(options)["calibration"] == {"samples": 3, "text": {"sha256": "cd"}}

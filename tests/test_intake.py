@@ -17,6 +17,7 @@ import pytest
 
 import ggml_files
 from checkpoint_files import CONFIG, header_of, safetensors, whole_gguf, write_model, write_safetensors, write_sharded
+from qconvd.checkpoints.ggml import read_file
 from qconvd.intake import LEFT_OVER, Look, candidates, fingerprint, look, name_of, openings
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -539,3 +540,25 @@ def test_a_lone_ggml_file_is_complete_when_all_its_layers_are_there(tmp_path: Pa
     assert found.state == "complete"
     assert found.model is not None
     assert (found.model.name, found.model.kind) == ("llama-7b", "ggml")
+
+
+@pytest.mark.parametrize("form", ["ggjt", "ggmf", "ggml", "gpt2"])
+def test_a_ggml_file_that_is_copied_is_taken_with_its_last_byte(tmp_path: Path, form: str) -> None:
+    tokens = [bytes([byte]) for byte in range(256)]
+    whole = {
+        "ggjt": ggml_files.llama(matrix="Q4_0"),
+        "ggmf": ggml_files.llama(ggml_files.GGMF, 1),
+        "ggml": ggml_files.llama(ggml_files.GGML, 0),
+        "gpt2": ggml_files.gpt2(tokens),
+    }[form]
+    path = tmp_path / "m.bin"
+    path.write_bytes(whole)
+    records = [start for start, _ in read_file(tmp_path, path.name).records]
+    steps = sorted({*range(4, 64), *range(64, len(whole), len(whole) // 150), *records, len(whole) - 1})
+    seen = {}
+    for length in steps:
+        path.write_bytes(whole[:length])
+        seen[length] = look(path).state
+    assert {length: state for length, state in seen.items() if state != "incomplete"} == {}
+    path.write_bytes(whole)
+    assert look(path).state == "complete"

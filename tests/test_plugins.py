@@ -22,8 +22,8 @@ HEAVY = (
     "huggingface_hub", "jinja2",
 )  # fmt: skip
 WORKER = (
-    "qconvd.worker", "qconvd.fetching", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.publish", "qconvd.__main__",
-    "qconvd.calibration",
+    "qconvd.worker", "qconvd.stopping", "qconvd.fetching", "qconvd.tasks", "qconvd.quality", "qconvd.engine", "qconvd.publish",
+    "qconvd.__main__", "qconvd.calibration",
 )  # fmt: skip
 """What runs in a worker's process and may import anything. Of these, the control side uses only what is listed below."""
 CONTROL = (
@@ -32,6 +32,8 @@ CONTROL = (
         for name in ("manifest", "plan", "expr", "operations", "durable", "commit", "working_memory", "calibration_cost")
     ),
     "qconvd.calibration.options",
+    "qconvd.calibration.context",
+    "qconvd.calibration.sources",
 )
 HOOK = "from qconvd.api import hookimpl\n@hookimpl\ndef qconvd_formats():\n    "
 CALL = "import qconvd_bad; list(qconvd_bad.qconvd_formats())"

@@ -70,6 +70,15 @@ def test_plans_come_first_then_verifying_then_converting_the_oldest_first() -> N
     assert look(task(1), task(2), task(3, "verify"), task(4, "plan"), policy=policy).order == [4, 3, 1, 2]
 
 
+def test_a_higher_priority_goes_first_within_its_kind() -> None:
+    tasks = [task(1), task(2), task(3, "plan"), task(4), task(5, "plan")]
+    targets = {id: target(id, "fast") for t in tasks for id in t.targets}
+    policy = replace(POLICY, jobs=9)
+    starts, holds = choose(tasks, targets, MACHINE, policy, PLENTY, now=100.0, priorities={4: 5, 1: -1, 5: 1})
+    assert [s.task.id for s in starts] == [5, 4, 2, 1]
+    assert [h.task.id for h in holds] == [3], "one plan at a time, the one of higher priority first"
+
+
 def test_jobs_at_a_time() -> None:
     outlook = look(running(1), task(2), task(3), task(4, "plan"))
     assert set(outlook.starts) == {2, 4}, "a plan takes no slot"

@@ -50,6 +50,16 @@ def test_a_status_reads_as_sentences() -> None:
     assert status_file.text([STATUS]) == TEXT
 
 
+def test_long_notes_are_broken_between_words() -> None:
+    note = "model.layers.0.mlp.down_proj.weight, model.layers.1.mlp.down_proj.weight are stored as F16: 341 inputs do not fit"
+    artifact = ArtifactStatus("int8", "done", notes=(note,))
+    text = status_file.text([ModelStatus("Llama", Path("/inbox/Llama"), "done", "Made.", "", (artifact,))])
+    assert text.partition("Worth knowing:\n")[2].partition("\n\n")[0].splitlines() == [
+        "  int8: model.layers.0.mlp.down_proj.weight, model.layers.1.mlp.down_proj.weight are stored as F16:",
+        "    341 inputs do not fit",
+    ]
+
+
 def test_models_of_one_name_share_a_file() -> None:
     other = ModelStatus("Llama", Path("/second/Llama"), "waiting", "shard 2 of 3 is missing.")
     text = status_file.text([STATUS, other])

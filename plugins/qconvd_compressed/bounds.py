@@ -10,19 +10,24 @@ from numpy.typing import NDArray
 
 from qconvd.api import Array, Unit
 from qconvd_compressed.decoder import FP4, NF4, moving_point
+from qconvd_compressed.schemes import CODEBOOK_BLOCK, NESTED_BLOCK
 
 Doubles: TypeAlias = Any
 """An array of float64."""
 NARROWEST = 0.8
 """What the search leaves of a range at least."""
+AT_ONCE = 1 << 10
+"""Blocks of bitsandbytes' types whose bounds are computed at a time: what numpy makes on the way stays in the cache."""
 PARTS = 1 << 13
 """Parts of [0, 1] for which distances from a type's numbers are looked up."""
 
 
 def bound(unit: Unit, x: Array) -> Array:
     """Per weight of `x`, float32 (rows, columns)."""
+    if unit.options["scheme"] == "codebook":
+        return _codebook(unit, x)
     w = np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    how = {"integers": _integers, "floats": _floats, "llm_int8": _llm_int8, "codebook": _codebook}[unit.options["scheme"]]
+    how = {"integers": _integers, "floats": _floats, "llm_int8": _llm_int8}[unit.options["scheme"]]
     # Decoding computes in float32.
     return (how(unit, w) + np.abs(w) * 2.0**-22 + 1e-44).astype(np.float32)
 
@@ -68,32 +73,43 @@ def _floats(unit: Unit, w: Doubles) -> Doubles:
     scale = nearest(largest / 448, unit.outputs[1].dtype)
     scale = np.repeat(np.repeat(scale, height, axis=0), width, axis=1)[:rows, :columns]
     # Three bits after the point: half a unit in the last place is a sixteenth of the power of two; steps end at 2^-9.
-    _, exponent = np.frexp(np.abs(w) / np.where(scale > 0, scale, 1))
-    half = np.ldexp(0.5, np.maximum(exponent - 1, -6) - 3) * scale
-    return np.maximum(half, np.abs(w) - 448 * scale)
+    size = np.abs(w)
+    power = (size / np.where(scale > 0, scale, 1)).astype(np.float32)
+    power.view(np.int32)[...] &= 0x7F800000
+    half = np.maximum(power, np.float32(2.0**-6)) * 2.0**-4 * scale
+    return np.maximum(half, size - 448 * scale)
 
 
 def _llm_int8(unit: Unit, w: Doubles) -> Doubles:  # noqa: ARG001
     return np.abs(w).max(axis=1, keepdims=True) / 254 * np.ones_like(w)
 
 
-def _codebook(unit: Unit, w: Doubles) -> Doubles:
-    flat = w.reshape(-1)
-    blocks = np.zeros((-(-flat.size // 64), 64), np.float32)
+def _codebook(unit: Unit, x: Array) -> Array:
+    """In float32 and some blocks at a time: with double quantization a whole linear is compared, never a few of its rows."""
+    flat = np.where(np.isfinite(x), x, np.float32(0)).reshape(-1)
+    blocks = np.zeros((-(-flat.size // CODEBOOK_BLOCK), CODEBOOK_BLOCK), np.float32)
     blocks.reshape(-1)[: flat.size] = flat
-    largest = np.abs(blocks).max(axis=1)
-    share = blocks * (PARTS / np.where(largest > 0, largest, 1))[:, None]
-    index = np.rint(share).astype(np.int32) + PARTS
+    largest = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
     off, number = _from_nearest(unit.options["type"])
-    error = off[index] * largest[:, None]
+    coarse = np.zeros(largest.size, np.float32)
     if "state" in unit.options:
-        moved = np.zeros(-(-largest.size // 256) * 256)
+        moved = np.zeros(-(-largest.size // NESTED_BLOCK) * NESTED_BLOCK)
         moved[: largest.size] = np.abs(largest - largest.mean(dtype=np.float64))
-        widest = np.repeat(moved.reshape(-1, 256).max(axis=1), 256)[: largest.size]
+        widest = np.repeat(moved.reshape(-1, NESTED_BLOCK).max(axis=1), NESTED_BLOCK)[: largest.size]
         # How far a number of at most 1 is from the nearest of the 256.
-        gap = np.diff(moving_point()).max() / 2 * (1 + 2.0**-10)
-        error += number[index] * (widest * gap).astype(np.float32)[:, None]
-    return error.reshape(-1)[: flat.size].reshape(w.shape)
+        coarse = (widest * (np.diff(moving_point()).max() / 2 * (1 + 2.0**-10))).astype(np.float32)
+    scale = (PARTS / np.where(largest > 0, largest, 1)).astype(np.float32)
+    found = np.empty(blocks.shape, np.float32)
+    for first in range(0, len(blocks), AT_ONCE):
+        piece = slice(first, first + AT_ONCE)
+        index = np.rint(blocks[piece] * scale[piece, None]).astype(np.int32)
+        index += PARTS
+        error = np.take(off, index, out=found[piece], mode="clip")
+        error *= largest[piece, None]
+        if coarse.any():
+            error += np.take(number, index, mode="clip") * coarse[piece, None]
+        error += np.abs(blocks[piece]) * np.float32(2.0**-22) + np.float32(1e-44)
+    return found.reshape(-1)[: flat.size].reshape(x.shape)
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,13 +57,20 @@ def _integers(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:
 def _floats(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:
     height, width = int(unit.options["height"]), int(unit.options["width"])
     columns = unit.shape[1]
-    codes = np.frombuffer(data[0], np.uint8).astype(np.int64)
+    values = e4m3()[np.frombuffer(data[0], np.uint8)].reshape(rows, columns)
+    scales = halves(data[1], unit.outputs[1].dtype).reshape(-1, -(-columns // width))
+    for block in range(scales.shape[1]):
+        values[:, block * width : (block + 1) * width] *= np.repeat(scales[:, block], height)[:rows, None]
+    return values
+
+
+@cache
+def e4m3() -> Singles:
+    """The number of each code: a sign, four bits of exponent, three of fraction; all ones is no number."""
+    codes = np.arange(256)
     exponent, fraction = codes >> 3 & 15, codes & 7
     values = np.where(exponent == 0, np.ldexp(fraction / 8, -6), np.ldexp(1 + fraction / 8, exponent - 7))
-    values = np.where(codes & 127 == 127, np.nan, np.where(codes & 128, -values, values)).reshape(rows, columns)
-    scales = halves(data[1], unit.outputs[1].dtype).reshape(-1, -(-columns // width))
-    spread = np.repeat(np.repeat(scales, height, axis=0)[:rows], width, axis=1)[:, :columns]
-    return (values * spread).astype(np.float32)
+    return np.where(codes & 127 == 127, np.nan, np.where(codes & 128, -values, values)).astype(np.float32)
 
 
 def _llm_int8(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:  # noqa: ARG001
@@ -71,20 +79,22 @@ def _llm_int8(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:  # noqa: A
 
 
 def _codebook(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:
-    columns = unit.shape[1]
     table = np.array(NF4 if unit.options["type"] == "nf4" else FP4, np.float32)
     # What a byte stands for: two numbers, that of its upper half first.
     pairs = np.stack([np.repeat(table, 16), np.tile(table, 16)], axis=1)
-    numbers = pairs[np.frombuffer(data[0], np.uint8)].reshape(-1)[: rows * columns]
+    codes = np.frombuffer(data[0], np.uint8)
     largest: Any
     if "state" in unit.options:
         offset = json.loads(data[3])["nested_offset"]
         scales = np.repeat(np.frombuffer(data[2], "<f4"), 256)[: len(data[1])]
-        largest = moving_point()[np.frombuffer(data[1], np.uint8)] * scales + np.float32(offset)
+        largest = (moving_point()[np.frombuffer(data[1], np.uint8)] * scales + np.float32(offset)).astype(np.float32)
     else:
         largest = np.frombuffer(data[1], "<f4")
-    values = numbers * np.repeat(largest.astype(np.float32), 64)[: numbers.size]
-    return values.reshape(rows, columns)
+    numbers = np.zeros((len(largest), 64), np.float32)
+    numbers.reshape(-1, 2)[: len(codes)] = pairs[codes]
+    numbers *= largest[:, None]
+    count = rows * unit.shape[1]
+    return numbers.reshape(-1)[:count].reshape(rows, -1)
 
 
 NF4 = [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qconvd.api import FLOATS, Cast, Expr, LeftOut, ModelInfo, Read, Transpose, Unsupported
@@ -15,6 +15,8 @@ from qconvd_ggjt.contents import Contents, Held
 from qconvd_ggjt.vocabulary import byte_level_tokens
 from qconvd_gguf.tokenizer import tokenizer_metadata
 
+_HEADS = ("lm_head.weight", "lm_head.bias", "embed_out.weight")
+"""Tensors that stand outside of the prefix."""
 CAUSAL = "readers build the causal mask and the rotation's frequencies themselves"
 
 
@@ -31,6 +33,8 @@ class Classic:
     transposed: frozenset[str] = frozenset()
     floats: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """What stands for a tensor that the checkpoint has not, where its embeddings are tied: readers want both."""
     activations: tuple[str, ...] = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
     eps: str = "layer_norm_epsilon"
 
@@ -85,6 +89,7 @@ GPTJ = Classic(
     | _both("lm_head"),
     layers="n_layer",
     prefix="transformer.",
+    tied={"lm_head.weight": "wte.weight"},
 )
 _NEOX_LAYER = ("input_layernorm", "post_attention_layernorm", "attention.query_key_value", "attention.dense",
                "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")  # fmt: skip
@@ -95,6 +100,7 @@ GPT_NEOX = Classic(
     | {name: f"gpt_neox.{name}" for name in _both("final_layer_norm", *(f"layers.{{i}}.{n}" for n in _NEOX_LAYER))},
     layers="num_hidden_layers",
     prefix="gpt_neox.",
+    tied={"embed_out.weight": "embed_in.weight"},
     activations=("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"),
     eps="layer_norm_eps",
 )
@@ -114,7 +120,7 @@ def contents(model: ModelInfo) -> Contents:
         kind = found["tokenizer.ggml.model"]
         what = f"the vocabulary is of the kind {kind}; readers of {family.name} files know byte-level BPE only"
         raise Unsupported(what, where=str(model.path), fix="take gguf, which can say it")
-    tensors, dropped = _tensors(family, model, _number(config, family.layers, where), vocabulary)
+    tensors, dropped = _tensors(family, model, _number(config, family.layers, where))
     return Contents(
         family=family.name,
         numbers=tuple(numbers),
@@ -142,6 +148,12 @@ def _check(family: Classic, config: Mapping[str, Any], where: str) -> None:
     activation = config.get("activation_function") or config.get("hidden_act") or family.activations[0]
     if activation not in family.activations:
         raise Unsupported(f"the activation is {activation}; readers of {family.name} files compute GELU", where=where)
+    for key, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+        if bool(config.get(key, usual)) != usual:
+            what = (
+                f"{key} is {config[key]}; readers of {family.name} files divide attention by the root of the head's width alone"
+            )
+            raise Unsupported(what, where=where)
     eps = config.get(family.eps, 1e-5)
     if abs(float(eps) - 1e-5) > 1e-9:
         raise Unsupported(f"the norms' epsilon is {eps}; readers of {family.name} files compute with 1e-05", where=where)
@@ -156,14 +168,16 @@ def _check(family: Classic, config: Mapping[str, Any], where: str) -> None:
         raise Unsupported(what, where=where)
 
 
-def _tensors(family: Classic, model: ModelInfo, layers: int, vocabulary: int) -> tuple[tuple[Held, ...], tuple[LeftOut, ...]]:
+def _tensors(family: Classic, model: ModelInfo, layers: int) -> tuple[tuple[Held, ...], tuple[LeftOut, ...]]:
     held, taken, missing = [], set(), []
     for pattern, new in family.tensors.items():
         for layer in range(layers) if "{i}" in pattern else (None,):
             name = pattern.replace("{i}", str(layer))
-            source = next((n for n in (family.prefix + name, name) if n in model.tensors), None)
+            source = _found(model, family, name)
+            if source is None and name in family.tied and model.config.get("tie_word_embeddings"):
+                source = _found(model, family, family.tied[name])
             if source is None:
-                missing += [family.prefix + name] if pattern not in family.optional else []
+                missing += [] if pattern in family.optional else [name if name in _HEADS else family.prefix + name]
                 continue
             taken.add(source)
             expr = _expr(model, source)
@@ -173,9 +187,6 @@ def _tensors(family: Classic, model: ModelInfo, layers: int, vocabulary: int) ->
     if missing:
         what = f"the model lacks {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         raise Unsupported(what, where=str(model.path))
-    rows = next(h.expr.shape[0] for h in held if h.name.endswith(("wte", "wte.weight", "embed_in.weight")))
-    if rows != vocabulary:
-        raise Unsupported(f"the embeddings have {rows} rows, config.json says {vocabulary}", where=str(model.path))
     left = [name for name in model.tensors if name not in taken]
     unknown = [name for name in left if not re.search(r"\.(attn|attention)\.((masked_)?bias|rotary_emb\.inv_freq)$", name)]
     if unknown:
@@ -183,6 +194,11 @@ def _tensors(family: Classic, model: ModelInfo, layers: int, vocabulary: int) ->
     held.sort(key=lambda h: (0 if "emb" in h.name or "/w" in h.name[:8] or "wte" in h.name else 1 if h.layer is not None else 2,
                              h.layer or 0))  # fmt: skip
     return tuple(held), tuple(LeftOut(name, "dropped", CAUSAL) for name in left)
+
+
+def _found(model: ModelInfo, family: Classic, name: str) -> str | None:
+    """What the checkpoint calls a tensor."""
+    return next((n for n in (family.prefix + name, name) if n in model.tensors), None)
 
 
 def _expr(model: ModelInfo, name: str) -> Expr:

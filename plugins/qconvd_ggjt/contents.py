@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qconvd.api import Expr, LeftOut, TensorInfo
+from qconvd.api import Expr, LeftOut, Read, Repeat, Reshape, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,15 @@ class Held:
     layer: int | None
     multiple: int = 1
     stored: TensorInfo | None = None
-    """The tensor of a GGUF or GGML source that it is, if nothing is done to it: kept as it is where the type is the same."""
+    """The tensor of a GGUF or GGML source that it is made of without arithmetic: kept as it is where the type is the same."""
+    times: int = 1
+    """How often each head of the stored tensor stands here."""
+    heads: int = 1
+
+    @property
+    def packed(self) -> Expr | None:
+        """The stored blocks in the order of this tensor's rows."""
+        return None if self.stored is None else repeated(Read.of(self.stored), self.heads, self.times)
 
 
 @dataclass(frozen=True)
@@ -39,3 +47,11 @@ class Contents:
     notes: tuple[str, ...] = ()
     grown: int = 0
     """Weights that are there a second time because grouped-query attention was expanded."""
+
+
+def repeated(expr: Expr, heads: int, times: int) -> Expr:
+    """Every head's rows `times` times in a row, as grouped-query attention shares them."""
+    if times == 1:
+        return expr
+    rows, columns = expr.shape
+    return Reshape(Repeat(Reshape(expr, (heads, rows // heads, columns)), 0, times), (rows * times, columns))

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from qconvd.api import Expr, ModelInfo, Repeat, Reshape, TensorInfo, Unsupported
-from qconvd_ggjt.contents import Contents, Held
+from qconvd.api import Expr, ModelInfo, TensorInfo, Unsupported
+from qconvd_ggjt.contents import Contents, Held, repeated
 from qconvd_ggjt.vocabulary import llama_tokens
 from qconvd_gguf import mapping, requantize
 from qconvd_gguf.backwards.rebuild import said_by_gguf
@@ -31,28 +31,30 @@ def contents(model: ModelInfo, *, expand_gqa: bool) -> Contents:
     """Raises `Unsupported` with what the header cannot say."""
     config, tensors, stored, keys, notes = _gguf(model) if model.kind == "gguf" else _checkpoint(model)
     numbers = mapping.numbers_of(llama.FAMILY, config, str(model.path))
-    _check(config, numbers, model, expand_gqa=expand_gqa)
     _check_tokens(keys, model)
+    _check(config, numbers, model, expand_gqa=expand_gqa)  # last, what an option mends
     tokens, scores = llama_tokens(keys, numbers["vocab"], str(model.path))
     heads, groups = numbers["heads"], numbers["heads"] // numbers["kv_heads"]
     repeat = groups if expand_gqa else 1
+    mult = n_mult_of(numbers["hidden"], numbers["ffn"], model, seventy=groups > 1 and repeat == 1)
     held = []
     grown = 0
     for pattern, gguf in LLAMA.items():
         for layer in range(numbers["layers"]) if "{i}" in gguf else (None,):
             name = gguf.replace("{i}", str(layer))
             source = name if name in tensors else "token_embd.weight"  # the output layer of tied embeddings
-            expr, kept = tensors[source], stored.get(source)
+            expr, kept, times = tensors[source], stored.get(source), 1
             if repeat > 1 and ("attn_k." in name or "attn_v." in name):
                 grown += (repeat - 1) * expr.shape[0] * expr.shape[1]
-                expr, kept = _repeated(expr, numbers, repeat), None
+                expr, times = repeated(expr, numbers["kv_heads"], repeat), repeat
             width = numbers["head_dim"] if "attn_q." in name or "attn_k." in name else 1
-            held.append(Held(pattern.replace("{i}", str(layer)), expr, layer, width if model.kind != "gguf" else 1, kept))
+            multiple = width if model.kind != "gguf" else 1
+            held.append(Held(pattern.replace("{i}", str(layer)), expr, layer, multiple, kept, times, numbers["kv_heads"]))
     order = [to_ggml("llama", name) or "" for name in ("token_embd.weight", "output_norm.weight", "output.weight")]
     held.sort(key=lambda h: (h.layer is not None, h.layer or 0, order.index(h.name) if h.layer is None else 0))
     return Contents(
         family="llama",
-        numbers=(numbers["vocab"], numbers["hidden"], _n_mult(numbers, model), heads, numbers["layers"], numbers["head_dim"]),
+        numbers=(numbers["vocab"], numbers["hidden"], mult, heads, numbers["layers"], numbers["head_dim"]),
         tokens=tokens,
         scores=scores,
         tensors=tuple(held),
@@ -136,21 +138,20 @@ def _check_tokens(keys: Mapping[str, Any], model: ModelInfo) -> None:
         raise _cannot(f"BOS and EOS are the tokens {ids[0]} and {ids[1]}, and readers of GGML take them for 1 and 2", model)
 
 
-def _n_mult(numbers: Mapping[str, Any], model: ModelInfo) -> int:
-    """A number from which readers compute the width of the MLP: `ceil((8 * n_embd // 3) / n_mult) * n_mult`."""
-    rest, wanted = 8 * int(numbers["hidden"]) // 3, int(numbers["ffn"])
-    tried: Iterable[int] = (256, *range(min(wanted, 1 << 17), 0, -1))
-    for n_mult in tried:
-        if -(-rest // n_mult) * n_mult == wanted:
-            return n_mult
-    what = f"the MLP is {wanted} wide at a model's width of {numbers['hidden']}, which the header's n_mult cannot say"
-    raise _cannot(what, model)
+def mlp_width(hidden: int, n_mult: int, *, seventy: bool) -> int:
+    """What readers make of `n_mult`. Of what they take for Llama 2 70B they multiply the width by 1.3 first."""
+    rest = 8 * hidden // 3
+    rest = int(1.3 * rest) if seventy else rest
+    return -(-rest // n_mult) * n_mult
 
 
-def _repeated(expr: Expr, numbers: Mapping[str, Any], times: int) -> Expr:
-    rows, columns = expr.shape
-    heads = Reshape(expr, (numbers["kv_heads"], rows // numbers["kv_heads"], columns))
-    return Reshape(Repeat(heads, 0, times), (rows * times, columns))
+def n_mult_of(hidden: int, ffn: int, model: ModelInfo, *, seventy: bool) -> int:
+    """A number from which readers compute this width of the MLP. Raises `Unsupported` where there is none."""
+    tried: Iterable[int] = (256, *range(min(ffn, 1 << 17), 0, -1))
+    for number in tried:
+        if mlp_width(hidden, number, seventy=seventy) == ffn:
+            return number
+    raise _cannot(f"the MLP is {ffn} wide at a model's width of {hidden}, which the header's n_mult cannot say", model)
 
 
 def _notes(numbers: Mapping[str, Any], *, expanded: bool) -> list[str]:

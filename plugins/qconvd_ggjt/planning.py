@@ -12,11 +12,11 @@ from qconvd.api import (
     NameParts,
     OutputTensor,
     Plan,
-    Read,
     Reader,
     RowSplit,
     Unit,
     Unsupported,
+    check_ggml,
     container,
     row_bytes,
     rows_columns,
@@ -44,6 +44,7 @@ def plan(model: ModelInfo, options: GgmlOptions, name: NameParts) -> Plan:
     """The plan of `options.types[0]`. Raises `Unsupported`."""
     wanted = options.types[0]
     contents = _contents(model, options)
+    check_ggml(contents.family, contents.numbers, {h.name: h.expr.shape for h in contents.tensors}, str(model.path))
     choices = _choices(contents, wanted, model)
     units = tuple(_unit(held, choices[held.name], options, model) for held in contents.tensors)
     outputs = [unit.outputs[0] for unit in units]
@@ -72,7 +73,7 @@ def plan(model: ModelInfo, options: GgmlOptions, name: NameParts) -> Plan:
 
 def _contents(model: ModelInfo, options: GgmlOptions) -> Contents:
     if model.kind == "ggml":
-        return again.contents(model)
+        return again.contents(model, expand_gqa=options.expand_gqa)
     if model.architecture in classic.ARCHITECTURES:
         return classic.contents(model)
     return llama.contents(model, expand_gqa=options.expand_gqa)
@@ -121,8 +122,8 @@ def _unit(held: Held, choice: Choice, options: GgmlOptions, model: ModelInfo) ->
     expr = held.expr
     if held.stored is not None:
         requantize.choice(held.stored, choice, options.allow_requantize, model, "ggml")
-        if held.stored.dtype == choice.dtype and choice.dtype in BLOCKS:
-            expr = Read.of(held.stored)
+        if held.packed is not None and held.stored.dtype == choice.dtype and choice.dtype in BLOCKS:
+            expr = held.packed
     rows, columns = rows_columns(expr.shape)
     return Unit(
         id=held.name,

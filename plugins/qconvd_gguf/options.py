@@ -153,6 +153,10 @@ class GgufOptions(GgmlSource):
             raise ValueError("an importance matrix is of the model's own activations; leave out `activations`")
         return self
 
+    @property
+    def calibrated(self) -> bool:
+        return self.imatrix == "auto"
+
     def of(self, name: str) -> GgufOptions:
         """The options of one file. What changes nothing in a plain file is left out, so that it is not made again for it."""
         if name not in PLAIN:

@@ -97,10 +97,10 @@ def _without_effect(options: GgufOptions, names: Collection[str]) -> Sequence[st
 
 
 def _fallbacks(wanted: str, choices: dict[str, Choice]) -> Sequence[str]:
-    """One warning for each type that tensors fell back to."""
+    """One warning for each type that tensors fell back to, and each reason."""
     notes = []
-    for dtype in sorted({c.dtype for c in choices.values() if c.fallback}):
-        names = [n for n, c in choices.items() if c.fallback and c.dtype == dtype]
-        why = f"{dtype} because {choices[names[0]].reason}"
+    for dtype, reason in sorted({(c.dtype, c.reason) for c in choices.values() if c.fallback}):
+        names = [n for n, c in choices.items() if c.fallback and (c.dtype, c.reason) == (dtype, reason)]
+        why = f"{dtype} because {reason}"
         notes.append(f"{len(names)} of {len(choices)} tensors of the {wanted} file are {why}: {listed(names, 3)}")
     return notes

@@ -2,7 +2,7 @@
 
 options    what a recipe may say; variants and short forms
 planning   which tensors become what, sizes, config; linears, readers, config_json
-solve      weights and a Hessian to codes, scales and zero points; factor, kernels/
+solve      weights and a Hessian to codes, scales and zero points; factor, parts, kernels/; beside
 pack       those as the tensors of a checkpoint
 decoder    the way back, and bounds: shares nothing with solve and pack
 """

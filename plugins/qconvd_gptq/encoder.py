@@ -10,7 +10,7 @@ from qconvd.api import Array, Encoded, Hessian, Plan, Unit, check_report, encode
 if TYPE_CHECKING:
     from qconvd_gptq.solve import Grid, Solved
 
-UNREACHED = "rounded to nearest: no token of the calibration text reached it"
+UNREACHED = "rounded to nearest: hardly any token of the calibration text reached it"
 
 
 class GptqEncoder:
@@ -31,10 +31,10 @@ class GptqEncoder:
             return encode_rest(unit, x[0])
         hessian: Hessian | None = stats[unit.statistics[0].key] if unit.statistics else None
         unreached = hessian is not None and not hessian.tokens
-        solved = self._solved(unit, x[0], None if unreached else hessian)
+        hessian = None if unreached else hessian
+        solved = self._solved(unit, x[0], hessian)
         check_report(unit, solved.report, unit.options)
-        figures = {"output_error": solved.output_error} if hessian is not None and not unreached else {}
-        return packed(unit, solved, figures, UNREACHED if unreached else "")
+        return packed(unit, solved, _figures(unit, x[0], solved, hessian), UNREACHED if unreached else "")
 
     def _solved(self, unit: Unit, x: Array, hessian: Hessian | None) -> Solved:
         """One linear, rounded to nearest where there is no Hessian."""
@@ -44,6 +44,17 @@ class GptqEncoder:
         if hessian is None:
             return nearest(weights, grid, unit.id)
         return solve(weights, hessian, grid, order=o["order"], damp=o["damp_percent"], where=unit.id)
+
+
+def _figures(unit: Unit, x: Array, solved: Solved, hessian: Hessian | None) -> Mapping[str, float]:
+    """The error of a linear's outputs on the calibration text, as it was solved and as it would be rounded to nearest."""
+    from qconvd_gptq.beside import nearest_error
+    from qconvd_gptq.solve import Weights
+
+    if hessian is None:
+        return {}
+    rounded = nearest_error(Weights(x, unit.inputs[0].dtype), solved, hessian, grid_of(unit))
+    return {"output_error": solved.output_error, **({"nearest_error": rounded} if rounded else {})}
 
 
 def grid_of(unit: Unit) -> Grid:

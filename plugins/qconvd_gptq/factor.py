@@ -11,12 +11,14 @@ Columns are kept last first, so that A is the plain lower factor of LAPACK.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qconvd.api import Hessian, QconvdError
+from qconvd_gptq.parts import in_parts
 
 Order: TypeAlias = Literal["none", "activation"]
 MOST_DAMP = 1.0
@@ -87,7 +89,8 @@ def _cholesky(a: NDArray[np.float32]) -> bool:
     for start in range(0, len(a), BLOCK):
         end = min(len(a), start + BLOCK)
         if start:
-            a[start:, start:end] -= a[start:, :start] @ a[start:end, :start].T
+            done, columns = a[start:end, :start].T.copy(), slice(start, end)  # a copy: these rows are written to
+            in_parts(len(a) - start, done.size, partial(_subtract, a[start:], columns, done))
         try:
             corner = np.linalg.cholesky(a[start:end, start:end])
             below = np.linalg.inv(corner).T
@@ -98,5 +101,14 @@ def _cholesky(a: NDArray[np.float32]) -> bool:
             return False
         a[start:end, start:end] = corner
         a[start:end, end:] = 0
-        a[end:, start:end] = a[end:, start:end] @ below
+        in_parts(len(a) - end, below.size, partial(_multiply, a[end:, start:end], below))
     return True
+
+
+def _subtract(a: NDArray[np.float32], columns: slice, done: NDArray[np.float32], first: int, last: int) -> None:
+    """Take from some columns what those before them give, in some rows."""
+    a[first:last, columns] -= a[first:last, : len(done)] @ done
+
+
+def _multiply(a: NDArray[np.float32], by: NDArray[np.float32], first: int, last: int) -> None:
+    a[first:last] = a[first:last] @ by

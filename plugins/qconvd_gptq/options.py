@@ -14,6 +14,11 @@ from qconvd_gptq.readers import READERS, ReaderName, obstacle
 BITS = (2, 3, 4, 8)
 CLASSIC_NORM = 2.4
 ORDERS = ("none", "static", "desc_act")
+SOLVING = {
+    "act_order": "an order of columns", "desc_act": "an order of columns", "static_groups": "an order of columns",
+    "damp_percent": "damping", "calibration": "calibration",
+}  # fmt: skip
+"""Options that rounding to nearest has no use for, and what it does without."""
 _SHORT = re.compile(
     r"(?:w|int)?(?P<bits>\d+)(?:-?bits?)?(?:-(?P<group>-?\d+)g)?(?:-act-?order(?:_(?P<order>true|false))?)?"
     r"(?P<asym>-asym)?(?P<v2>-v2)?(?P<rtn>-rtn)?",
@@ -55,13 +60,24 @@ def _norm(given: Any) -> Any:
     return (CLASSIC_NORM if given else 0.0) if isinstance(given, bool) else given
 
 
+def _order(given: Any) -> Any:
+    if isinstance(given, bool):
+        word = "yes" if given else "no"
+        raise ValueError(
+            f"{word} does not say which; write `none`, `static` (groups stay contiguous) or `desc_act` (they do not)"
+        )
+    return given
+
+
 Bits = Annotated[tuple[Literal[2, 3, 4, 8], ...], BeforeValidator(_listed, json_schema_input_type=Any)]
 GroupSizes = Annotated[tuple[int, ...], BeforeValidator(_listed, json_schema_input_type=Any)]
 
 
 def _over(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
-    """A variant's options over those of all."""
+    """A variant's options over those of all. What is said of solving is not said of a variant that is rounded."""
     said = {"act_order"} if {"desc_act", "static_groups"} & variant.keys() else set()
+    if variant.get("method") == "rtn":
+        said |= set(SOLVING)
     return {**{k: v for k, v in base.items() if k not in said}, **variant}
 
 
@@ -111,11 +127,12 @@ class GptqOptions(FormatOptions):
         json_schema_extra={"type": "array", "items": {"type": ["string", "object"]}},
     )
     sym: bool = Field(True, description="Symmetric grids, which every reader takes; false: a zero point for each group.")
-    act_order: Literal["none", "static", "desc_act"] = Field(
+    act_order: Annotated[Literal["none", "static", "desc_act"], BeforeValidator(_order, json_schema_input_type=Any)] = Field(
         "static",
         description="The order in which columns are solved: `none` as they stand; `static` those with large activations first "
         "with groups that stay contiguous, so every reader loads it; `desc_act` the same with shuffled groups, which some "
         "readers refuse.",
+        json_schema_extra={"enum": list(ORDERS), "type": "string"},
     )
     desc_act: bool | None = Field(
         None,
@@ -186,6 +203,8 @@ class GptqOptions(FormatOptions):
         for size in self.group_size:
             if size != -1 and (size < 8 or size % 8):
                 raise ValueError(f"group_size {size} is none that readers know; take 32, 64 or 128, or -1 for whole rows")
+        if self.method == "rtn" and not self.variants and (idle := [name for name in SOLVING if name in self.model_fields_set]):
+            raise ValueError(f"`method: rtn` rounds to nearest, without {SOLVING[idle[0]]}; leave out {idle[0]}")
         for one in self.each() if not self.variants else ():
             for reader in one.for_:
                 if why := obstacle(reader, one):
@@ -198,6 +217,10 @@ class GptqOptions(FormatOptions):
             base = {k: v for k, v in self.model_dump(by_alias=True, exclude_unset=True).items() if k != "variants"}
             return [one for v in self.variants for one in GptqOptions.model_validate(_over(base, v)).each()]
         return [self.model_copy(update={"bits": (b,), "group_size": (g,)}) for b in self.bits for g in self.group_size]
+
+    @property
+    def calibrated(self) -> bool:
+        return self.method == "gptq"
 
     @property
     def order(self) -> Literal["none", "static", "desc_act"]:

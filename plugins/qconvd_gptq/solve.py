@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from qconvd.api import Hessian, QconvdError, UnitReport, as_float32
 from qconvd_gptq.factor import Factor, Order, factor
 from qconvd_gptq.kernels import ready
+from qconvd_gptq.parts import in_parts
 
 Singles: TypeAlias = NDArray[np.float32]
 ActOrder: TypeAlias = Literal["none", "static", "desc_act"]
@@ -215,7 +216,12 @@ class _Linear:
     def _feed(self, w: Singles, x: Singles, start: int, end: int, since: int, until: int) -> None:
         """Add to `x`, which is positions start to end - 1, what the errors of positions since to until - 1 give them."""
         if self.factor and since < until:
-            x += self.factor.ratio[since:until, start:end].T @ w[since:until]
+            ratio, errors = self.factor.ratio[since:until, start:end].T, w[since:until]
+
+            def feed(first: int, last: int) -> None:
+                x[:, first:last] += ratio @ errors[:, first:last]
+
+            in_parts(x.shape[1], ratio.size, feed)
 
     def _ahead(self, w: Singles, x: Singles, lowest: int, end: int) -> Singles:
         """What the columns of a group will be when each is reached, if those before it in the group are not rounded at all.

@@ -8,6 +8,7 @@ from math import prod
 
 from torch import nn
 
+from qconvd.calibration.context import checked
 from qconvd.calibration.network import Network
 from qconvd.calibration.trace import LayerTrace
 from qconvd.calibration.wanted import Layer, Wave, nbytes, packed
@@ -46,13 +47,9 @@ def budget(
     network: Network, traces: Sequence[LayerTrace], layers: Sequence[Layer], spec: CalibrationSpec, memory: int, element: int
 ) -> Budget:
     """Fit into `memory` bytes; `element`: bytes of a computed number. Raises `QconvdError` if even the least is too much."""
-    context = getattr(network.text, "max_position_embeddings", None)
-    if isinstance(context, int) and spec.length > context:
-        raise QconvdError(
-            f"samples of {spec.length} tokens are longer than the model's context of {context}",
-            where=str(network.model.path),
-            fix=f"say `length: {context}` or less under `calibration`",
-        )
+    # Also where config.json leaves it to transformers.
+    if isinstance(context := getattr(network.text, "max_position_embeddings", None), int):
+        checked(spec.length, context, str(network.model.path))
     weights = max(_weights(layer, element) for layer in network.layers)
     weights += sum(_own(module, element) for _, module in network.outer())
     sample = max(_sample(network, trace, spec.length, element) for trace in traces)

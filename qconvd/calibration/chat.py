@@ -1,22 +1,35 @@
 """Chat templates: what a conversation looks like to a model that was trained on conversations.
 
-Templates are Jinja and come with the model, so they run in the sandbox that transformers runs them in, with the same functions.
-Source: transformers' utils/chat_template_utils.py, and the documentation of chat templates.
+Templates are Jinja and come with the model, so they run in a process with limits (`rendering.py`).
 """
 
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import weakref
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from contextlib import suppress
 from typing import Any
 
 from qconvd.calibration.tokenizer import special
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.errors import QconvdError
+from qconvd.quantities import show_size
 
-TODAY = datetime(2024, 7, 26)
-"""The day that templates are told, so that they give the same text on any day; the one that Llama 3's falls back to."""
+SECONDS = 10
+"""CPU that one conversation may take; it takes a thousandth of one."""
+MEMORY = 1 << 30
+"""Bytes that the process may take: a line of .jsonl has 16 MiB, and four bytes a character."""
+LONGEST = 1 << 20
+"""Characters that a template may write beside four times those of the conversation."""
+FIX = "say `chat: false` under `calibration`, or mend the template"
+
+
+class Boundless(QconvdError):
+    """A template that takes more than any conversation needs: trying the next one would take as much."""
 
 
 class ChatTemplate:
@@ -24,40 +37,50 @@ class ChatTemplate:
 
     def __init__(self, model: ModelInfo, source: str, config: Mapping[str, Any]) -> None:
         """Raises `QconvdError` if the template cannot be parsed."""
-        from jinja2 import TemplateError, nodes
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        class Generation(Extension):
-            """`{% generation %}` marks what an assistant says, for training; here it is but its content."""
-
-            tags = {"generation"}  # noqa: RUF012 (jinja2's own way)
-
-            def parse(self, parser: Any) -> Any:
-                line = next(parser.stream).lineno
-                return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
         self._where = str(model.path)
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-        environment.filters["tojson"] = _tojson
-        environment.globals |= {"raise_exception": _raise, "strftime_now": TODAY.strftime}
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise self._failed(error) from error
-        self._special = {name: token for name in config if name.endswith("_token") and (token := special(config, name))}
+        tokens = {name: token for name in config if name.endswith("_token") and (token := special(config, name))}
+        # In a session of its own, for what stops a worker would look like a template that fails; it ends with its input.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "qconvd.calibration.rendering"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        weakref.finalize(self, _end, self._process)
+        self._asked({"source": source, "special": tokens, "seconds": SECONDS, "memory": MEMORY, "longest": LONGEST})
 
     def write(self, turns: Sequence[tuple[str, str]]) -> str:
-        """The conversation as text, with special tokens. Raises `QconvdError` if the template does not take it."""
-        messages = [{"role": role, "content": content} for role, content in turns]
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=False, tools=None, **self._special)
-        except Exception as error:  # a template may do anything wrong
-            raise self._failed(error) from error
+        """The conversation as text, with special tokens.
 
-    def _failed(self, error: Exception) -> QconvdError:
-        what = f"its chat template fails: {' '.join(str(error).split())[:200]}"
-        return QconvdError(what, where=self._where, fix="say `chat: false` under `calibration`, or mend the template")
+        Raises `QconvdError` if the template does not take it, and `Boundless` if that would take too long or too much.
+        """
+        return self._asked(turns)
+
+    def _asked(self, about: Any) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = b""
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(about).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        answer = json.loads(line) if line.endswith(b"\n") else {"beyond": self._how_it_ended()}
+        if "beyond" in answer:
+            said = {
+                "longest": f"writes more than {LONGEST:,} characters beside those of the conversation",
+                "memory": f"takes more than {show_size(MEMORY)} of memory",
+                "seconds": f"takes more than {SECONDS} s for one conversation",
+            }
+            what = said.get(answer["beyond"], f"ends the process that it runs in ({answer['beyond']})")
+            raise Boundless(f"its chat template {what}", where=self._where, fix=FIX)
+        if "error" in answer:
+            raise QconvdError(f"its chat template fails: {answer['error']}", where=self._where, fix=FIX)
+        return str(answer["text"])
+
+    def _how_it_ended(self) -> str:
+        code = self._process.wait()
+        return "seconds" if code == -signal.SIGXCPU else f"exit code {code}"
 
 
 def chat_template(model: ModelInfo) -> ChatTemplate | None:
@@ -73,11 +96,10 @@ def chat_template(model: ModelInfo) -> ChatTemplate | None:
     return ChatTemplate(model, source, config) if isinstance(source, str) and source else None
 
 
-def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise(message: str) -> None:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with suppress(OSError):  # what was not written any more
+            if pipe is not None:
+                pipe.close()

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvd.calibration.chat import ChatTemplate, chat_template
+from qconvd.calibration.chat import Boundless, ChatTemplate, chat_template
 from qconvd.calibration.sources import SEGMENT, Document, digest, documents, shown
 from qconvd.calibration.tokenizer import Tokenizer, tokenizer
 from qconvd.checkpoints.base import ModelInfo
@@ -33,9 +33,7 @@ QUESTION = 240
 
 def tokens(model: ModelInfo, spec: CalibrationSpec) -> NDArray[np.int64]:
     """(samples, length) ids of tokens. Raises `QconvdError` for a text that changed, is too short, or cannot be tokenized."""
-    if digest(spec.text) != spec.sha256:
-        fix = "`qconvd reconvert JOB` plans anew, or run the command again"
-        raise QconvdError("the calibration text changed since it was planned with", where=shown(spec.text), fix=fix)
+    _check_unchanged(spec)
     made = tokenizer(model)
     body = spec.length - len(made.start)
     pieces, rest = [], list[int]()
@@ -48,6 +46,7 @@ def tokens(model: ModelInfo, spec: CalibrationSpec) -> NDArray[np.int64]:
         whole = len(ids) // body * body
         pieces += [ids[at : at + body] for at in range(0, whole, body)]
         rest += [*made.start, *ids[whole:]] if rest else ids[whole:]
+    _check_unchanged(spec)  # also while it was read
     pieces += [rest[at : at + body] for at in range(0, len(rest) // body * body, body)]
     if len(pieces) < spec.samples:
         raise _too_short(spec, total, len(pieces))
@@ -57,6 +56,13 @@ def tokens(model: ModelInfo, spec: CalibrationSpec) -> NDArray[np.int64]:
     found = np.array([[*made.start, *pieces[i]] for i in chosen], np.int64)
     _check_vocabulary(model, found)
     return found
+
+
+def _check_unchanged(spec: CalibrationSpec) -> None:
+    """Raise `QconvdError` if the text is not what it was planned with. While its size and time stay, it is not read again."""
+    if digest(spec.text) != spec.sha256:
+        fix = "`qconvd reconvert JOB` plans anew, or run the command again"
+        raise QconvdError("the calibration text changed since it was planned with", where=shown(spec.text), fix=fix)
 
 
 def _texts(model: ModelInfo, spec: CalibrationSpec) -> Iterator[str]:
@@ -80,6 +86,8 @@ def _texts(model: ModelInfo, spec: CalibrationSpec) -> Iterator[str]:
 def _written(template: ChatTemplate, turns: Sequence[tuple[str, str]], plain: str, spec: CalibrationSpec) -> str:
     try:
         return template.write(turns)
+    except Boundless:
+        raise
     except QconvdError:
         if spec.chat is True:
             raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvd.calibration.options import DATASET, DEFAULT
-from qconvd.checkpoints.files import opened
+from qconvd.checkpoints.files import is_folder, opened
 from qconvd.errors import QconvdError
 from qconvd.hub.cache import cache_folder
 from qconvd.input_files import sha256_of
@@ -41,13 +41,20 @@ class Document:
 
 
 def digest(text: str) -> str:
-    """SHA-256 over the names and contents of a text's files. Raises `QconvdError` if there is no such text."""
+    """SHA-256 over the contents of a text's files and their names in it. Raises `QconvdError` if there is no such text."""
     root, files = _files(text)
     found = hashlib.sha256()
     for path in files:
+        # Of a single file only the ending counts, which says how it is read.
+        name = os.fsencode(path.relative_to(root)) if path != root else path.suffix.encode()
         with opened(path) as (descriptor, _):
-            found.update(os.fsencode(path.relative_to(root)) + f"\0{sha256_of(descriptor)}\n".encode())
+            found.update(name + f"\0{sha256_of(descriptor)}\n".encode())
     return found.hexdigest()
+
+
+def dataset(text: str) -> str:
+    """A dataset with the commit that its revision stands for now. Raises `QconvdError` if it is not in the Hub cache."""
+    return f"{text.partition('@')[0]}@{_snapshot(text).name}"
 
 
 def documents(text: str) -> Iterator[Document]:
@@ -67,11 +74,11 @@ def shown(text: str) -> str:
 
 
 def _files(text: str) -> tuple[Path, Sequence[Path]]:
-    """The folder that names are relative to, and the files."""
+    """The folder that names are relative to, and the files; a file alone is both."""
     root = BUNDLED if text == DEFAULT else _snapshot(text) if text.startswith(DATASET) else Path(text)
     endings = (*PLAIN, LINES, *([TABLES] if text.startswith(DATASET) else []))
     if root.is_file():
-        return root.parent, [root]
+        return root, [root]
     if not root.exists():
         fix = "name a file or folder that is there as `text` under `calibration`, or hub:datasets/owner/name"
         raise QconvdError("there is no calibration text here", where=str(root), fix=fix)
@@ -90,17 +97,21 @@ def _files(text: str) -> tuple[Path, Sequence[Path]]:
 
 
 def _snapshot(text: str) -> Path:
-    """The newest snapshot of a dataset in the Hub cache of this machine."""
-    repo = text.removeprefix(DATASET)
+    """The snapshot of a dataset's revision (its newest, if none is named) in the Hub cache of this machine."""
+    repo, _, revision = text.removeprefix(DATASET).partition("@")
     folder = cache_folder() / f"datasets--{repo.replace('/', '--')}"
-    fix = f"download it once: hf download --repo-type dataset {repo}"
+    option = f" --revision {revision}" if revision else ""
+    fix = f"download it once: hf download --repo-type dataset {repo}{option}"
+    if not is_folder(folder / "refs"):
+        raise QconvdError(f"the dataset {repo} is not in the Hub cache", where=str(folder.parent), fix=fix)
     try:
-        commit = (folder / "refs" / "main").read_text().strip()
+        commit = (folder / "refs" / (revision or "main")).read_text().strip()
     except OSError:
-        raise QconvdError(f"the dataset {repo} is not in the Hub cache", where=str(folder.parent), fix=fix) from None
+        commit = revision
     found = folder / "snapshots" / commit
-    if "/" in commit or not found.is_dir():
-        raise QconvdError(f"the dataset {repo} is only partly in the Hub cache", where=str(folder), fix=fix)
+    if not commit or "/" in commit or commit.startswith(".") or not is_folder(found):
+        of = f"the revision {revision} of {repo}" if revision else f"the dataset {repo}"
+        raise QconvdError(f"{of} is only partly in the Hub cache", where=str(folder), fix=fix)
     return found
 
 

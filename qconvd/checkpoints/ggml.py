@@ -30,6 +30,7 @@ from qconvd.checkpoints.files import (
     read_json,
 )
 from qconvd.checkpoints.ggml_families import LEAST, MOST, GgmlFamily
+from qconvd.checkpoints.ggml_shapes import check_shapes
 from qconvd.checkpoints.gguf_stream import Stream
 from qconvd.errors import BadCheckpoint, Incomplete, QconvdError, Unsupported
 from qconvd.ggml_types import TYPES
@@ -37,6 +38,8 @@ from qconvd.ggml_types import TYPES
 GGML, GGMF, GGJT, GGLA = 0x67676D6C, 0x67676D66, 0x67676A74, 0x67676C61
 ENDINGS = (".bin", ".ggml")
 MAX_TENSORS = 50_000
+_RECORD = 12
+"""Bytes of a record's numbers before the shape: axes, the length of the name, the type."""
 NAME_LIMIT = 1024
 TOKEN_LIMIT = 1 << 16
 
@@ -116,6 +119,11 @@ def begins(path: Path) -> bool:
             start = read_at(descriptor, 0, 4)
     except QconvdError:
         return False
+    return is_magic(start)
+
+
+def is_magic(start: bytes) -> bool:
+    """Whether these are the first four bytes of such a file."""
     return len(start) == 4 and int.from_bytes(start, "little") in (GGML, GGMF, GGJT, GGLA)
 
 
@@ -199,7 +207,10 @@ def _numbers(stream: Stream, family: GgmlFamily) -> dict[str, int] | None:
     if any(not LEAST.get(name, 1) <= value <= MOST[name] for name, value in numbers.items()):
         return None
     width, rest = divmod(numbers["n_embd"], numbers["n_head"])
-    return None if rest or not width or numbers.get("n_rot", 0) > width else numbers
+    rotated = numbers.get("n_rot", 0)
+    # LLaMA rotates whole heads; its first converter called the number obsolete, and wrote it all the same.
+    wrong = rotated != width if family is ggml_families.LLAMA else rotated > width
+    return None if rest or not width or wrong else numbers
 
 
 def _skip_vocabulary(stream: Stream, count: int, *, scores: bool) -> None:
@@ -216,11 +227,11 @@ def _length(stream: Stream) -> int:
 
 
 def _peek_name(stream: Stream) -> str:
-    """The first tensor's name, without moving on."""
-    axes, length = struct.unpack("<2I", stream.peek(8, "the first tensor"))
+    """The next tensor's name, without moving on; empty where no record is."""
+    axes, length = struct.unpack("<2I", stream.peek(8, "a tensor's record"))
     if not 1 <= axes <= 2 or not 0 < length <= NAME_LIMIT:
         return ""
-    return stream.peek(12 + 4 * axes + length, "the first tensor")[12 + 4 * axes :].decode("latin-1")
+    return stream.peek(_RECORD + 4 * axes + length, "a tensor's name")[_RECORD + 4 * axes :].decode("latin-1")
 
 
 def _walked(
@@ -230,10 +241,14 @@ def _walked(
     carried = CARRIED.get((kind.magic, kind.version), _PLAIN)
     tensors: dict[str, TensorInfo] = {}
     records = []
+    unseen = set(family.axes(numbers["n_layer"]))
     while stream.position < size:
         if len(tensors) >= MAX_TENSORS:
             raise BadCheckpoint(f"holds more than {MAX_TENSORS} tensors", where=stream.where, fix=_AGAIN)
         start = stream.position
+        if not unseen and (size - start < _RECORD or not _peek_name(stream)):
+            what = f"has {size - start} bytes behind its last tensor, which readers take for one more"
+            raise BadCheckpoint(what, where=stream.where, fix=f"{_AGAIN}; of a right file the first {start} bytes are all")
         tensor = _tensor(stream, file, carried, kind)
         records.append((start, stream.position))
         stream.skip(-stream.position % (32 if kind.magic == GGJT else 1), "padding")
@@ -241,6 +256,7 @@ def _walked(
         if tensor.name in tensors:
             raise BadCheckpoint(f"has tensor {quoted(tensor.name)} twice", where=stream.where, fix=_AGAIN)
         tensors[tensor.name] = tensor
+        unseen.discard(tensor.name)
         if stream.position + tensor.nbytes > size:
             end = stream.position + tensor.nbytes
             what = f"ends inside tensor {quoted(tensor.name)}: {size} of at least {end} bytes are there"
@@ -251,16 +267,17 @@ def _walked(
     if missing:
         what = f"{len(missing)} of the {len(wanted)} tensors of its {numbers['n_layer']} layers are missing: {missing[0]}"
         raise Incomplete(what, where=stream.where, fix=_WAIT)
+    check_shapes(family, numbers, {t.name: t.shape for t in tensors.values()}, stream.where)
     return GgmlFile(kind, family, numbers, vocabulary, tensors, tuple(records), size)
 
 
 def _tensor(stream: Stream, file: str, carried: frozenset[str], kind: Kind) -> TensorInfo:
     """A record; where the tensor begins is not known yet."""
-    axes, length, number = struct.unpack("<3I", stream.take(12, "the record of a tensor"))
+    axes, length, number = struct.unpack("<3I", stream.take(_RECORD, "the record of a tensor"))
     if not axes and not length:
         raise Incomplete("nothing is written yet where the next tensor should be", where=stream.where, fix=_WAIT)
     if not 1 <= axes <= 2 or not length or length > NAME_LIMIT:
-        what = f"has a record of {axes} axes and a name of {length} bytes at {stream.position - 12}, which is none"
+        what = f"has a record of {axes} axes and a name of {length} bytes at {stream.position - _RECORD}, which is none"
         raise BadCheckpoint(what, where=stream.where, fix=_AGAIN)
     sizes = struct.unpack(f"<{axes}I", stream.take(4 * axes, "the shape of a tensor"))
     name = _text(stream, length)

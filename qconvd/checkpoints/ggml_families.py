@@ -6,7 +6,7 @@ Sources: llama.cpp of June 2023 (convert.py, llama.cpp), and ggml's examples gpt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Numbers = Mapping[str, int]
@@ -23,14 +23,19 @@ LEAST = {"n_mult": 0, "n_rot": 0, "par_res": 0, "ftype": 0}
 
 @dataclass(frozen=True)
 class GgmlFamily:
-    """`numbers` as they stand in the header; `tensors` that every file has; `layer` those of every layer, below `prefix`."""
+    """`numbers` as they stand in the header; `tensors` that every file has; `layer` those of every layer, below `prefix`.
+
+    Tensors come with their axes, row-major, a letter or digit each: v, c and d are n_vocab, n_ctx and n_embd, 3 is three times
+    n_embd; k and f, the widths of the keys and of the MLP, stand in no header and are those of the first tensor that has them.
+    """
 
     name: str
     numbers: tuple[str, ...]
-    tensors: tuple[str, ...]
+    tensors: Mapping[str, str]
     prefix: str
-    layer: tuple[str, ...]
+    layer: Mapping[str, str]
     config: Callable[[Numbers, Shapes], dict[str, Any]]
+    optional: Mapping[str, str] = field(default_factory=dict)
     counted: bool = False
     """Whether the number of tokens stands before the vocabulary as well."""
 
@@ -38,13 +43,19 @@ class GgmlFamily:
         """The tensors without which a file is not whole."""
         return [*self.tensors, *(self.prefix.format(i) + name for i in range(layers) for name in self.layer)]
 
+    def axes(self, layers: int) -> dict[str, str]:
+        """Every tensor that a file of so many layers may hold, with its axes."""
+        inside = {self.prefix.format(i) + name: axes for i in range(layers) for name, axes in self.layer.items()}
+        return {**self.tensors, **self.optional, **inside}
+
     def knows(self, name: str) -> bool:
         """Whether a tensor of this name tells that a file is of the family."""
         return name in self.tensors or name.startswith(self.prefix.partition("{")[0])
 
 
-def _both(*names: str) -> tuple[str, ...]:
-    return tuple(f"{name}.{part}" for name in names for part in ("weight", "bias"))
+def _both(name: str, axes: str) -> dict[str, str]:
+    """A linear layer or a norm: the bias is as long as the weight has rows."""
+    return {f"{name}.weight": axes, f"{name}.bias": axes[0]}
 
 
 def _llama(n: Numbers, shapes: Shapes) -> dict[str, Any]:
@@ -94,42 +105,53 @@ def _gpt_neox(n: Numbers, shapes: Shapes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_LINEARS = ("attention.wq", "attention.wk", "attention.wv", "attention.wo", "feed_forward.w1", "feed_forward.w2")
 LLAMA = GgmlFamily(
     "llama",
     ("n_vocab", "n_embd", "n_mult", "n_head", "n_layer", "n_rot", "ftype"),
-    ("tok_embeddings.weight", "norm.weight", "output.weight"),
+    {"tok_embeddings.weight": "vd", "norm.weight": "d", "output.weight": "vd"},
     "layers.{}.",
-    tuple(f"{name}.weight" for name in (*_LINEARS, "feed_forward.w3", "attention_norm", "ffn_norm")),
+    {
+        "attention.wq.weight": "dd", "attention.wk.weight": "kd", "attention.wv.weight": "kd", "attention.wo.weight": "dd",
+        "feed_forward.w1.weight": "fd", "feed_forward.w2.weight": "df", "feed_forward.w3.weight": "fd",
+        "attention_norm.weight": "d", "ffn_norm.weight": "d",
+    },
     _llama,
-)
+)  # fmt: skip
 GPT2 = GgmlFamily(
     "gpt2",
     ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "ftype"),
-    ("model/wte", "model/wpe", "model/ln_f/g", "model/ln_f/b"),
+    {"model/wte": "vd", "model/wpe": "cd", "model/ln_f/g": "d", "model/ln_f/b": "d"},
     "model/h{}/",
-    tuple(f"{name}/{part}" for name in ("ln_1", "ln_2") for part in "gb")
-    + tuple(f"{name}/{part}" for name in ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj") for part in "wb"),
+    {
+        "ln_1/g": "d", "ln_1/b": "d", "ln_2/g": "d", "ln_2/b": "d", "attn/c_attn/w": "3d", "attn/c_attn/b": "3",
+        "attn/c_proj/w": "dd", "attn/c_proj/b": "d", "mlp/c_fc/w": "fd", "mlp/c_fc/b": "f", "mlp/c_proj/w": "df",
+        "mlp/c_proj/b": "d",
+    },
     _gpt2,
+    optional={"model/lm_head": "vd"},
     counted=True,
-)
+)  # fmt: skip
 GPTJ = GgmlFamily(
     "gptj",
     ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "n_rot", "ftype"),
-    ("transformer.wte.weight", *_both("transformer.ln_f", "lm_head")),
+    {"transformer.wte.weight": "vd", **_both("transformer.ln_f", "d"), **_both("lm_head", "vd")},
     "transformer.h.{}.",
-    _both("ln_1", "mlp.fc_in", "mlp.fc_out") + tuple(f"attn.{name}_proj.weight" for name in ("q", "k", "v", "out")),
+    {
+        **_both("ln_1", "d"), **_both("mlp.fc_in", "fd"), **_both("mlp.fc_out", "df"),
+        **{f"attn.{name}_proj.weight": "dd" for name in ("q", "k", "v", "out")},
+    },
     _gptj,
     counted=True,
-)
+)  # fmt: skip
 GPT_NEOX = GgmlFamily(
     "gpt_neox",
     ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "n_rot", "par_res", "ftype"),
-    ("gpt_neox.embed_in.weight", *_both("gpt_neox.final_layer_norm"), "embed_out.weight"),
+    {"gpt_neox.embed_in.weight": "vd", **_both("gpt_neox.final_layer_norm", "d"), "embed_out.weight": "vd"},
     "gpt_neox.layers.{}.",
-    _both(
-        "input_layernorm", "post_attention_layernorm", "attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h",
-        "mlp.dense_4h_to_h",
-    ),
+    {
+        **_both("input_layernorm", "d"), **_both("post_attention_layernorm", "d"),
+        **_both("attention.query_key_value", "3d"), **_both("attention.dense", "dd"),
+        **_both("mlp.dense_h_to_4h", "fd"), **_both("mlp.dense_4h_to_h", "df"),
+    },
     _gpt_neox,
 )  # fmt: skip

@@ -68,7 +68,7 @@ def refuse_quantized(label: str, where: str, read: str = "") -> Unsupported:
 def refuse_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise `Unsupported` if a config.json is that of a diffusion model, or names no architecture."""
     where = str(folder / "config.json")
-    if "_class_name" in config or "_diffusers_version" in config:
+    if _of_diffusers(config):
         raise _diffusion(folder, "config.json")
     architectures = config.get("architectures")
     if not architectures:
@@ -158,6 +158,8 @@ def unclaimed(path: Path, names: Collection[str]) -> QconvdError:
         return NotAModel("the folder is empty", where=str(path))
     if "config.json" in names:
         config = read_json(path / "config.json", CONFIG_LIMIT)
+        if _of_diffusers(config):
+            return _diffusion(path, "config.json")
         if "architectures" in config or "model_type" in config:
             return Incomplete("has a config.json but no weights yet", where=str(path), fix="add the model's safetensors")
     return NotAModel("holds no model: neither weights nor a model's config.json", where=str(path))
@@ -165,6 +167,10 @@ def unclaimed(path: Path, names: Collection[str]) -> QconvdError:
 
 _MERGE = "merge it into its base model first (with peft: merge_and_unload) and give qconvd the merged model"
 _LANGUAGE = "qconvd converts language models; take a tool made for diffusion models"
+
+
+def _of_diffusers(config: Mapping[str, Any]) -> bool:
+    return "_class_name" in config or "_diffusers_version" in config
 
 
 def _diffusion(folder: Path, file: str) -> Unsupported:

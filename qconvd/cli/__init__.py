@@ -24,10 +24,12 @@ from qconvd.cli import (
     requests,
     run,
     schema,
+    service,
     status,
     verify,
 )
 from qconvd.cli.exits import Exit
+from qconvd.cli.output import fitting
 from qconvd.errors import ConfigError, QconvdError
 
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -35,7 +37,7 @@ _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="qconvd",
-    help="Turns models into the formats people run: fp16, GGUF, and what plugins add.",
+    help="Turns models into the formats people run: safetensors, GGUF, GPTQ, int8, int4, FP8, GGML, and what plugins add.",
     no_args_is_help=True,
     # Rich help doubles the time that `--help` takes; so does shell completion's set-up for everybody.
     rich_markup_mode=None,
@@ -62,8 +64,13 @@ app.command("retry")(requests.retry)
 app.command("cancel")(requests.cancel)
 app.command("reconvert")(requests.reconvert)
 app.command("publish")(requests.publish)
+app.command("pause")(requests.pause)
+app.command("resume")(requests.resume)
+# A negative number is no option.
+app.command("priority", context_settings={"ignore_unknown_options": True})(requests.priority)
 app.command("reload")(requests.reload)
 app.command("doctor")(doctor.doctor)
+app.add_typer(service.app)
 app.command("schema")(schema.schema)
 
 
@@ -89,7 +96,7 @@ def main() -> None:
         sys.stdout.flush()
         sys.exit(code)
     except _UsageError as error:
-        error.show()
+        _show(error)
         _tell_script(QconvdError(error.format_message(), fix="`--help` after the command lists what it takes"), "UsageError")
         sys.exit(Exit.USAGE)
     except ConfigError as error:
@@ -139,25 +146,20 @@ def _take_names_as_utf8() -> None:
 def _tell(error: QconvdError, code: Exit) -> Exit:
     problems = getattr(error, "problems", ())
     if len(problems) > 1:
-        print(_fitting(f"qconvd: {len(problems)} mistakes\n{error}"), file=sys.stderr)
+        print(fitting(f"qconvd: {len(problems)} mistakes\n{error}", sys.stderr), file=sys.stderr)
     else:
-        print(_fitting(f"qconvd: {error}"), file=sys.stderr)
+        print(fitting(f"qconvd: {error}", sys.stderr), file=sys.stderr)
     _tell_script(error, type(error).__name__)
     return code
 
 
-def _fitting(text: str) -> str:
-    """Lines broken between words on a terminal, which would break them within; elsewhere they stay as they are."""
-    if not sys.stderr.isatty():
-        return text
-    import textwrap
-
-    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0 on a serial line
-    lines = []
-    for line in text.splitlines():
-        indent = " " * (len(line) - len(line.lstrip()))
-        lines += textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
-    return "\n".join(lines)
+def _show(error: Any) -> None:
+    """A mistake of the command line, as click shows it, in lines that fit."""
+    told = error.format_message()
+    if error.message and told.endswith(error.message):
+        before = f"Error: {told.removesuffix(error.message)}"
+        error.message = fitting(f"{before}{error.message}", sys.stderr).removeprefix(before)
+    error.show()
 
 
 def _tell_script(error: QconvdError, kind: str) -> None:

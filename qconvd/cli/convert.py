@@ -38,7 +38,7 @@ def convert(
     """
     from qconvd.cli import output
     from qconvd.cli.models import hub_settings, named
-    from qconvd.cli.plan import wanted
+    from qconvd.cli.plan import unmistakable, wanted
     from qconvd.cli.progress import Shown
     from qconvd.errors import QconvdError
     from qconvd.hub.address import is_address
@@ -58,7 +58,7 @@ def convert(
         targets, profile, _ = wanted(to, recipe, config, None)
     if device is not None:
         targets = [t.on(device) for t in targets]
-    _unmistakable(targets, names or profile)
+    unmistakable(targets, names or profile)
     conversion = Conversion(model, targets, out.absolute(), name, names or profile, _limits(memory, threads), force=force)
     if is_address(str(model)):
         conversion.hub = hub_settings(config)
@@ -79,7 +79,7 @@ def convert(
             {"model": conversion.called, "seconds": round(shown.seconds, 3), "artifacts": [_as_dict(m) for m in made]}
         )
     else:
-        _report(made, shown.seconds)
+        _report(made, shown.seconds, asked=to is not None)
     if any(m.error for m in made):
         raise typer.Exit(Exit.FAILED if any(m.new and not m.error for m in made) or shown.began else Exit.REFUSED)
 
@@ -96,20 +96,12 @@ def _limits(memory: str | None, threads: int | None) -> Any:
         raise typer.BadParameter(f"--memory: {error}") from None
 
 
-def _unmistakable(targets: Any, profile: str) -> None:
-    """Raise `QconvdError` if two of the targets would get one name."""
-    from qconvd.errors import QconvdError
-    from qconvd.naming import collisions
-
-    named = [(f"{number} {t.label}", t.names("model", profile)) for number, t in enumerate(targets)]
-    for first, second, place in collisions(named):
-        both = f"{first.partition(' ')[2]} and {second.partition(' ')[2]}"
-        raise QconvdError(f"{both} would both be called {place}", fix="convert them one after the other, with different --name")
-
-
-def _report(made: list[Made], seconds: float) -> None:
+def _report(made: list[Made], seconds: float, *, asked: bool) -> None:
+    """`asked`: the targets were given after `--to`."""
     from qconvd.cli import output
     from qconvd.cli.progress import bits_of, relative
+    from qconvd.cli.spelled import spelled
+    from qconvd.plan_words import cut_off
     from qconvd.quantities import show_duration, show_size
 
     there = [m for m in made if m.manifest is not None]
@@ -124,8 +116,13 @@ def _report(made: list[Made], seconds: float) -> None:
     for one in made:
         if one.error is not None:
             output.note(f"\n{one.target.label} was not made: {output.safe(str(one.error))}")
+            if asked and (written := spelled(one.target, one.error)):
+                output.note(f"  on the command line: {written}")
             if one.log is not None:
                 output.note(f"  the worker's log is {one.log}")
+    for one in there:
+        for sentence in cut_off(one.manifest.tensors) if one.manifest else ():
+            output.note("\n" + output.filled(output.safe(f"{one.target.label}: {sentence}.")))
     new = [m for m in there if m.new]
     if before := [m.target.label for m in there if not m.new]:
         verb, them = ("was", "it") if len(before) == 1 else ("were", "them")

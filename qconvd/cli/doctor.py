@@ -19,8 +19,8 @@ def doctor(
 ) -> None:
     """Look at this machine for what could go wrong.
 
-    Devices, folders with their permissions and filesystems, inotify's limits, plugins, compiled kernels, disk space. Exit
-    code 1 if something is bad.
+    Devices, folders with their permissions and filesystems, inotify's limits, plugins, compiled kernels, what calibration
+    needs, disk space. Exit code 1 if something is bad.
     """
     from qconvd.cli import output
     from qconvd.examination import examine

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,15 +12,17 @@ from qconvd.cli.options import AsJson
 
 if TYPE_CHECKING:
     from qconvd.formats import Format
+    from qconvd.option_table import Option
 
 
 def formats(
     name: Annotated[
-        str | None, typer.Argument(metavar="[FORMAT]", help="Only this one, with the models that it can be made from.")
+        str | None,
+        typer.Argument(metavar="[FORMAT]", help="This one: its options with values, and the models it can be made from."),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """List the installed formats and their options.
+    """List what can be made; of one format, all its options.
 
     Also the short names that `--to` and recipes may use, and plugins that could not be loaded.
     """
@@ -31,10 +35,10 @@ def formats(
         broken = [{"name": b.name, "distribution": b.distribution, "reason": b.reason} for b in found.broken]
         output.as_json({"formats": [_as_dict(f) for f in shown], "broken": broken})
         return
-    for format in shown:
-        _print(format, details=name is not None)
     if name is None:
-        print("`qconvd formats FORMAT` shows one of them, and which models it can be made from.")
+        _list(shown)
+    else:
+        _print(shown[0])
     for one in found.broken:
         output.note(f"The plugin {one.name} ({one.distribution}) cannot be loaded and is skipped: {one.reason}")
 
@@ -53,26 +57,91 @@ def _named(name: str) -> Format:
     return (short | known)[name]
 
 
-def _print(format: Format, *, details: bool) -> None:
+def _list(formats: Sequence[Format]) -> None:
+    """One paragraph each: what it is, its short names, the names of its options."""
     from qconvd.cli import output
+    from qconvd.plugins import plugins
+
+    common = _common()
+    width = max((len(format.name) for format in formats), default=0) + 2
+    indent = " " * width
+    for format in formats:
+        package = plugins().distribution(format)
+        by = "" if package.startswith("qconvd ") else f" ({package})"
+        print(output.filled(f"{format.summary}{by}", f"{format.name:<{width}}"))
+        if format.aliases:
+            print(output.filled(", ".join(format.aliases), f"{indent}short: "))
+        if own := _own(format):
+            named = ", ".join(f"{option.name} (required)" if option.required else option.name for option in own)
+            print(output.filled(named, f"{indent}options: "))
+        print()
+    print(output.filled(f"Each also takes {', '.join(common[:-1])} and {common[-1]}."))
+    last = "`qconvd formats FORMAT` says what a format's options mean, how to write them, and which models it can be made from."
+    print(output.filled(last))
+
+
+def _print(format: Format) -> None:
+    from qconvd.cli import output
+    from qconvd.formats import FormatOptions
     from qconvd.option_table import options_of
     from qconvd.plugins import plugins
 
-    print(f"{format.name}: {format.summary}  ({plugins().distribution(format)}; {', '.join(format.devices)})")
+    about = f"{format.name}: {format.summary} ({plugins().distribution(format)}; {', '.join(format.devices)})"
+    print(output.filled(about))
     if format.aliases:
         print(output.filled(", ".join(format.aliases), "  short: "))
     rows = []
-    for option in options_of(format.Options, nested=details):
+    for option in (*_own(format, nested=True), *options_of(FormatOptions)):
         default = "required" if option.required else f"default {option.default}" if option.default else "optional"
         values = option.values or "options of its own"
         rows.append((f"  {option.name}", f"{values}  ({default})\n{option.description}"))
     output.table(("  OPTION", "VALUES"), rows, whole=(0,))
     print()
-    for detail in plugins().details(format.name) if details else ():
+    if written := _example(format):
+        print(f"In a recipe:          - {written}\nOn the command line:  --to {shlex.quote(written)}\n")
+    for detail in plugins().details(format.name):
         print(f"{detail.title}:")
         indented = [(f"  {first}", *rest) for first, *rest in detail.rows]
         output.table((f"  {detail.headings[0]}", *detail.headings[1:]), indented, whole=(0,))
         print()
+
+
+def _common() -> list[str]:
+    """The options of every format."""
+    from qconvd.formats import FormatOptions
+    from qconvd.option_table import options_of
+
+    return [option.name for option in options_of(FormatOptions)]
+
+
+def _own(format: Format, *, nested: bool = False) -> list[Option]:
+    """A format's own options: what it needs first, what it shares with its kin last."""
+    from qconvd.option_table import options_of
+
+    common, fields = _common(), format.Options.model_fields
+    here = {fields[name].alias or name for name in vars(format.Options).get("__annotations__", {}) if name in fields}
+    own = [option for option in options_of(format.Options, nested=nested) if option.name not in common]
+    return sorted(own, key=lambda option: (not option.required, option.name.partition(".")[0] not in here))
+
+
+def _example(format: Format) -> str:
+    """A target with what it needs and one more option; empty where that cannot be told from the options themselves."""
+    from qconvd.errors import QconvdError
+    from qconvd.targets import EXAMPLE, resolve_list
+
+    own = _own(format)
+    given = {o.name: found[1] for o in own if o.required and (found := EXAMPLE.search(o.description))}
+    for option in own:
+        values = option.values.removeprefix("list of ").split(", ")
+        if len(values) > 1 and option.default in values:
+            given[option.name] = (values * 2)[values.index(option.default) + 1]
+            break
+    written = f"{format.name}: {{{', '.join(f'{name}: {value}' for name, value in given.items())}}}"
+    try:
+        resolve_list(written)
+    except QconvdError:
+        return ""
+    return written if given else ""
 
 
 def _as_dict(format: Format) -> dict[str, Any]:

@@ -31,6 +31,7 @@ recipes:
     targets:
       - fp16
       - gguf: {{types: [q8_0, q4_0]}}          # `qconvd formats` lists what there is
+      # - int8                               # also int4, fp8, nf4, gptq: `qconvd formats int8` has the options
 
 # This machine has {cpus} {cores} and {total} of memory: half of that, and every core, unless you say otherwise.
 limits:

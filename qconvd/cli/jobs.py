@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -81,17 +82,21 @@ def job(
         places = [publication_data(p) for p in published]
         output.as_json({**job_data(found, progress), "publications": places, "history": [event_data(e) for e in history]})
         return
+    made = {Path(t.artifact["folder"]).parent for t in found.targets if "folder" in t.artifact}
+    inside = made.pop() if len(made) == 1 else None
     output.pairs([
         ("job", found.id), ("model", found.source.name), ("source", found.source.locator), ("recipe", found.recipe),
-        ("state", found.state),
+        ("output", inside or ""), ("state", found.state),
+        ("priority", found.priority or ""),
     ])  # fmt: skip
     print()
     rows, sentences = [], []
     for target in found.targets:
         size = int((target.artifact or target.plan).get("nbytes", 0))
-        place_of = target.artifact.get("folder", target.folder)
+        place_of = Path(target.artifact.get("folder", target.folder))
+        place_of = place_of.relative_to(inside) if inside and place_of.is_relative_to(inside) else place_of
         rows.append(
-            (target.id, target.label, _state(target, progress.get(target.id)), show_size(size) if size else "", place_of)
+            (target.id, target.label, _state(target, progress.get(target.id)), show_size(size) if size else "", f"{place_of}/")
         )
         sentences.append([_said(target.state, target.told(found.source)), target.error.get("fix", ""), *notes_of(target)])
     output.table(("TARGET", "", "STATE", "SIZE", "FOLDER"), rows, right=(3,), sentences=sentences)

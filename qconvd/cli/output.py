@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,6 +112,20 @@ def filled(text: str, before: str = "") -> str:
     )
 
 
+def fitting(text: str, stream: TextIO) -> str:
+    """Lines broken between words on a terminal, which would break them within; elsewhere they stay as they are."""
+    if not stream.isatty():
+        return text
+    import textwrap
+
+    width = os.get_terminal_size(stream.fileno()).columns or WIDTH  # 0 on a serial line
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        lines += textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return "\n".join(lines)
+
+
 def as_json(data: Any) -> None:
     """Print JSON."""
     print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
@@ -118,7 +133,7 @@ def as_json(data: Any) -> None:
 
 def note(text: str) -> None:
     """Say something beside the output, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(fitting(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def safe(text: str) -> str:

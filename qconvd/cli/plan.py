@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +19,13 @@ if TYPE_CHECKING:
     from qconvd.scheduler import Policy
     from qconvd.targets import Target
 
-To = Annotated[str | None, typer.Option("--to", metavar="TARGETS", help="What to make, e.g. fp16,q8_0,q4_0 or gguf:q8_0.")]
+To = Annotated[
+    str | None,
+    typer.Option(
+        "--to", metavar="TARGETS",
+        help="What to make, e.g. fp16,q8_0,int8; with options in braces: 'gguf: {types: [q4_0], pure: true}'.",
+    ),
+]  # fmt: skip
 Recipe = Annotated[str | None, typer.Option("--recipe", "-r", help="What to make: a recipe of the config file.")]
 Name = Annotated[str | None, typer.Option("--name", help="The model's name in the outputs; without it, the folder's.")]
 
@@ -43,8 +51,12 @@ def plan(
 
     with named(model, config) as (found, remote):
         targets, profile, unmatched = wanted(to, recipe, config, found)
+        if to is not None:  # a config's recipes were held against each other when it was read
+            unmistakable(targets, profile)
         policy = _policy(None if to is not None and config is None else load_config(config))
-        previews = [preview(found, target, policy, profile, name) for target in targets]
+        once = cache(output.note)  # of several targets that are calibrated the first takes the time
+        doing = (lambda _: None) if json else once
+        previews = [preview(found, target, policy, profile, name, doing=doing) for target in targets]
     refused = [p for p in previews if p.error]
     times = _times(found, remote, [label for p in previews for label in p.timed])
     if json:
@@ -62,7 +74,7 @@ def plan(
             print(output.filled(f"{remote.address.locator} at {remote.remote.commit[:12]}: {fetched} would be fetched.") + "\n")
         for recipe_name, reason in unmatched.items():
             print(f"The recipe {recipe_name} does not take this model: {reason}.")
-        _print(previews)
+        _print(previews, asked=to is not None)
         if previews:
             total = sum(p.nbytes for p in previews)
             count = f"{len(previews) - len(refused)} of {len(previews)}"
@@ -87,7 +99,7 @@ def _times(model: Any, remote: Found | None, labels: list[str]) -> dict[str, flo
 def _how_long(times: dict[str, float | None]) -> str:
     from qconvd.quantities import show_duration
 
-    known = [f"{show_duration(seconds)} to {part}" for part, seconds in times.items() if seconds is not None]
+    known = [f"{show_duration(max(1, seconds))} to {part}" for part, seconds in times.items() if seconds is not None]
     unknown = [part for part, seconds in times.items() if seconds is None]
     lines = [f"About {', '.join(known)}, going by what was done here before."] if known else []
     if unknown:
@@ -149,8 +161,22 @@ def wanted(to: str | None, recipe: str | None, config: Path | None, model: Any) 
     return list(targets.values()), found.names, unmatched
 
 
-def _print(previews: list[Preview]) -> None:
+def unmistakable(targets: Any, profile: str) -> None:
+    """Raise `QconvdError` if two of the targets would get one name."""
+    from qconvd.errors import QconvdError
+    from qconvd.naming import collisions
+
+    named = [(f"{number} {t.label}", t.names("model", profile)) for number, t in enumerate(targets)]
+    for first, second, place in collisions(named):
+        both = f"{first.partition(' ')[2]} and {second.partition(' ')[2]}"
+        remedy = "give one of them a `name:`, e.g. --to \"q4_k_m, gguf: {types: [q4_k_m], pure: true, name: '{model}-pure'}\""
+        raise QconvdError(f"{both} would both be called {place.replace('model', '<model>', 1)}", fix=remedy)
+
+
+def _print(previews: list[Preview], *, asked: bool) -> None:
+    """`asked`: the targets were given after `--to`."""
     from qconvd.cli import output
+    from qconvd.cli.spelled import spelled
     from qconvd.plan_words import told_once
     from qconvd.quantities import show_size
 
@@ -161,7 +187,9 @@ def _print(previews: list[Preview]) -> None:
         output.table(headings, rows, right=(1, 2, 3, 4), whole=(0,), under=[p.place for p in good])
     for number, p in enumerate([p for p in previews if p.error]):
         blank = "\n" if good or number else ""
-        print(f"{blank}{p.target.label} cannot be made: {output.safe(str(p.error))}")
+        print(output.fitting(f"{blank}{p.target.label} cannot be made: {output.safe(str(p.error))}", sys.stdout))
+        if asked and p.error and (written := spelled(p.target, p.error)):
+            print(f"  on the command line: {written}")
     for labels, sentences in told_once({p.target.label: p.sentences for p in good}).items():
         print(f"\n{output.filled(', '.join(labels))}:")
         for sentence in sentences:

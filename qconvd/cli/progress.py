@@ -7,9 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from qconvd.engine.plan import LeftOut
 from qconvd.once import Made, Stage
-from qconvd.plan_words import sentences, told_once
+from qconvd.plan_words import told, told_once
 from qconvd.progress import Progress
 from qconvd.quantities import show_duration, show_size
 
@@ -123,12 +122,9 @@ class Shown:
     def _tell_plans(self) -> None:
         """What the plans say, once all of them are there: each sentence once, with the targets that it is true of."""
         plans, self._plans = self._plans, {}
-        said = {
-            label: sentences(plan.get("notes", ()), (LeftOut(**one) for one in plan.get("left_out", ())))
-            for label, plan in plans.items()
-        }
-        for labels, told in told_once(said).items():
-            for sentence in told:
+        said = {label: told(plan) for label, plan in plans.items()}
+        for labels, sentences in told_once(said).items():
+            for sentence in sentences:
                 self._aloud(f"{', '.join(labels)}: {sentence}")
 
     def _line(self, text: str) -> None:

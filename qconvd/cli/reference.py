@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import typer
 from pydantic import BaseModel
 from typer.models import ArgumentInfo, OptionInfo
 
@@ -50,16 +51,25 @@ def cli_page() -> str:
         _JSON,
         "",
     ]
-    for command in app.registered_commands:
-        function = command.callback
-        assert function is not None
-        lines += [f"## qconvd {command.name or function.__name__}", "", inspect.cleandoc(function.__doc__ or ""), ""]
+    for name, function in commands():
+        lines += [f"## qconvd {name}", "", inspect.cleandoc(function.__doc__ or ""), ""]
         rows = list(_parameters(function))
         if rows:
             lines += ["| | |", "|---|---|", *(f"| {_cell(left)} | {_cell(right)} |" for left, right in rows), ""]
     lines += ["## Exit codes", "", "| code | meaning |", "|---|---|"]
     lines += [f"| {int(code)} | {_cell(meaning)} |" for code, meaning in MEANING.items()]
     return "\n".join(lines) + "\n"
+
+
+def commands(group: typer.Typer = app, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command as it is typed, with its function; those of groups last."""
+    for command in group.registered_commands:
+        function = command.callback
+        assert function is not None
+        yield f"{before}{command.name or function.__name__}", function
+    for below in group.registered_groups:
+        assert below.typer_instance is not None
+        yield from commands(below.typer_instance, f"{before}{below.typer_instance.info.name} ")
 
 
 def config_page() -> str:
@@ -122,7 +132,7 @@ def _parameters(function: Any) -> Iterator[tuple[str, str]]:
             # typer takes the first flag for the default, until it looks at the annotation.
             first = (info.default,) if isinstance(info.default, str) and info.default.startswith("-") else ()
             written = ", ".join(f"`{flag}`" for flag in (*first, *(info.param_decls or ())) or (f"--{parameter.name}",))
-            value = "" if kind is bool else f" `{info.metavar or _values(kind)}`"
+            value = "" if kind is bool or bool in get_args(kind) else f" `{info.metavar or _values(kind)}`"
             yield f"{written}{value}", info.help or ""
 
 

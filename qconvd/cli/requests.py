@@ -1,4 +1,4 @@
-"""`qconvd retry`, `cancel`, `reconvert`, `publish`, `reload`: what is asked of the running daemon."""
+"""`qconvd retry`, `cancel`, `reconvert`, `publish`, `pause`, `resume`, `priority`, `reload`: asked of the running daemon."""
 
 from __future__ import annotations
 
@@ -48,6 +48,34 @@ def publish(jobs: Jobs, config: ConfigFile = None) -> None:
     ask(config, "publish", ids=jobs)
 
 
+def pause(
+    reason: Annotated[str, typer.Argument(metavar="[REASON]", help="Why, for whoever looks at `qconvd status`.")] = "",
+    config: ConfigFile = None,
+) -> None:
+    """Start no task any more, until `qconvd resume`; also after a restart.
+
+    What runs comes to its end, and models are still taken in.
+    """
+    ask(config, "pause", reason=reason)
+
+
+def resume(config: ConfigFile = None) -> None:
+    """Start tasks again after `qconvd pause`."""
+    ask(config, "resume")
+
+
+def priority(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's number.")],
+    number: Annotated[int, typer.Argument(metavar="N", help="From -1000 to 1000; 0 is what every job begins with.")],
+    config: ConfigFile = None,
+) -> None:
+    """Let a job go before others (above 0) or after them (below 0).
+
+    It counts among tasks of one kind: planning still comes before converting. What runs is not interrupted.
+    """
+    ask(config, "priority", job=job, priority=number)
+
+
 def reload(config: ConfigFile = None) -> None:
     """Let the daemon read its config file again, as SIGHUP does.
 
@@ -69,6 +97,8 @@ def ask(file: Any, kind: str, **arguments: Any) -> None:
     with opened(file) as (place, ledger):
         for id in arguments.get("ids", ()):
             ledger.find(id)
+        if "job" in arguments:
+            ledger.job(arguments["job"])
         number = ledger.request(kind, **arguments)
         (place.state / "wake").touch()
         if not place.daemon:

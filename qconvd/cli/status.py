@@ -15,6 +15,7 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
     with opened(config) as (place, ledger):
         pid = place.daemon
         jobs = ledger.jobs()
+        pauses = ledger.pauses()
         tasks = ledger.tasks("running") if pid else []
         refused = [s for s in ledger.sources() if s.state == "refused"]
         labels = {t.id: t.label for j in jobs for t in j.targets}
@@ -28,6 +29,7 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
     if json:
         output.as_json({
             "config": place.config, "config_mistakes": place.mistakes, "daemon": pid, "jobs": states,
+            "paused": [{"cause": p.cause, "reason": p.reason, "since": p.since} for p in pauses],
             "running": [{"task": t.id, "kind": t.kind, "targets": t.targets, "attempt": t.attempt} for t in tasks],
             "refused": [{"path": s.locator, "reason": s.reason, **s.error} for s in refused],
             "seen": [{"kind": s.kind, "path": s.path, "reason": s.reason, "fix": s.fix} for s in seen],
@@ -35,6 +37,9 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
         return
     print(f"The daemon runs (process {pid})." if pid else "No daemon runs; `qconvd run` starts one.")
     print(f"Jobs: {', '.join(f'{n} {state}' for state, n in states.items()) or 'none yet'}.")
+    # What the clock and the disk say, only a daemon finds out.
+    for pause in (p for p in pauses if pid or p.cause == "by hand"):
+        print(output.filled(f"P{pause.told[1:]}."))
     for task in tasks:
         print(f"\n{task.kind} of {output.safe(names.get(task.source, 'a model'))} (task {task.id}, attempt {task.attempt})")
         for target in task.targets:

@@ -343,7 +343,8 @@ class _Run:
             for key, expr in zip(keys, unit.inputs, strict=True):
                 if key not in held:
                     held[key] = evaluate(expr, *key[1], window, self._operations)
-        except BadCheckpoint:
+        except BadCheckpoint as error:
+            error.where = error.where or unit.id  # an operation sees numbers and no names
             raise
         except Exception as error:  # noqa: BLE001 — a plugin's operation: it fails this target, the others go on
             run.fail(error)

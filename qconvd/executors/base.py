@@ -71,6 +71,8 @@ def events_in(data: bytes) -> tuple[list[dict[str, Any]], int]:
     return found, end
 
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""What libraries read when they are imported, and no other program of ours looks at."""
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "QCONVD_WEBHOOK_SECRET")
 
 
@@ -86,10 +88,9 @@ def environment(device: str, gpu: str, threads: int, *, online: bool = False) ->
         **network,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": gpu if device == "cuda" else "",
-        "OMP_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "NUMBA_NUM_THREADS": count,
+        **dict.fromkeys(THREADS, count),
+        # numpy's. Its threads spin while they wait; who has large products runs them in threads of the worker's own.
+        "OPENBLAS_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         **({} if online else {"HF_HUB_OFFLINE": "1"}),

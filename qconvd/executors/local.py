@@ -40,7 +40,8 @@ class LocalExecutor:
     """One session per attempt, led by a small runner that records the exit code. `state` is the state folder.
 
     Attempts outlive this process, unless they are `tied` to it: then they are stopped when it ends, however it ends. With
-    `forks`, tied attempts with the environment of the first are forks of one process that has imported what workers need.
+    `forks`, tied attempts with the environment of the first, threads aside, are forks of one process that has imported what
+    workers need.
     """
 
     def __init__(
@@ -183,9 +184,7 @@ class LocalExecutor:
         """Start an attempt as a fork, if that is possible."""
         if self._forks and self._nursery is None:
             self._nursery = Nursery(env)
-        if self._nursery is None or self._nursery.env != env:
-            return False
-        return self._nursery.start(spec, timeout, log=log, lock=lock, tie=tie)
+        return self._nursery is not None and self._nursery.start(spec, env, timeout, log=log, lock=lock, tie=tie)
 
     def _reap(self) -> None:
         """Collect the runners that have ended, where they are children of this process and not of a daemon before it.

@@ -2,9 +2,9 @@
 
     python -P -m qconvd.executors.nursery        descriptor 3: a socket of whoever starts attempts
 
-Each request is a message of JSON {"folder", "timeout", "spec"} with three descriptors: log, lock and tie (see runner.py). Every
-attempt is still a session and a process of its own. The nursery has one thread, which is what makes forking safe, and ends
-when its socket is closed.
+Each request is a message of JSON {"folder", "timeout", "spec", "threads"} with three descriptors: log, lock and tie (see
+runner.py). Every attempt is still a session and a process of its own. The nursery has one thread, which is what makes forking
+safe, and ends when its socket is closed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qconvd.executors import runner
+from qconvd.executors.base import THREADS
 
 SOCKET = 3
 LIMIT = 1 << 16
@@ -32,7 +33,7 @@ STEP = 0.02
 
 
 class Nursery:
-    """The side that starts attempts. All of them get the environment that the nursery was started with."""
+    """The side that starts attempts. They get the environment that it was started with, but for their numbers of threads."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = dict(env)
@@ -47,9 +48,12 @@ class Nursery:
                 setsid=True,
             )
 
-    def start(self, spec: Path, timeout: float | None, *, log: int, lock: int, tie: int) -> bool:
-        """Start an attempt; False if the nursery is gone."""
-        request = {"folder": str(spec.parent), "timeout": timeout, "spec": str(spec)}
+    def start(self, spec: Path, env: Mapping[str, str], timeout: float | None, *, log: int, lock: int, tie: int) -> bool:
+        """Start an attempt; False if the nursery is gone, or is none for this environment."""
+        threads = {name: env[name] for name in THREADS if name in env}
+        if {**self.env, **threads} != env:
+            return False
+        request = {"folder": str(spec.parent), "timeout": timeout, "spec": str(spec), "threads": threads}
         try:
             socket.send_fds(self._socket, [json.dumps(request).encode()], [log, lock, tie])
         except OSError:
@@ -106,8 +110,9 @@ def _attempt(request: Mapping[str, object], descriptors: list[int], requests: so
             os.close(descriptor)
         seconds = request["timeout"]
         timeout = float(seconds) if isinstance(seconds, int | float) else None
-        spec = str(request["spec"])
-        runner.main(Path(str(request["folder"])), timeout, lambda: _Forked(spec), tied=True)
+        spec, threads = str(request["spec"]), request["threads"]
+        assert isinstance(threads, dict)
+        runner.main(Path(str(request["folder"])), timeout, lambda: _Forked(spec, threads), tied=True)
         code = 0
     except BaseException:  # noqa: BLE001 — a fork must not go on as the nursery
         traceback.print_exc()
@@ -118,10 +123,10 @@ def _attempt(request: Mapping[str, object], descriptors: list[int], requests: so
 class _Forked:
     """A worker, as the runner knows one: a fork of the runner, which was a fork of the nursery."""
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, threads: Mapping[str, str]) -> None:
         self.pid = os.fork()
         if self.pid == 0:
-            _work(spec)
+            _work(spec, threads)
         self._code: int | None = None
 
     def wait(self, timeout: float | None = None) -> int:
@@ -141,10 +146,11 @@ class _Forked:
         os.kill(self.pid, signal.SIGKILL)
 
 
-def _work(spec: str) -> None:
+def _work(spec: str, threads: Mapping[str, str]) -> None:
     """In the fork of the fork: the worker itself. Never returns."""
     code = 1
     try:
+        os.environ.update(threads)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         os.close(runner.TIE)

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,18 @@ from qconvd.checkpoints.gguf import METADATA_LIMIT
 from qconvd.checkpoints.gguf import read_header as read_gguf_header
 from qconvd.checkpoints.safetensors import HEADER_LIMIT
 from qconvd.checkpoints.shards import choose_shards
+from qconvd.checkpoints.torch import NAMING as TORCH
+from qconvd.checkpoints.torch.heads import fill
 from qconvd.engine.durable import sync_folder, write_whole
-from qconvd.errors import BadCheckpoint, HubBusy, OutOfSpace, QconvdError
+from qconvd.errors import BadCheckpoint, HubBusy, OutOfSpace, QconvdError, Unsupported
 from qconvd.hub.address import Address
 from qconvd.hub.cache import holds
 from qconvd.hub.client import Hub, RemoteFile, RemoteModel
-from qconvd.hub.selection import beside, digest, is_ours, refuse_pickles, visible
+from qconvd.hub.selection import beside, digest, is_ours, refuse_unread, visible
 
 AT_A_TIME = 8
+MOST_BEGUN = 32
+"""Files of which the first bytes are asked for to tell GGML from pickles; repositories of GGML hold about fifteen."""
 FIRST = 64 << 10
 """Bytes of a safetensors file that are asked for at first: most headers are shorter."""
 FIRST_GGUF = 1 << 20
@@ -79,7 +84,7 @@ def of_commit(hub: Hub, address: Address, remote: RemoteModel, folder: Path) -> 
     """As `look`, for a commit that was listed already."""
     place = folder / remote.commit / "heads"
     try:
-        refuse_pickles(address.locator, [f.path for f in visible(remote.files)])
+        _refuse_unread(hub, address, remote)
         if not _intact(remote, place):
             _make(hub, remote, place)
         model = checkpoints.inspect(place)
@@ -90,6 +95,19 @@ def of_commit(hub: Hub, address: Address, remote: RemoteModel, folder: Path) -> 
     files = tuple(f for f in remote.files if f.path in needed)
     name = checkpoints.model_name(Path("/", address.name))
     return Found(address, remote, dataclasses.replace(model, name=name), files)
+
+
+def _refuse_unread(hub: Hub, address: Address, remote: RemoteModel) -> None:
+    """Asks for the first bytes of a few files, and only where no other weights are there."""
+    sizes = {f.path: f.size for f in visible(remote.files)}
+    asked = 0
+
+    def begins(name: str) -> bytes:
+        nonlocal asked
+        asked += 1
+        return hub.read(remote.repo, remote.commit, name, 0, 4) if sizes[name] >= 4 and asked <= MOST_BEGUN else b""
+
+    refuse_unread(address.locator, list(sizes), begins)
 
 
 def _intact(remote: RemoteModel, place: Path) -> bool:
@@ -145,7 +163,7 @@ def _make(hub: Hub, remote: RemoteModel, place: Path) -> None:
 
 
 def _weights(remote: RemoteModel, draft: Path) -> Sequence[RemoteFile]:
-    """The files that hold the model's tensors: its safetensors, or where there are none, its GGUF."""
+    """The files that hold the model's tensors: its safetensors, or where there are none, its GGUF, or its torch files."""
     there = {f.path: f for f in visible(remote.files)}
     if any(name.endswith(".safetensors") for name in there):
         _, shards = choose_shards(draft, there)
@@ -153,7 +171,10 @@ def _weights(remote: RemoteModel, draft: Path) -> Sequence[RemoteFile]:
     found = [f for name, f in there.items() if name.lower().endswith(".gguf")]
     for file in found:  # the reader says which of them are one model
         (draft / file.path).touch()
-    return found
+    if found or not any(TORCH.files.fullmatch(name) for name in there):
+        return found
+    _, shards = choose_shards(draft, there, TORCH)
+    return [there[shard] for shard in shards]
 
 
 def _head(hub: Hub, remote: RemoteModel, file: RemoteFile, folder: Path) -> None:
@@ -164,6 +185,9 @@ def _head(hub: Hub, remote: RemoteModel, file: RemoteFile, folder: Path) -> None
         if len(data) < length <= min(HEADER_LIMIT + 8, file.size):
             data += hub.read(remote.repo, remote.commit, file.path, len(data), length - len(data))
         _write(folder / file.path, data[:length] if len(data) >= 8 else data, file.size)
+        return
+    if TORCH.files.fullmatch(file.path):
+        _torch_head(hub, remote, file, folder)
         return
     count = min(FIRST_GGUF, file.size)
     data = b""
@@ -178,6 +202,16 @@ def _head(hub: Hub, remote: RemoteModel, file: RemoteFile, folder: Path) -> None
             count = min(8 * count, METADATA_LIMIT, file.size)
         else:
             return
+
+
+def _torch_head(hub: Hub, remote: RemoteModel, file: RemoteFile, folder: Path) -> None:
+    path = folder / file.path
+    _write(path, b"", file.size)
+    with path.open("r+b") as held:
+        # Whatever is wrong with it, the reader says so.
+        with suppress(Unsupported, BadCheckpoint):
+            fill(held.fileno(), file.size, lambda at, count: hub.read(remote.repo, remote.commit, file.path, at, count), "")
+        os.fsync(held.fileno())
 
 
 def _write(path: Path, data: bytes, size: int) -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from qconvd.checkpoints.base import SIDE_FILE_LIMIT
 from qconvd.checkpoints.files import INDEX_LIMIT, is_hidden, is_side_file
+from qconvd.checkpoints.ggml import ENDINGS as GGML_ENDINGS
+from qconvd.checkpoints.ggml import is_magic
+from qconvd.checkpoints.shards import SAFETENSORS
+from qconvd.checkpoints.torch import NAMING as TORCH
+from qconvd.checkpoints.torch.complete import WEIGHTS
 from qconvd.engine.manifest import MARK, OWN_NAME, SHARED_FOLDER
 from qconvd.errors import BadCheckpoint, Unsupported
+from qconvd.hub.address import SCHEME
 from qconvd.hub.client import RemoteFile, RemoteModel
 
 TELLING = frozenset({"model_index.json", "quantize_config.json", "quant_config.json", "adapter_config.json", "params.json"})
 """Small files that no conversion reads, and by which a reader knows what it will not convert."""
 _DOCUMENTS = re.compile(r"README\.md|(LICEN[CS]E|COPYING|NOTICE|USE_POLICY)[\w.-]*")
+_INDEXES = (SAFETENSORS.index_ending, TORCH.index_ending)
 _PICKLES = re.compile(r".+\.(bin|pt|pth|ckpt)")
 
 
@@ -37,7 +44,7 @@ def beside(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     """
     found = []
     for file in files:
-        index = "/" not in file.path and file.path.endswith(".safetensors.index.json") and not is_hidden(file.path)
+        index = "/" not in file.path and file.path.endswith(_INDEXES) and not is_hidden(file.path)
         if not (index or file.path in TELLING or (is_side_file(file.path) and not is_hidden(file.path))):
             continue
         limit = INDEX_LIMIT if index else SIDE_FILE_LIMIT
@@ -47,15 +54,23 @@ def beside(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     return found
 
 
-def refuse_pickles(where: str, names: Sequence[str]) -> None:
-    """Raise `Unsupported` where torch's pickles are the only weights: what they hold is known only from the whole file."""
-    pickles = sorted(n for n in names if _PICKLES.fullmatch(n))
-    if pickles and not any(n.endswith((".safetensors", ".gguf")) for n in names):
+def refuse_unread(where: str, names: Sequence[str], begins: Callable[[str], bytes]) -> None:
+    """Raise `Unsupported` where there are no weights but GGML files, whose tensors are known only from record to record, or
+    pickles under names that no model's weights have. `begins` gives a file's first bytes.
+    """
+    if any(n.lower().endswith((".safetensors", ".gguf")) or WEIGHTS.fullmatch(n) for n in names):
+        return
+    ggml = sorted(n for n in names if n.lower().endswith(GGML_ENDINGS) and is_magic(begins(n)))
+    if ggml:
+        more = f", {len(ggml)} of them" if len(ggml) > 1 else ""
+        repo = where.removeprefix(SCHEME).partition("@")[0]
+        fix = f"fetch one with `hf download {repo} {ggml[0]} --local-dir .`, and give qconvd the file"
+        raise Unsupported(f"has its weights as GGML files ({ggml[0]}{more}), which are not read over the network", where=where,
+                          fix=fix)  # fmt: skip
+    if pickles := sorted(n for n in names if _PICKLES.fullmatch(n)):
         more = f" and {len(pickles) - 1} more" if len(pickles) > 1 else ""
-        fix = "fetch it with `hf download`, and give qconvd the folder; or ask its author for safetensors: "
-        fix += "https://huggingface.co/spaces/safetensors/convert makes a pull request with them"
-        what = f"has its weights as pickles only ({pickles[0]}{more}), which are not read over the network"
-        raise Unsupported(what, where=where, fix=fix)
+        what = f"has no weights but {pickles[0]}{more}; of torch's files pytorch_model*.bin, model*.pt and the like are read"
+        raise Unsupported(what, where=where, fix="take a repository with the model's safetensors")
 
 
 def digest(files: Iterable[RemoteFile]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qconvd.ledger.control import Pause
 from qconvd.ledger.ledger import Ledger, StaleFence
 from qconvd.ledger.patience import RETRIES, backoff
 from qconvd.ledger.publishing import Publication
@@ -21,7 +22,7 @@ from qconvd.ledger.records import (
 from qconvd.ledger.snapshots import Snapshot
 
 __all__ = [
-    "PENDING", "RETRIES", "Event", "Job", "Ledger", "Outcome", "Publication", "Reading", "Request", "Snapshot", "Source",
-    "StaleFence",
+    "PENDING", "RETRIES", "Event", "Job", "Ledger", "Outcome", "Pause", "Publication", "Reading", "Request", "Snapshot",
+    "Source", "StaleFence",
     "Target", "Task", "backoff", "options_of", "spec_digest",
 ]  # fmt: skip

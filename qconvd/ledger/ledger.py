@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvd.errors import QconvdError
+from qconvd.ledger.control import Control
 from qconvd.ledger.filesystem import MOUNTS
 from qconvd.ledger.patience import RETRIES, backoff
 from qconvd.ledger.publishing import Publishing
@@ -35,7 +36,7 @@ class StaleFence(QconvdError):
     """A task was given to another attempt: who comes late may not finish it."""
 
 
-class Ledger(Publishing, Snapshots):
+class Ledger(Publishing, Snapshots, Control):
     """All that the daemon remembers. `clock` gives seconds since 1970."""
 
     def __init__(
@@ -387,13 +388,15 @@ class Ledger(Publishing, Snapshots):
         )
 
     def _place_anew(self, target: Target, options: Mapping[str, Any]) -> None:
-        """A recipe may move a target that has not begun to another device."""
+        """A recipe may move a target that has not begun to another device, and a file that it needs to another folder."""
         device = options.get("device", "auto")
-        if target.device == device or target.state not in ("waiting", "planned", "failed", "cancelled"):
+        if dict(target.options) == dict(options) or target.state not in ("waiting", "planned", "failed", "cancelled"):
             return
         with self.transaction() as db:
             self._detach(target.id)
             db.execute("UPDATE target SET device = ?, options = ? WHERE id = ?", (device, as_json(dict(options)), target.id))
+            if target.state == "planned" and target.device == device:  # its plan says where the file was
+                self._move(target.id, "waiting", "a file that it needs lies elsewhere now")
 
     def _forget(self, source: int, recipe: str, kept: Sequence[str]) -> None:
         """What a recipe wanted before and does not want now."""

@@ -94,6 +94,10 @@ class Reading(Database):
             values.append(source)
         return self._targets("WHERE " + " AND ".join(where) if where else "", values)
 
+    def counts(self) -> dict[str, int]:
+        """How many targets are in each state."""
+        return {r["state"]: r["n"] for r in self.rows("SELECT state, count(*) AS n FROM target GROUP BY state")}
+
     def laid(self, manifest: Path) -> tuple[str, ...] | None:
         """The files of the artifacts that were put where this manifest is to lie; None if none ever was."""
         found = self.rows("SELECT artifact FROM target WHERE json_extract(artifact, '$.manifest') = ?", (str(manifest),))
@@ -152,7 +156,7 @@ class Reading(Database):
         return [
             Job(
                 r["id"], known[r["source"]], r["recipe"], tuple(targets.get((r["source"], r["recipe"]), ())),
-                r["created_at"], r["changed_at"],
+                r["created_at"], r["changed_at"], r["priority"],
             )
             for r in found
         ]  # fmt: skip

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from qconvd.named_files import identified
+
 TargetState: TypeAlias = Literal[
     "waiting", "planned", "converting", "verifying", "ready", "publishing", "done", "failed", "superseded", "cancelled"
 ]
@@ -148,6 +150,7 @@ class Job:
     targets: tuple[Target, ...]
     created_at: float
     changed_at: float
+    priority: int = 0
 
     @property
     def state(self) -> JobState:
@@ -231,8 +234,11 @@ def options_of(target: WantedTarget) -> dict[str, Any]:
 
 
 def spec_digest(format_name: str, options: Mapping[str, Any]) -> str:
-    """sha256 over format and resolved options. Where it is made is not what is made: `device` does not count."""
-    spec = {"format": format_name, "options": {k: v for k, v in options.items() if k != "device"}}
+    """sha256 over format and resolved options. Where it is made is not what is made: `device` does not count.
+
+    Of a file that an option names its content counts, not its path.
+    """
+    spec = {"format": format_name, "options": identified({k: v for k, v in options.items() if k != "device"})}
     return hashlib.sha256(as_json(spec).encode()).hexdigest()
 
 

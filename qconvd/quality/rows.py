@@ -28,7 +28,9 @@ PIECES = 5
 PIECE = 1 << 12
 """Weights at each of these places, if the unit may be split so finely: verifying must not cost what encoding does."""
 AT_ONCE = 1 << 20
-"""Weights that are compared at a time where a unit is compared in full."""
+"""Weights that are decoded at a time where a unit is compared in full."""
+HELD_AT_ONCE = 1 << 16
+"""Weights that are compared at a time: what numpy makes on the way stays in the cache."""
 
 AnyArray: TypeAlias = npt.NDArray[Any]
 Range: TypeAlias = tuple[int, int]
@@ -89,8 +91,12 @@ class Comparison:
         decoded = self._format.decode(unit, rows, data)
         bounds = self._format.bound(unit, rows, wanted, self._statistics.of(self._plan, unit))
         for index, (x, y, bound) in enumerate(zip(wanted, decoded, bounds, strict=True)):
-            if y is not None:
-                self._hold(unit, index, rows, x, y, bound)
+            if y is None:
+                continue
+            step = max(1, HELD_AT_ONCE // max(1, x.shape[1])) if y.shape == x.shape == bound.shape else max(1, len(x))
+            for first in range(0, len(x), step):
+                some = slice(first, first + step)
+                self._hold(unit, index, (rows[0] + first, min(rows[1], rows[0] + first + step)), x[some], y[some], bound[some])
         self.worst.rows += rows[1] - rows[0]
 
     def _hold(self, unit: Unit, index: int, rows: Range, x: AnyArray, y: AnyArray, bound: AnyArray) -> None:

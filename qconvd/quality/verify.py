@@ -8,7 +8,7 @@ with NaN or infinities, are decoded and held against the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -85,10 +85,13 @@ def verify(
     return report
 
 
-def verify_path(path: Path, *, formats: Mapping[str, Format] | None = None) -> list[Report | Failure]:
+def verify_path(
+    path: Path, *, formats: Mapping[str, Format] | None = None, begin: Callable[[str], object] = str
+) -> list[Report | Failure]:
     """Verify what a person points at: an artifact's folder or file, a folder that holds several, or files without a manifest.
 
-    Every artifact is looked at, whatever is wrong with the others. Raises `QconvdError` if there is nothing to verify.
+    Every artifact is looked at, whatever is wrong with the others; `begin` is told its name before. Raises `QconvdError` if
+    there is nothing to verify.
     """
     try:
         path.stat()
@@ -104,26 +107,29 @@ def verify_path(path: Path, *, formats: Mapping[str, Format] | None = None) -> l
     if path.is_dir() and not places and not files:  # the output folder: artifacts' folders stand in it
         places = [m for p in sorted(path.iterdir()) if p.is_dir() and p.name != SHARED_FOLDER for m in manifest_paths(p)]
     if places:
-        return [_verified(p, formats) for p in places]
+        return [_verified(p, formats, begin) for p in places]
     if not files or any(p.suffix not in SUFFIXES for p in files):
         known = ", ".join(SUFFIXES)
         raise QconvdError(
             f"holds no manifest of qconvd and no weights ({known})", where=str(path), fix="give an artifact's folder"
         )
+    begin(path.name)
     try:
         return [_foreign(path, files)]
     except (OSError, QconvdError) as error:
         return [Failure(path.name, _told(error, path))]
 
 
-def _verified(place: Path, formats: Mapping[str, Format] | None) -> Report | Failure:
+def _verified(place: Path, formats: Mapping[str, Format] | None, begin: Callable[[str], object]) -> Report | Failure:
     """One artifact, by the place of its manifest."""
     own = place.name == OWN_NAME
     folder = place.parent if own else place.parent.parent
+    artifact = folder.resolve().name if own else place.stem
+    begin(artifact)
     try:
         return verify(folder, read_manifest(place), formats=formats)
     except (OSError, QconvdError) as error:
-        return Failure(folder.resolve().name if own else place.stem, _told(error, folder))
+        return Failure(artifact, _told(error, folder))
 
 
 def _names(place: Path) -> set[str]:

@@ -109,13 +109,17 @@ def unevenly_joined(quantized: Collection[str], left_out: Sequence[str]) -> str:
     return ""
 
 
+_OTHERS = {"gguf": "a GGUF's", "ggml": "a GGML file's"}
+"""Containers with names of their own, and how to call them."""
+
+
 def _check(model: ModelInfo, format: str) -> None:
     where = str(model.path)
-    if model.kind == "gguf":
+    if model.kind in _OTHERS:
         raise Unsupported(
-            f"a GGUF's tensors are named and ordered for llama.cpp; {format} is made from the checkpoint it came from",
-            where=where,
-            fix="convert that one",
+            f"{_OTHERS[model.kind]} tensors are named and ordered for its readers; {format} is made from the checkpoint",
+            where=str(model.path / model.files[0].path) if len(model.files) == 1 else where,
+            fix="convert that one; if there is none, make it of this file first (`--to bf16`)",
         )
     if not model.config:
         raise Unsupported(f"has no config.json, without which nobody can load {format}", where=where, fix="add it")

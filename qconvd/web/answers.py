@@ -139,6 +139,7 @@ class Job(Data):
     source: str
     version: int
     recipe: str
+    priority: int
     state: JobState
     reason: str
     created_at: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from tokenizers import Tokenizer
 
 import calibration_kit as kit
 from qconvd import checkpoints
-from qconvd.calibration.options import CalibrationOptions
+from qconvd.calibration import sources
+from qconvd.calibration.options import CalibrationOptions, calibration_spec
 from qconvd.calibration.pricing import price
+from qconvd.calibration.samples import tokens
 from qconvd.checkpoints import ModelInfo
 from qconvd.engine.plan import StatRequest
 from qconvd.errors import QconvdError, Unsupported
@@ -39,10 +42,13 @@ def refused(model: ModelInfo, requests: list[StatRequest], memory: int = kit.MEM
 
 
 def test_no_text(llama: ModelInfo, tmp_path: Path) -> None:
+    text = kit.small_text(tmp_path)
+    options = CalibrationOptions(text=str(text))
+    text.unlink()
     with pytest.raises(QconvdError) as caught:
-        kit.spec_of(llama, text=tmp_path / "none.txt")
+        calibration_spec(options, llama)
     assert str(caught.value) == (
-        f"{tmp_path}/none.txt: there is no calibration text here\n"
+        f"{text}: there is no calibration text here\n"
         "  name a file or folder that is there as `text` under `calibration`, or hub:datasets/owner/name"
     )
 
@@ -51,13 +57,6 @@ def test_no_text(llama: ModelInfo, tmp_path: Path) -> None:
 def test_a_web_address_is_no_text(address: str) -> None:
     with pytest.raises(ValidationError, match="is on the web; download it, and name the file"):
         CalibrationOptions(text=address)
-
-
-def test_a_folder_without_text(llama: ModelInfo, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(QconvdError) as caught:
-        kit.spec_of(llama, text=tmp_path / "empty")
-    assert caught.value.what == "holds no calibration text: no file ends in .txt, .md or .jsonl"
 
 
 def test_a_text_that_is_too_short(llama: ModelInfo, tmp_path: Path) -> None:
@@ -78,12 +77,37 @@ def test_a_text_that_changed(llama: ModelInfo, tmp_path: Path) -> None:
         calibration.finish(0)
 
 
+def test_a_text_that_changed_since_the_recipe_was_read(llama: ModelInfo, tmp_path: Path) -> None:
+    text = kit.small_text(tmp_path)
+    options = CalibrationOptions(text=str(text))
+    text.write_text("other")
+    with pytest.raises(QconvdError) as caught:
+        calibration_spec(options, llama)
+    assert str(caught.value) == (
+        f"{text}: the calibration text changed since the recipe was read\n"
+        "  reload the daemon (SIGHUP, or `systemctl reload qconvd`) or run the command again"
+    )
+
+
+def test_a_text_that_changes_while_it_is_read(llama: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = kit.spec_of(llama)
+
+    def documents(text: str) -> Iterator[sources.Document]:
+        yield from sources.documents(text)
+        Path(text).write_text("other")  # somebody else does
+
+    monkeypatch.setattr("qconvd.calibration.samples.documents", documents)
+    with pytest.raises(QconvdError, match="the calibration text changed since it was planned with"):
+        tokens(llama, spec)
+
+
 def test_no_tokenizer(llama: ModelInfo) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (llama.path / name).unlink()
     with pytest.raises(Unsupported) as caught:
         kit.spec_of(checkpoints.inspect(llama.path))
     assert caught.value.what == "calibration needs the model's tokenizer, and there is none"
+    assert caught.value.fix == "add tokenizer.json or tokenizer.model of the model to the folder"
 
 
 def test_a_tokenizer_of_another_model(llama: ModelInfo, tmp_path: Path) -> None:
@@ -118,8 +142,9 @@ def test_no_causal_language_model(llama: ModelInfo, architecture: str, model_typ
     model = kit.reconfigured(
         llama, architectures=[architecture], model_type=model_type, is_encoder_decoder=model_type == "t5" or None
     )
-    with pytest.raises(Unsupported, match=f"calibration needs a causal language model; this is {architecture}"):
+    with pytest.raises(Unsupported, match=f"calibration needs a causal language model; this is {architecture}") as caught:
         kit.spec_of(model)
+    assert caught.value.fix == "choose a format that needs no calibration"
 
 
 def test_remote_code(llama: ModelInfo) -> None:
@@ -149,6 +174,7 @@ def test_activations_that_are_no_numbers_name_the_linear(llama: ModelInfo, tmp_p
     with pytest.raises(QconvdError) as caught:
         kit.gathered(calibration)
     assert caught.value.what == "model.layers.1.mlp.gate_proj.weight (layer 1) is fed NaN or infinite activations"
+    assert caught.value.fix == "the model or its conversion is damaged, or it needs a wider type than it has"
 
 
 def test_activations_that_nobody_asks_for_name_the_layer(llama: ModelInfo, tmp_path: Path) -> None:
@@ -184,6 +210,32 @@ def test_a_missing_weight_is_found_from_headers(llama: ModelInfo) -> None:
 def test_samples_longer_than_the_models_context(llama: ModelInfo) -> None:
     error = refused(llama, hessian(Q), length=300)
     assert error.what == "samples of 300 tokens are longer than the model's context of 256"
+    assert error.fix == "say `length: 256` or less under `calibration`, or leave it out"
+
+
+def test_where_nothing_is_said_samples_are_as_long_as_the_context_at_the_most(llama: ModelInfo) -> None:
+    assert kit.spec_of(llama, length=None).length == 256
+    assert kit.spec_of(kit.reconfigured(llama, max_position_embeddings=4096), length=None).length == 512
+    assert kit.spec_of(kit.gpt2(llama.path.parent / "gpt2"), length=None).length == 256
+    within = kit.reconfigured(llama, max_position_embeddings=None, text_config={"max_position_embeddings": 40})
+    assert kit.spec_of(within, length=None).length == 40
+    assert kit.spec_of(kit.reconfigured(llama, text_config=None), length=None).length == 512
+
+
+def test_a_length_that_transformers_alone_knows_to_be_too_much(llama: ModelInfo) -> None:
+    error = refused(kit.reconfigured(llama, max_position_embeddings=None), hessian(Q), length=4096)
+    assert error.what == "samples of 4096 tokens are longer than the model's context of 2048"
+
+
+@pytest.mark.parametrize("context", [0, -1, 15])
+def test_a_context_that_is_none(llama: ModelInfo, context: int) -> None:
+    error = refused(kit.reconfigured(llama, max_position_embeddings=context), hessian(Q))
+    assert error.what == (
+        f"its config.json says a context of {context} tokens (max_position_embeddings), and calibration needs 16 at least"
+    )
+    assert error.fix == (
+        "put the model's real max_position_embeddings into config.json, or choose a format that needs no calibration"
+    )
 
 
 def test_experts_of_a_class_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +248,7 @@ def test_experts_of_a_class_that_is_not_known(tmp_path: Path, monkeypatch: pytes
 def test_without_transformers_it_says_what_to_install(llama: ModelInfo, tmp_path: Path) -> None:
     code = f"""
 import sys
+from dataclasses import replace
 sys.modules["transformers"] = None  # as if it were not installed
 from pathlib import Path
 from qconvd import checkpoints

@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 import calibration_kit as kit
 import models
 from qconvd import checkpoints
-from qconvd.calibration.chat import TODAY, chat_template
+from qconvd.calibration.chat import chat_template
+from qconvd.calibration.rendering import TODAY
 from qconvd.calibration.samples import tokens
 from qconvd.calibration.tokenizer import tokenizer
 from qconvd.checkpoints import ModelInfo
@@ -166,6 +167,45 @@ def test_a_template_that_refuses_is_an_error_only_if_it_was_asked_for(model: Mod
     assert tokens(model, kit.spec_of(model)).shape == (3, 24)
     with pytest.raises(QconvdError, match="its chat template fails: no roles please"):
         tokens(model, kit.spec_of(model, chat=True))
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        (ENDLESS, "takes more than 1 s for one conversation"),
+        ("{% for a in range(9999) %}" + "x" * 999 + "{% endfor %}", "writes more than 1,048,576 characters beside those of "),
+        ("{% set x = 'long' * 999999999 %}{{ x | length }}", "takes more than 256.0 MiB of memory"),
+        ("{{ 'long' * 999999999 }}", "takes more than 256.0 MiB of memory"),
+        ("{{ messages | tojson(indent=999999999) }}", "takes more than 256.0 MiB of memory"),
+    ],
+)
+def test_a_template_that_would_never_end_or_fill_the_memory(
+    model: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, what: str
+) -> None:
+    """Also where a template that only fails would be passed over."""
+    monkeypatch.setattr("qconvd.calibration.chat.SECONDS", 1)
+    monkeypatch.setattr("qconvd.calibration.chat.MEMORY", 256 << 20)
+    model = chatty(model, template)
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "How are you today?"}]}) + "\n")
+    with pytest.raises(QconvdError) as caught:
+        tokens(model, kit.spec_of(model, text=path))
+    assert caught.value.what.startswith(f"its chat template {what}")
+    assert (caught.value.where, caught.value.fix) == (
+        str(model.path),
+        "say `chat: false` under `calibration`, or mend the template",
+    )
+
+
+def test_the_limits_are_for_each_conversation(model: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qconvd.calibration.chat.LONGEST", 100)
+    template = chat_template(chatty(model, TEMPLATE))
+    assert template is not None
+    for length in (10, 1000, 10):
+        assert template.write([("user", "é" * length)]) == f"<user>{'é' * length}</s>"
 
 
 def test_no_template_where_one_is_wanted(model: ModelInfo) -> None:

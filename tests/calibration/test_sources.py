@@ -103,6 +103,14 @@ def test_a_folder_is_read_in_the_order_of_names_and_its_digest_knows_them(tmp_pa
     assert digest(str(tmp_path)) != before
 
 
+def test_of_a_single_file_the_content_and_the_ending_count(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("{}\n")
+    (tmp_path / "b.txt").write_text("{}\n")
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    first, second, other = (digest(str(tmp_path / name)) for name in ("a.txt", "b.txt", "a.jsonl"))
+    assert first == second != other
+
+
 def test_a_dataset_is_taken_from_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     text = "hub:datasets/owner/name"
@@ -119,6 +127,14 @@ def test_a_dataset_is_taken_from_the_hub_cache(tmp_path: Path, monkeypatch: pyte
     snapshot.mkdir(parents=True)
     lines(snapshot / "train.jsonl", {"text": "from the Hub"})
     assert list(documents(text)) == [Document("from the Hub")]
+    assert CalibrationOptions(text=text).text == "hub:datasets/owner/name@abc123"
+    (folder / "refs" / "main").write_text("def456")
+    assert list(documents("hub:datasets/owner/name@abc123")) == [Document("from the Hub")]
+    with pytest.raises(QconvdError) as caught:
+        digest("hub:datasets/owner/name@v2")
+    assert caught.value.what == "the revision v2 of owner/name is only partly in the Hub cache"
+    assert caught.value.fix == "download it once: hf download --repo-type dataset owner/name --revision v2"
+    (folder / "refs" / "main").write_text("abc123")
     (snapshot / "more.parquet").write_bytes(b"PAR1")
     with pytest.raises(QconvdError, match="is Parquet, which is read with pyarrow, and that is not installed"):
         list(documents(text))
@@ -135,10 +151,12 @@ def test_the_text_that_comes_with_qconvd_is_varied_and_of_a_known_origin() -> No
 
 
 def test_options_take_paths_relative_to_the_config(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text("text")
     made = CalibrationOptions.model_validate({"text": "./my.txt"}, context={"folder": tmp_path})
-    assert made.text == str(tmp_path / "my.txt")
+    assert made.place == str(tmp_path / "my.txt")
+    (tmp_path / "my.txt").unlink()  # what the ledger keeps is read without it
     assert CalibrationOptions.model_validate(made.model_dump()) == made
-    assert CalibrationOptions().text == "default"
+    assert CalibrationOptions().place == "default"
 
 
 @pytest.mark.parametrize(
@@ -146,13 +164,22 @@ def test_options_take_paths_relative_to_the_config(tmp_path: Path) -> None:
     [
         ({"text": "hub:owner/name"}, "'hub:owner/name' is no dataset; write hub:datasets/owner/name"),
         ({"text": " "}, "' ' is no text; write `default`, a path, or hub:datasets/owner/name"),
+        (
+            {"text": "/nowhere/a.txt"},
+            "/nowhere/a.txt: there is no calibration text here; name a file or folder that is there as `text` under "
+            "`calibration`, or hub:datasets/owner/name",
+        ),
+        ({"text": "hub:datasets/o/n"}, "the dataset o/n is not in the Hub cache; download it once: hf download --repo-type"),
         ({"samples": 0}, "greater than 0"),
         ({"length": 8}, "greater than or equal to 16"),
         ({"chat": "maybe"}, "auto"),
         ({"sample": 3}, "Extra inputs are not permitted"),
     ],
 )
-def test_options_that_make_no_sense(given: dict[str, object], said: str) -> None:
+def test_options_that_make_no_sense(
+    given: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="validation error") as caught:
         CalibrationOptions.model_validate(given)
     assert said in str(caught.value)

@@ -104,6 +104,64 @@ def test_records_that_lie_are_refused(tmp_path: Path, tensors: ggml_files.Tensor
     assert reason in caught.value.what
 
 
+def parts(count: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """A share of the columns of every matrix, as the larger models came in the spring of 2023."""
+    return {n: (kind, (*s[:-1], s[-1] // count) if len(s) > 1 else s) for n, (kind, s) in llama_tensors().items()}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "numbers", "reason"),
+    [
+        ({"layers.1.attention.wo.weight": ("F16", (32, 64))}, None,
+         "tensor 'layers.1.attention.wo.weight' has the shape 32 x 64, and the rest of the model makes it 64 x 64"),
+        ({"layers.1.feed_forward.w3.weight": ("F16", (96, 64))}, None,
+         "tensor 'layers.1.feed_forward.w3.weight' has the shape 96 x 64, and the rest of the model makes it 192 x 64"),
+        ({"norm.weight": ("F32", (1, 64))}, None, "tensor 'norm.weight' has 2 axes, not 1"),
+        ({"output.weight": ("F16", (299, 64))}, None,
+         "tensor 'output.weight' has the shape 299 x 64, and the rest of the model makes it 300 x 64"),
+        ({"extra.weight": ("F32", (4,))}, None, "llama has no tensor 'extra.weight' in a file of 2 layers"),
+        ({}, (300, 64, 192, 4, 1, 16, 1), "llama has no tensor 'layers.1.attention.wq.weight' in a file of 1 layers"),
+        ({"layers.0.attention.wk.weight": ("F16", (24, 64)), "layers.0.attention.wv.weight": ("F16", (24, 64)),
+          "layers.1.attention.wk.weight": ("F16", (24, 64)), "layers.1.attention.wv.weight": ("F16", (24, 64))}, None,
+         "its keys have 24 rows, which 4 heads of a model 64 wide cannot share"),
+        (parts(2), None, "is one of 2 files that make up a model: its embeddings have 32 of 64 columns"),
+    ],
+)  # fmt: skip
+def test_tensors_that_the_header_contradicts_are_refused(
+    tensors: ggml_files.Tensors, numbers: tuple[int, ...] | None, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises((BadCheckpoint, Unsupported)) as caught:
+        inspect(write(tmp_path / "x.bin", llama(tensors=llama_tensors() | dict(tensors), numbers=numbers)))
+    assert caught.value.what == reason
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("value", [0, 3, 1 << 20, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_absurd_numbers_of_a_header_are_refused(tmp_path: Path, number: int, value: int) -> None:
+    whole = bytearray(llama())
+    struct.pack_into("<I", whole, 8 + 4 * number, value)
+    if number == 2 and value <= 3:  # n_mult, which the tensors say better
+        inspect(write(tmp_path / "x.bin", bytes(whole)))
+        return
+    with pytest.raises(QconvdError) as caught:
+        inspect(write(tmp_path / "x.bin", bytes(whole)))
+    missing = number == 4 and value == 3
+    assert ("tensors of its 3 layers are missing" if missing else "has a header that is no LLaMA model's") in caught.value.what
+
+
+@pytest.mark.parametrize("rest", [b"\0", bytes(12), bytes(4096), b"x" * 100])
+def test_bytes_behind_the_last_tensor_are_none_of_the_model(tmp_path: Path, rest: bytes) -> None:
+    whole = llama()
+    with pytest.raises(BadCheckpoint) as caught:
+        inspect(write(tmp_path / "x.bin", whole + rest))
+    assert caught.value.what == f"has {len(rest)} bytes behind its last tensor, which readers take for one more"
+    assert caught.value.fix.endswith(f"of a right file the first {len(whole)} bytes are all")
+    # Of gpt2 an output layer of its own may still come.
+    with pytest.raises(QconvdError):
+        inspect(write(tmp_path / "y.bin", gpt2(TOKENS) + rest))
+
+
 def test_a_folder_is_a_model_with_its_config_beside_it(tmp_path: Path) -> None:
     write(tmp_path / "Llama-2-7B-GGML" / "ggml-model-f16.bin", llama())
     config = {"rms_norm_eps": 1e-5, "hidden_size": 64, "architectures": ["LlamaForCausalLM"]}

@@ -23,10 +23,11 @@ from qconvd.engine.source import Source
 from qconvd.errors import BadCheckpoint, QconvdError, Unsupported
 from qconvd.formats import planned
 from qconvd.plugins import plugins
-from quantized_models import Quantizer, awq, compressed, config_of, gptq, write_quantized
+from quantized_models import Quantizer, awq, compressed, config_of, fp8, gptq, write_quantized
 
 G = {"quant_method": "gptq", "desc_act": False, "sym": False, "lm_head": False, "true_sequential": True}
 A = {"quant_method": "awq", "zero_point": True}
+F8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
 PACKED = "compressed-tensors pack-quantized"
 CASES: dict[str, tuple[Quantizer, dict[str, Any], str]] = {
     "gptq 2 bits": (gptq(2, 32), G | {"bits": 2, "group_size": 32}, "GPTQ, 2 bits, group size 32"),
@@ -72,6 +73,7 @@ CASES: dict[str, tuple[Quantizer, dict[str, Any], str]] = {
         compressed(8, -2, kind="float8"), config_of("float-quantized", 8, -2, strategy="block", block_structure=[48, 40]),
         "compressed-tensors float-quantized, 8 bits",
     ),
+    "fp8 in blocks": (fp8(48, 40), F8 | {"weight_block_size": [48, 40]}, "FP8"),
 }  # fmt: skip
 
 
@@ -96,7 +98,7 @@ def toy(folder: Path, case: str = "gptq 4 bits", **more: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", ["gptq 3 bits", "gptq by activation", "awq", "ct 4 bits asymmetric", "ct float8 in blocks"])
+@pytest.mark.parametrize("case", ["gptq 3 bits", "gptq by activation", "awq", "ct 4 bits asymmetric", "fp8 in blocks"])
 def test_any_rows_are_the_rows_of_the_whole_and_read_no_more_than_they_need(tmp_path: Path, case: str) -> None:
     model = inspect(toy(tmp_path / "Toy", case))
     known = plugins().operations
@@ -200,8 +202,11 @@ def test_older_checkpoints_say_it_beside_their_config(tmp_path: Path, file: str,
          f"{PACKED}, 4 bits, group size 32, sparse", "compressed-tensors is read where it is not sparse"),
         (config_of("pack-quantized", 4, 32) | {"transform_config": {"config_groups": {"R1": {}}}},
          f"{PACKED}, 4 bits, group size 32, with rotations", "compressed-tensors is read without a transform_config"),
+        (F8, "FP8", "FP8 is read as E4M3 in blocks, with weight_block_size in the config"),
+        (F8 | {"weight_block_size": [128, 128], "fmt": "e5m2"}, "FP8",
+         "FP8 is read as E4M3 in blocks, with weight_block_size in the config"),
     ],
-    ids=["marlin", "old marlin", "5 bits", "gemv", "nvfp4", "sparse", "rotations"],
+    ids=["marlin", "old marlin", "5 bits", "gemv", "nvfp4", "sparse", "rotations", "fp8", "e5m2"],
 )  # fmt: skip
 def test_variants_that_are_not_read(tmp_path: Path, config: dict[str, Any], label: str, read: str) -> None:
     write_quantized(tmp_path / "Toy", gptq(4, 32), config)
@@ -239,6 +244,14 @@ def test_parts_that_do_not_fit(tmp_path: Path) -> None:
     assert index.what == "has 8 rows of words, which do not hold 60 rows of 2, 3, 4 or 8 bits"
     beyond = spoilt(tmp_path / "d" / "m", "gptq 4 bits", g_idx=np.arange(64, dtype=whole) % 3)
     assert beyond.what == "a group index names the group 2 of 2, the first being 0"
+    finer = spoilt(tmp_path / "i" / "m", "gptq 4 bits", g_idx=np.arange(64, dtype=whole) // 8)
+    assert str(finer) == (f"{Q}.weight: a group index names the group 7 of 2, the first being 0\n  download the model again")
+    below = spoilt(tmp_path / "j" / "m", "ct by activation", weight_g_idx=np.arange(64, dtype=whole) // 32 - 1)
+    assert below.what == "a group index names the group -1 of 2, the first being 0"
+    flat = spoilt(tmp_path / "k" / "m", "gptq 4 bits", scales=np.ones(64, half))
+    assert flat.what == "has the shape [64], where a row of 64 for each group is due"
+    wide = spoilt(tmp_path / "l" / "m", "gptq 4 bits", scales=np.ones((2, 64)))
+    assert wide.what == "is F64 [2, 64], where F16 or BF16 or F32 is due"
     both = spoilt(tmp_path / "e" / "m", "gptq 4 bits", weight=np.ones((64, 64), half))
     assert both.what == f"is packed, and '{Q}.weight' is there as well"
     groups = spoilt(tmp_path / "f" / "m", "gptq without g_idx", scales=np.ones((3, 64), half), qzeros=np.ones((3, 16), whole))
@@ -247,6 +260,14 @@ def test_parts_that_do_not_fit(tmp_path: Path) -> None:
     assert scale.what == "has the shape [9, 1], which fits none of the config's groups for 64 x 64 weights"
     shape = spoilt(tmp_path / "h" / "m", "ct 4 bits", weight_shape=np.array([64, 99]))
     assert shape.what == "has 64 rows of 8 words, which hold no weights of [64, 99] in 4 bits"
+
+
+def test_fp8_whose_blocks_are_others_than_the_config_says(tmp_path: Path) -> None:
+    write_quantized(tmp_path / "m", fp8(64, 64), F8 | {"weight_block_size": [48, 40]})
+    with pytest.raises(BadCheckpoint) as caught:
+        inspect(tmp_path / "m")
+    assert caught.value.what == "is F32 [1, 2], where F16 or BF16 or F32 [2, 3] is due"
+    assert caught.value.where.endswith("tensor model.layers.0.mlp.down_proj.weight_scale_inv")
 
 
 def test_a_config_that_speaks_of_packing_where_none_is(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def refused(path: Path, kind: type[QconvdError] = Unsupported) -> QconvdError:
         ({"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}, "bitsandbytes, 4 bits"),
         ({"load_in_8bit": True}, "bitsandbytes, 8 bits"),
         ({"quant_method": "compressed-tensors"}, "compressed-tensors, of no format"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "FP8"),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "FP8"),
         ({"quant_method": "mxfp4"}, "MXFP4"),
         ({"quant_method": "exl3", "bits": 2.5}, "EXL3, 2.5 bits"),
         ({"quant_method": "brand-new"}, "brand-new"),
@@ -62,6 +62,15 @@ def test_quantized_by_config(tmp_path: Path, config: dict[str, Any], label: str)
 )
 def test_quantized_by_other_keys(tmp_path: Path, config: dict[str, Any], label: str) -> None:
     assert refused(write_model(tmp_path / "m", CONFIG | config)).what == f"is already quantized ({label})"
+
+
+def test_a_diffusion_models_own_files_are_recognised_by_their_config(tmp_path: Path) -> None:
+    """Parts of a pipeline, whose weights no reader claims by their name."""
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.30"}')
+    (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"PK")
+    error = refused(tmp_path / "unet")
+    assert (error.what, error.where) == ("is a diffusion model", str(tmp_path / "unet" / "config.json"))
 
 
 def test_an_empty_quantization_config_is_none(tmp_path: Path) -> None:

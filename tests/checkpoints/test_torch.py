@@ -179,6 +179,27 @@ def test_bytes_that_are_not_written_yet(tmp_path: Path) -> None:
         inspect(write(tmp_path / "m", whole[:header] + bytes(40) + whole[header + 40 :]))
 
 
+@pytest.mark.parametrize("make", [archive, stream])
+def test_every_beginning_of_a_file_is_waited_for(tmp_path: Path, make: Any) -> None:
+    """Copied bit by bit: no step of it is taken for the model, nor for a damaged one."""
+    whole = make()
+    for size in range(len(whole)):
+        found = look(write(tmp_path / "m", whole[:size]))
+        assert found.state == "incomplete", (size, found.reason)
+
+
+def test_a_stream_that_is_filled_from_front_to_back_is_waited_for(tmp_path: Path) -> None:
+    """By a downloader that gives the file its length first; zeros in the last storage may be the model's own."""
+    whole = stream()
+    reasons = set()
+    for size in range(len(whole) - 48 - 7):
+        found = look(write(tmp_path / "m", whole[:size] + bytes(len(whole) - size)))
+        assert found.state == "incomplete", (size, found.reason)
+        reasons.add(found.reason.partition(": ")[2])
+    assert f"has zeros from byte {whole.index(b'e.') + 1} on, inside its pickle, which is not written yet" in reasons
+    assert "has zeros where its storage '0' should begin, which is not written yet" in reasons
+
+
 def test_the_digest_changes_with_every_weight_and_name(tmp_path: Path) -> None:
     whole = archive()
     at = whole.index(b"archive/data/0") + len("archive/data/0") + 5

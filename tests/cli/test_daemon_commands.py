@@ -59,7 +59,8 @@ def test_job(qconvd: Qconvd, done: Home) -> None:
     assert f"source  {done.inbox}/tiny" in said.out
     states = [line.split() for line in said.out.split("WHEN")[1].splitlines()[1:]]
     assert [words[3] for words in states if words][-1] == "done"
-    assert f"  fp16  done   97.7 KiB  {done.output}/tiny-fp16\n" in re.sub(r"done +[0-9.]+ KiB", "done   97.7 KiB", said.out)
+    assert f"output  {done.output}\n" in said.out
+    assert "  fp16  done   97.7 KiB  tiny-fp16/\n" in re.sub(r"done +[0-9.]+ KiB", "done   97.7 KiB", said.out)
     history = qconvd("job", "1", "--config", done.config, "--json").json["history"]
     assert history[0]["to"] == "waiting"
     assert {"planned", "converting", "verifying", "ready", "done"} <= {event["to"] for event in history}
@@ -117,6 +118,26 @@ def test_add_to_a_running_daemon(qconvd: Qconvd, daemon: Home) -> None:
     # The config has one recipe.
     again = qconvd("add", away, "--config", daemon.config)
     assert (again.code, again.out) == (0, "job 1: all that the recipe wants is there or on its way\n")
+
+
+def test_pause_resume_and_priority(qconvd: Qconvd, daemon: Home) -> None:
+    on = ("--config", daemon.config)
+    assert qconvd("pause", "new disk", *on).out == "paused: no task is started until `qconvd resume`\n"
+    copy_in(daemon, tiny_model(daemon.root / "away" / "tiny"))
+    daemon.says("tiny", "paused (by hand): new disk")
+    assert "\nPaused (by hand): new disk.\n" in qconvd("status", *on).out
+    (pause,) = qconvd("status", "--json", *on).json["paused"]
+    assert (pause["cause"], pause["reason"]) == ("by hand", "new disk")
+    assert qconvd("priority", "1", "-5", *on).out == "job 1 has priority -5\n"
+    assert "priority  -5\n" in qconvd("job", "1", *on).out
+    assert qconvd("jobs", "--json", *on).json[0]["priority"] == -5
+    said = qconvd("priority", "1", "5000", *on)
+    assert (said.code, said.err) == (3, "qconvd: 5000 is no priority\n  write a whole number from -1000 to 1000\n")
+    assert qconvd("priority", "9", "1", *on).err == "qconvd: there is no job 9\n  `qconvd jobs` lists them\n"
+    assert qconvd("priority", "1", "high", *on).code == 2
+    assert qconvd("resume", *on).out == "goes on\n"
+    daemon.done(1)
+    assert qconvd("resume", *on).code == 3
 
 
 def test_reconvert_and_retry(qconvd: Qconvd, daemon: Home) -> None:
@@ -183,7 +204,7 @@ def test_logs_of_what_no_worker_has_seen(qconvd: Qconvd, daemon: Home) -> None:
     assert (said.out, said.err) == ("", f"No worker of this job has written anything.\n  fp16 is failed: {reason}\n")
     said = qconvd("job", "2", "--config", daemon.config)
     words = " ".join(said.out.split())
-    assert f"fp16 failed m-fp16 {reason} rename one of the two models, or remove the other one" in words
+    assert f"fp16 failed m-fp16/ {reason} rename one of the two models, or remove the other one" in words
 
 
 def test_logs_tell_what_the_worker_could_not(qconvd: Qconvd, daemon: Home) -> None:
@@ -203,7 +224,7 @@ def break_config(daemon: Home, how: str) -> str:
     text = daemon.config.read_text()
     if how == "key":
         daemon.config.write_text(text.replace("targets:", "tragets:").replace("everyday]", "yesterday]"))
-        return "has 3 mistakes (`qconvd check` tells)"
+        return "has 2 mistakes (`qconvd check` tells)"
     if how == "yaml":
         daemon.config.write_text(text.replace("recipes: [everyday]", "recipes: [everyday"))
         return "has 1 mistake (`qconvd check` tells)"
@@ -231,7 +252,7 @@ def test_a_config_that_is_broken_by_now(qconvd: Qconvd, daemon: Home, how: str) 
         said = qconvd(*arguments, "--config", daemon.config)
         assert (said.code, said.err) == (0, notice), arguments
         assert words in said.out
-    assert len(qconvd("status", "--config", daemon.config, "--json").json["config_mistakes"]) == (3 if how == "key" else 1)
+    assert len(qconvd("status", "--config", daemon.config, "--json").json["config_mistakes"]) == (2 if how == "key" else 1)
     assert qconvd("reload", "--config", daemon.config).code == 78
     assert qconvd("check", "--config", daemon.config).code == 78
     assert daemon.stop() == 0

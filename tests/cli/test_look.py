@@ -64,6 +64,8 @@ def test_plan_says_how_long_it_takes_going_by_what_was_done_before(qconvd: Qconv
     assert qconvd("plan", glass, "--to", "fp16,q8_0").out.endswith(
         "About 3.4s to convert, going by what was done here before.\n"
     )
+    rates.note_conversion(["f32"], 100_000_000, 1)
+    assert "About 1s to convert, going" in qconvd("plan", glass, "--to", "f32").out
     data = qconvd("plan", glass, "--to", "q8_0", "--json").json
     assert data["seconds"] == {"convert": pytest.approx(2.56, abs=0.01)}
     assert qconvd("plan", glass, "--to", "q4_0", "--json").json["seconds"] == {"convert": None}
@@ -83,6 +85,31 @@ def test_plan_says_once_what_is_true_of_several_targets(qconvd: Qconvd, glass: P
     lines = qconvd("plan", glass, "--to", "q8_0,q4_0").out.splitlines()
     assert [line for line in lines if line.endswith(":")] == ["gguf Q8_0:", "gguf Q8_0, gguf Q4_0:", "gguf Q4_0:"]
     assert sum("the tokenizer has no byte tokens" in line for line in lines) == 1
+
+
+def test_plan_says_once_what_it_takes_seconds_for(qconvd: Qconvd, glass: Path) -> None:
+    few = "calibration: {samples: 2, length: 64}"
+    said = qconvd("plan", glass, "--to", f"gptq: {{group_size: [32, 64], {few}}}")
+    assert said.code == 0
+    assert said.err == (
+        "finding out how text goes through the model, for calibration; loading torch for that takes some seconds\n"
+    )
+    assert qconvd("plan", glass, "--to", f"gptq: {{group_size: 32, {few}}}", "--json").err == ""
+
+
+@pytest.mark.parametrize("command", ["plan", "convert"])
+def test_two_targets_that_would_be_called_the_same_are_told_before_anything_is_made(
+    qconvd: Qconvd, glass: Path, command: str
+) -> None:
+    both = "gptq: {method: rtn, group_size: 32}, gptq: {method: rtn, group_size: 32, mse: true}"
+    said = qconvd(command, glass, "--to", both)
+    assert (said.code, said.out) == (3, "")
+    assert said.err == (
+        "qconvd: gptq 4bit-32g-rtn and gptq 4bit-32g-rtn would both be called <model>-4bit-32g-rtn/\n"
+        "  give one of them a `name:`, e.g. --to \"q4_k_m, gguf: {types: [q4_k_m], pure: true, name: '{model}-pure'}\"\n"
+    )
+    named = both.replace("mse: true", "mse: true, name: '{model}-{variant}-mse'")
+    assert qconvd("plan", glass, "--to", named).code == 0
 
 
 def test_plan_for_scripts_is_exact(qconvd: Qconvd, glass: Path) -> None:
@@ -213,17 +240,39 @@ def test_check_takes_the_config_from_the_environment(qconvd: Qconvd, config: Pat
 def test_formats(qconvd: Qconvd) -> None:
     said = qconvd("formats")
     assert said.code == 0
-    assert "fp16: safetensors in float16, bfloat16 or float32" in said.out
     lines = said.out.splitlines()
-    assert "  on_overflow     report, refuse, clamp  (default report)" in lines
-    assert "  max_shard_size  size  (default 5GB)" in lines
-    assert "  keep            list of text  (optional)" in lines
-    assert lines[-1] == "`qconvd formats FORMAT` shows one of them, and which models it can be made from."
-    assert "Model families:" not in lines
-    assert all(len(line) <= 80 for line in lines[:-1] if line.startswith(" "))
+    at = lines.index("fp16  safetensors in float16, bfloat16 or float32")
+    assert lines[at + 1 : at + 4] == [
+        "      short: bf16, f32",
+        "      options: dtype, on_overflow, keep, max_shard_size, gqa, eps,",
+        "               context_length, rope_theta",
+    ]
+    assert "      options: types (required), expand_gqa, allow_requantize" in lines
+    assert lines[-3:] == [
+        "Each also takes device, name and non_finite.",
+        "`qconvd formats FORMAT` says what a format's options mean, how to write them,",
+        "and which models it can be made from.",
+    ]
+    assert all(len(line) <= 80 for line in lines)
+    assert len(lines) < 60
     data = qconvd("formats", "--json").json
     assert {f["name"] for f in data["formats"]} >= {"fp16", "gguf"}
     assert data["broken"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("fp16", ["  on_overflow     report, refuse, clamp  (default report)", "  max_shard_size  size  (default 5GB)",
+                  "  keep            list of text  (optional)", "In a recipe:          - fp16: {dtype: bf16}"]),
+        ("ggml", ["On the command line:  --to 'ggml: {types: [q8_0, q4_0], expand_gqa: true}'"]),
+        ("nf4", ["On the command line:  --to 'int4: {container: bitsandbytes}'"]),
+    ],
+)  # fmt: skip
+def test_the_options_of_a_format_and_how_they_are_written(qconvd: Qconvd, name: str, lines: list[str]) -> None:
+    said = qconvd("formats", name).out.splitlines()
+    assert [line for line in lines if line not in said] == []
+    assert all(len(line) <= 80 for line in said if "--to" not in line)
 
 
 @pytest.mark.parametrize("name", ["gguf", "q8_0"])
@@ -289,6 +338,21 @@ def test_doctor(qconvd: Qconvd, config: Path, tmp_path: Path) -> None:
     assert findings["watch inbox"]["found"] == f"{tmp_path}/inbox can be watched"
     assert findings["output"]["found"].endswith("is not there yet; it will be made")
     assert {"CPU", "memory", "formats", "kernels", "inotify", "disk", "state"} <= findings.keys()
+
+
+def test_doctor_looks_for_what_calibration_needs_if_a_recipe_calibrates(
+    qconvd: Qconvd, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "calibration" not in {f["what"] for f in qconvd("doctor", "--json").json}
+    for target, state in (("gptq", "good"), ("gguf: {types: [iq4_xs], imatrix: auto}", "good"), ("gptq: 4bit-rtn", "")):
+        config.write_text(CONFIG.replace("targets: [q8_0]", f"targets: [{target}]"))
+        assert [f["state"] for f in qconvd("doctor", "--json").json if f["what"] == "calibration"] == [state] * bool(state)
+    config.write_text(CONFIG.replace("targets: [q8_0]", "targets: [gptq]"))
+    monkeypatch.setattr("qconvd.examination.LIBRARIES", ("torch", "no_such_library"))
+    said = qconvd("doctor")
+    assert said.code == 1
+    assert "the recipe small calibrates, and no_such_library is not installed" in " ".join(said.out.split())
+    assert "calibration: pip install 'qconvd[calibration]'" in said.out
 
 
 def test_doctor_finds_what_is_bad(qconvd: Qconvd) -> None:

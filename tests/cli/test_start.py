@@ -53,6 +53,21 @@ def test_a_long_message_is_broken_between_words_on_a_terminal_only(tmp_path: Pat
     assert piped.stderr == b"qconvd: there is no format 'nothing'\n  there are: fp16, fp8, ggml, gguf, gptq, int4, int8\n"
 
 
+def test_a_mistake_of_the_command_line_is_broken_between_words(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qconvd", "convert", ".", "--to", "bitsandbytes"]
+    keyboard, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    assert subprocess.run(command, stderr=terminal, cwd=tmp_path, check=False).returncode == 2
+    os.close(terminal)
+    assert os.read(keyboard, 1000).decode().splitlines()[-4:] == [
+        "Error: Invalid value: --to: there is no format",
+        "'bitsandbytes' (did you mean int4: bitsandbytes or int8:",
+        "bitsandbytes?)",
+        "  `qconvd formats` lists what there is",
+    ]
+    os.close(keyboard)
+
+
 @pytest.mark.parametrize("arguments", [["convert", "--help"], ["run", "--help"], ["version"]])
 def test_a_command_s_help_loads_no_plugins(arguments: list[str]) -> None:
     """typer itself may use pydantic for a command's parameters; nothing of ours is loaded."""

@@ -61,9 +61,16 @@ def test_a_fork_says_how_it_ended_and_what_it_said(executor: LocalExecutor) -> N
 
 def test_another_environment_gets_a_program_of_its_own(executor: LocalExecutor) -> None:
     assert _end(executor, _submit(executor, "1.1")).exit_code == EXIT_ERROR
-    assert _end(executor, _submit(executor, "2.1", {**ENV, "OMP_NUM_THREADS": "7"})).exit_code == EXIT_ERROR
+    assert _end(executor, _submit(executor, "2.1", {**ENV, "CUDA_VISIBLE_DEVICES": "7"})).exit_code == EXIT_ERROR
     assert list(executor._children) in (["2.1"], [])
     assert executor.logs("1.1").replace("/1.1/", "/2.1/") == executor.logs("2.1")
+
+
+def test_the_number_of_threads_is_each_attempts_own(executor: LocalExecutor) -> None:
+    for number, threads in enumerate((2, 1, 3), 1):
+        handle = _submit(executor, f"{number}.1", environment("cpu", "", threads))
+        assert handle not in executor._children, "it is a fork, not a program"
+        assert _end(executor, handle).exit_code == EXIT_ERROR
 
 
 def test_a_nursery_that_was_killed_is_done_without(executor: LocalExecutor) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import ggml_files
 from daemon_kit import tiny_model
 from hub_server import HubServer
 from qconvd import checkpoints
@@ -132,9 +133,7 @@ def refusal(hub: Hub, tmp_path: Path) -> QconvdError:
 
 def test_what_is_refused_by_name(hub: Hub, hub_server: HubServer, model: Path, tmp_path: Path) -> None:
     hub_server.push("alice/m", texts={"config.json": (model / "config.json").read_text(), "pytorch_model.bin": "x"})
-    pickles = refusal(hub, tmp_path)
-    assert pickles.what == "has its weights as pickles only (pytorch_model.bin), which are not read over the network"
-    assert "safetensors/convert" in pickles.fix
+    assert refusal(hub, tmp_path).what == "is a text of 1 bytes, not a PyTorch .bin file: 'x'"
     hub_server.push("alice/m", model, delete=("pytorch_model.bin",), texts={"model_index.json": "{}"})
     assert refusal(hub, tmp_path).what == "is a diffusion model"
     hub_server.push("alice/m", model, delete=("model_index.json",), texts={"quantize_config.json": "{}"})
@@ -143,6 +142,25 @@ def test_what_is_refused_by_name(hub: Hub, hub_server: HubServer, model: Path, t
     assert "is an adapter (LoRA)" in refusal(hub, tmp_path).what
     hub_server.push("alice/m", delete=("adapter_model.safetensors", "config.json"))
     assert "holds no model" in refusal(hub, tmp_path).what or "empty" in refusal(hub, tmp_path).what
+
+
+def test_ggml_is_told_from_pickles_and_to_be_fetched(hub: Hub, hub_server: HubServer, tmp_path: Path) -> None:
+    folder = tmp_path / "g"
+    for name in ("llama-7b.ggmlv3.q4_0.bin", "llama-7b.ggmlv3.q8_0.bin"):
+        ggml_files.write(folder / name, ggml_files.llama())
+    hub_server.push("alice/m", folder, texts={"other.bin": "x", "empty.bin": ""})
+    hub_server.forget()
+    said = refusal(hub, tmp_path)
+    assert said.what == (
+        "has its weights as GGML files (llama-7b.ggmlv3.q4_0.bin, 2 of them), which are not read over the network"
+    )
+    assert said.where == "hub:alice/m"
+    assert said.fix == "fetch one with `hf download alice/m llama-7b.ggmlv3.q4_0.bin --local-dir .`, and give qconvd the file"
+    assert {e["sent"] for e in hub_server.log("resolve")} <= {1, 4}, "four bytes of each are enough"
+    hub_server.push("alice/m", delete=("llama-7b.ggmlv3.q8_0.bin", "other.bin"))
+    assert refusal(hub, tmp_path).what == (
+        "has its weights as GGML files (llama-7b.ggmlv3.q4_0.bin), which are not read over the network"
+    )
 
 
 def test_what_is_hostile(hub: Hub, hub_server: HubServer, model: Path, tmp_path: Path) -> None:

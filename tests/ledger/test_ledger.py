@@ -113,6 +113,18 @@ def test_a_waiting_target_follows_the_recipe_to_another_device(bench: Bench, led
     assert ledger.target(id).device == "cpu"
 
 
+def test_a_target_that_was_not_begun_follows_its_file_to_another_folder(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
+    first, moved = ({"imatrix": {"path": f"/{folder}/m.imatrix", "sha256": "ab"}} for folder in ("a", "b"))
+    (id,) = bench.want(wish("gguf", first))
+    bench.succeed(bench.start("plan"))
+    assert ledger.target(id).state == "planned"
+    assert bench.want(wish("gguf", moved)) == []
+    assert (ledger.target(id).state, ledger.target(id).options) == ("waiting", moved)
+    bench.to_done()
+    assert bench.want(wish("gguf", first)) == []
+    assert (ledger.target(id).state, ledger.target(id).options) == ("done", moved)
+
+
 def test_convert_tasks_group_a_sources_targets_by_device_class(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
     wishes = wish("fp16"), wish("q8_0"), wish("gptq", {"device": "cuda"}), wish("auto"), wish("never-measured")
     a, b, c, d, e = bench.want(*wishes)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoint_files import CONFIG
 from converted import converted
+from quantized_models import fp8, write_quantized
 
 pytestmark = pytest.mark.readers
 NAME = "model.layers.0.self_attn.q_proj"
@@ -75,3 +76,17 @@ def test_compressed_tensors_decompresses_to_the_same_numbers(tmp_path: Path, cas
     save_file({f"{NAME}.{name}": part.contiguous() for name, part in packed.items()}, tmp_path / "m" / "model.safetensors")
     made = converted(tmp_path / "m", tmp_path / "out", "fp16", dtype="bf16")
     assert torch.equal(load_file(made.folder / "model.safetensors")[f"{NAME}.weight"], wanted)
+
+
+def test_transformers_dequantizes_fp8_in_blocks_to_the_same_numbers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    said = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [32, 32]}
+    write_quantized(tmp_path / "m", fp8(32, 32), said)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "m",
+        dtype=torch.bfloat16,
+        quantization_config=transformers.FineGrainedFP8Config(dequantize=True, weight_block_size=(32, 32)),
+    ).state_dict()
+    ours = load_file(converted(tmp_path / "m", tmp_path / "out", "fp16", dtype="bf16").folder / "model.safetensors")
+    for name, weight in ours.items():
+        assert torch.equal(theirs[name], weight), name

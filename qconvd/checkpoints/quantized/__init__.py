@@ -1,8 +1,8 @@
 """Quantized checkpoints as sources: their packed tensors seen as the floats that the model means by them.
 
-A checkpoint of GPTQ (gptq.py), AWQ (awq.py) or compressed-tensors (compressed.py) keeps several tensors for each linear. Here
-they become one, `….weight`, whose `made` says how its numbers are computed; the arithmetic is in operations.py and runs when
-rows are read. So a format sees the model that was quantized, with the weights that are left of it.
+A checkpoint of GPTQ (gptq.py), AWQ (awq.py), compressed-tensors (compressed.py) or FP8 in blocks (fp8.py) keeps several tensors
+for each linear. Here they become one, `….weight`, whose `made` says how its numbers are computed; the arithmetic is in
+operations.py and runs when rows are read. So a format sees the model that was quantized, with the weights that are left of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from qconvd.checkpoints.base import TensorInfo
 from qconvd.checkpoints.files import CONFIG_LIMIT, read_json
-from qconvd.checkpoints.quantized import awq, compressed, gptq
+from qconvd.checkpoints.quantized import awq, compressed, fp8, gptq
 from qconvd.checkpoints.quantized.parts import Parts
 from qconvd.checkpoints.refusals import QUANTIZER_FILES, quantization, refuse_quantized
 from qconvd.errors import BadCheckpoint
@@ -67,7 +67,8 @@ def packing(folder: Path, config: Mapping[str, Any], names: Collection[str]) -> 
         found = {"quant_method": QUANTIZER_FILES[beside], **read_json(where, CONFIG_LIMIT)}
         label = quantization({KEYS[0]: found})
     method = str(found.get("quant_method") or ("compressed-tensors" if "compression_config" in config else ""))
-    reader = {"gptq": gptq.reader, "awq": awq.reader, "compressed-tensors": compressed.reader}.get(method.lower())
+    readers = {"gptq": gptq.reader, "awq": awq.reader, "compressed-tensors": compressed.reader, "fp8": fp8.reader}
+    reader = readers.get(method.lower())
     if reader is None:
         raise refuse_quantized(label, str(where))
     return Packing(label, _without(config), reader(found, label, str(where)))

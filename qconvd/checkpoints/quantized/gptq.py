@@ -50,7 +50,9 @@ def _linear(parts: Parts, module: str, packed: TensorInfo, bits: int, add: int, 
     if n * bits % 32:
         raise parts.wrong(packed, f"has {n} columns, whose zero points fill no whole words of {bits} bits")
     scales = parts.take(f"{module}.scales", dtypes=SCALES)
-    groups = scales.shape[0] if len(scales.shape) == 2 else 0
+    if len(scales.shape) != 2:
+        raise parts.wrong(scales, f"has the shape {list(scales.shape)}, where a row of {n} for each group is due")
+    groups = scales.shape[0]
     scales = parts.take(f"{module}.scales", (groups, n), dtypes=SCALES)
     zeros = parts.take(f"{module}.qzeros", (groups, n * bits // 32), dtypes=("I32",))
     xs: tuple[Expr, ...] = (Transpose(stored(packed)), as_floats(Transpose(stored(scales))), Transpose(stored(zeros)))

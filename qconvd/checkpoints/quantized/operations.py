@@ -138,11 +138,12 @@ class _Groups:
 
         self.index = None
         if index is not None:
+            if index.min() < 0 or index.max() >= count:
+                wrong = index.max() if index.max() >= count else index.min()
+                what = f"a group index names the group {int(wrong)} of {count}, the first being 0"
+                raise BadCheckpoint(what, fix="download the model again")
             size = int(np.count_nonzero(index == 0)) or columns
             if not np.array_equal(index, np.arange(columns) // size):
-                if index.min() < 0 or index.max() >= count:
-                    what = f"a group index names the group {int(index.max())} of {count}, the first being 0"
-                    raise BadCheckpoint(what, fix="download the model again")
                 self.index = index
         self.size, self.count, self.columns = size or columns, count, columns
 

@@ -51,8 +51,8 @@ class Parts:
         if tensor is None:
             return None
         if tensor.dtype not in dtypes or (shapes and tensor.shape not in shapes):
-            wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
-            raise self.wrong(tensor, f"is {tensor.dtype} {list(tensor.shape)}, where {' or '.join(dtypes)} {wanted} is due")
+            wanted = "".join(f" {list(shape)}" for shape in shapes)
+            raise self.wrong(tensor, f"is {tensor.dtype} {list(tensor.shape)}, where {' or '.join(dtypes)}{wanted} is due")
         self._taken.add(name)
         return tensor
 

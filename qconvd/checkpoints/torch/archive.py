@@ -69,15 +69,13 @@ def open_archive(descriptor: int, size: int, where: str) -> Archive:
     Raises `Incomplete` while its end is missing, `Unsupported` for what is a zip of something else, `BadCheckpoint` for one
     that contradicts itself or is none that torch writes.
     """
-    begin, count, nbytes = _directory(descriptor, size, where)
-    if nbytes > DIRECTORY_LIMIT or count > MEMBERS:
-        raise bad(f"claims a directory of {count} members in {nbytes} bytes", where)
+    begin, count, nbytes = directory(descriptor, size, where)
     members: dict[str, Member] = {}
-    for member in _members(read_at(descriptor, begin, nbytes), count, where):
+    for member in members_of(read_at(descriptor, begin, nbytes), count, where):
         if member.name in members:
             raise bad(f"has two members called {quoted(member.name)}", where)
         members[member.name] = member
-    pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    pickles = [name for name in members if is_pickle(name)]
     if len(pickles) != 1:
         what = "is a zip that torch.save did not make: it holds no data.pkl" if not pickles else "holds more than one data.pkl"
         raise bad(what, where)
@@ -115,8 +113,16 @@ def bad(what: str, where: str) -> BadCheckpoint:
     return BadCheckpoint(what, where=where, fix=FIX)
 
 
-def _directory(descriptor: int, size: int, where: str) -> tuple[int, int, int]:
-    """Where the directory begins, how many members it lists, its bytes."""
+def is_pickle(name: str) -> bool:
+    """Whether a member is the pickle of its archive."""
+    return name.endswith("/data.pkl") and name.count("/") == 1
+
+
+def directory(descriptor: int, size: int, where: str) -> tuple[int, int, int]:
+    """Where the directory begins, how many members it lists, its bytes; as the records at the end of the file say it.
+
+    Raises as `open_archive` does.
+    """
     tail = read_at(descriptor, max(0, size - END_SIZE - COMMENT_LIMIT), END_SIZE + COMMENT_LIMIT)
     end = ends(tail, size)
     if end is None:
@@ -137,10 +143,13 @@ def _directory(descriptor: int, size: int, where: str) -> tuple[int, int, int]:
         raise bad("is one part of a zip in several", where)
     if begin + nbytes != end:
         raise bad(f"has a directory of {nbytes} bytes from byte {begin} on, but it should end at byte {end}", where)
+    if nbytes > DIRECTORY_LIMIT or count > MEMBERS:
+        raise bad(f"claims a directory of {count} members in {nbytes} bytes", where)
     return begin, count, nbytes
 
 
-def _members(directory: bytes, count: int, where: str) -> Iterator[Member]:
+def members_of(directory: bytes, count: int, where: str) -> Iterator[Member]:
+    """What a directory lists. Raises `Unsupported` for compressed and encrypted members, `BadCheckpoint` for damage."""
     at = 0
     for _ in range(count):
         if len(directory) < at + 46 or directory[at : at + 4] != _CENTRAL:

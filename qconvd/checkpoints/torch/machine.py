@@ -17,7 +17,7 @@ from typing import Any
 from qconvd.checkpoints.files import quoted
 from qconvd.checkpoints.torch.stream import FIX, Stream
 from qconvd.checkpoints.torch.values import GLOBALS, Maker, Name, Storage, Tensor, Wrong, check_key, storage_of
-from qconvd.errors import BadCheckpoint, QconvdError, Unsupported
+from qconvd.errors import BadCheckpoint, Incomplete, QconvdError, Unsupported
 
 OPCODES = 2_000_000
 """Steps of a pickle; a tensor takes about 25."""
@@ -37,7 +37,8 @@ def load(stream: Stream, storages: dict[str, Storage] | None = None) -> Any:
 
     The storages that it speaks of are added to `storages`, by key.
 
-    Raises `Unsupported` for a global that weights do not need, `BadCheckpoint` for what is no pickle of weights.
+    Raises `Unsupported` for a global that weights do not need, `BadCheckpoint` for what is no pickle of weights, `Incomplete`
+    where zeros stand in its place.
     """
     stream.begin()
     try:
@@ -74,6 +75,9 @@ class _Machine:
                     raise Wrong("ends with something left over")
                 return self.stack[0]
             step = steps.get(opcode)
+            if opcode == b"\0":  # no opcode at all: a file of its full length that is still being filled
+                what = f"has zeros from byte {self.stream.position - 1} on, inside its pickle, which is not written yet"
+                raise Incomplete(what, where=self.stream.where, fix="wait for the copy to finish, or copy the file again")
             if step is None:
                 raise Wrong(f"has the opcode 0x{opcode.hex()} at byte {self.stream.position - 1}, which weights do not need")
             step(self)

@@ -8,6 +8,7 @@ Source: torch/serialization.py, `_legacy_save`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,20 @@ def _in_archive(archive: Archive) -> Callable[[Storage], int]:
     return place
 
 
-def _of_stream(stream: Stream, size: int, path: Path) -> tuple[Any, Callable[[Storage], int]]:
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A file from before 1.6, as its pickles describe it."""
+
+    whole: Any
+    starts: Mapping[str, int]
+    """By the key of a storage, where its bytes begin: behind its count of elements, of eight bytes."""
+    storages: Mapping[str, Storage]
+    end: int
+    """How many bytes the file has."""
+
+
+def read_stream(stream: Stream) -> Streamed:
+    """The pickles of such a file. Raises as `read_tensors` does."""
     where = stream.where
     first = machine.load(stream)
     if first != MAGIC:
@@ -92,13 +106,6 @@ def _of_stream(stream: Stream, size: int, path: Path) -> tuple[Any, Callable[[St
     keys = machine.load(stream)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise bad("has a list of storages that is none", where)
-    return whole, _in_stream(stream, size, path, keys, storages)
-
-
-def _in_stream(
-    stream: Stream, size: int, path: Path, keys: list[str], storages: Mapping[str, Storage]
-) -> Callable[[Storage], int]:
-    where = stream.where
     starts: dict[str, int] = {}
     at = stream.position
     for key in keys:
@@ -108,21 +115,31 @@ def _in_stream(
             raise bad(f"has a storage {quoted(key)} that its pickle does not speak of", where)
         starts[key] = at + 8
         at += 8 + _nbytes(storages[key], where)
-    if size < at:
-        raise truncated(path, size, at)
-    if size > at:
-        raise bad(f"goes on for {size - at} bytes behind its last storage", where)
-    for key, start in starts.items():
-        count = int.from_bytes(read_at(stream.descriptor, start - 8, 8), "little", signed=True)
-        if count != storages[key].numel:
-            raise bad(f"has {count} elements in its storage {quoted(key)}, where its pickle says {storages[key].numel}", where)
+    return Streamed(whole, starts, storages, at)
+
+
+def _of_stream(stream: Stream, size: int, path: Path) -> tuple[Any, Callable[[Storage], int]]:
+    where = stream.where
+    found = read_stream(stream)
+    if size < found.end:
+        raise truncated(path, size, found.end)
+    if size > found.end:
+        raise bad(f"goes on for {size - found.end} bytes behind its last storage", where)
+    for key, start in found.starts.items():
+        count, due = read_at(stream.descriptor, start - 8, 8), found.storages[key].numel
+        if due and not any(count):
+            what = f"has zeros where its storage {quoted(key)} should begin, which is not written yet"
+            raise Incomplete(what, where=where, fix="wait for the copy to finish, or copy the file again")
+        if int.from_bytes(count, "little", signed=True) != due:
+            said = int.from_bytes(count, "little", signed=True)
+            raise bad(f"has {said} elements in its storage {quoted(key)}, where its pickle says {due}", where)
 
     def place(storage: Storage) -> int:
-        if storage.key not in starts:
+        if storage.key not in found.starts:
             raise bad(f"does not hold the storage {quoted(storage.key)}, though its pickle says so", where)
-        return starts[storage.key]
+        return found.starts[storage.key]
 
-    return place
+    return found.whole, place
 
 
 def _placed(name: str, tensor: Tensor, start: int, file: str, where: str) -> tuple[TensorInfo, TensorInfo]:

@@ -184,8 +184,13 @@ def test_who_loads_it_and_who_does_not() -> None:
     [
         (
             {"kind": "gguf"},
-            "/nowhere/m: a GGUF's tensors are named and ordered for llama.cpp; int4 is made from the checkpoint it came from\n"
-            "  convert that one",
+            "/nowhere/m: a GGUF's tensors are named and ordered for its readers; int4 is made from the checkpoint\n"
+            "  convert that one; if there is none, make it of this file first (`--to bf16`)",
+        ),
+        (
+            {"kind": "ggml"},
+            "/nowhere/m: a GGML file's tensors are named and ordered for its readers; int4 is made from the checkpoint\n"
+            "  convert that one; if there is none, make it of this file first (`--to bf16`)",
         ),
         ({"config": {}}, "/nowhere/m: has no config.json, without which nobody can load int4\n  add it"),
         (

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import ggml_models
 import gguf_models
@@ -15,7 +16,7 @@ from converted import Converted, converted
 from qconvd.api import Plan
 from qconvd.checkpoints import inspect
 from qconvd.checkpoints.ggml import ggml_vocabulary
-from qconvd.errors import ConfigError, Unsupported
+from qconvd.errors import BadCheckpoint, ConfigError, Unsupported
 from qconvd.plugins import plugins
 from qconvd.targets import resolve_list, resolve_target
 
@@ -166,8 +167,10 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ),
         ({"attention_bias": True}, "the model has biases (blk.0.attn_"),
         ({"intermediate_size": 100}, "the MLP is 100 wide at a model's width of 64, which the header's n_mult cannot say"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"head_dim": 32}, "4 heads of 32 are not the model's width of 64, which a GGML header cannot say"),
         ({"bos_token_id": 5}, None),
+        ({"bos_token_id": 5, "num_key_value_heads": 2}, None),  # not told to expand_gqa, which would not do
     ],
 )
 def test_what_llamas_header_cannot_say_is_refused(changes: dict[str, Any], reason: str | None, tmp_path: Path) -> None:
@@ -215,9 +218,13 @@ def test_what_readers_must_be_told_is_a_warning(tmp_path: Path) -> None:
 def test_llama_2_70bs_grouping_is_what_readers_know(tmp_path: Path) -> None:
     source = ggml_models.make(
         tmp_path / "m", "llama", num_hidden_layers=80, hidden_size=128, num_attention_heads=64, num_key_value_heads=8,
-        head_dim=2, intermediate_size=352,
+        head_dim=2, intermediate_size=448,
     )  # fmt: skip
-    assert planned(source).notes[-1] == "readers must be told of grouped-query attention: n_gqa 8"
+    plan = planned(source)
+    assert plan.notes[-1] == "readers must be told of grouped-query attention: n_gqa 8"
+    numbers = {key: value for key, _, value in plan.container.metadata}["numbers"]
+    # llama.cpp of July 2023 multiplies by 1.3 where it takes a model for Llama 2 70B.
+    assert -(-int(1.3 * (8 * 128 // 3)) // numbers[2]) * numbers[2] == 448
 
 
 @pytest.mark.parametrize(
@@ -231,12 +238,56 @@ def test_llama_2_70bs_grouping_is_what_readers_know(tmp_path: Path) -> None:
             "the rotation has the base 50000 or is scaled; readers of gpt_neox files take",
         ),
         ("gptj", {"n_inner": 100}, "the MLP is 100 wide; readers of gptj files take it for 4 times 64"),
+        (
+            "gpt2",
+            {"scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx is True; readers of gpt2 files divide attention by the root of the head's width",
+        ),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False; readers of gpt2 files divide attention"),
+        ("gpt2", {"n_head": 3}, "3 heads do not divide the model's width of 64, as readers of GGML need it"),
+        ("gptj", {"n_head": 5}, "5 heads do not divide the model's width of 64, as readers of GGML need it"),
+        ("gpt_neox", {"num_attention_heads": 7}, "7 heads do not divide the model's width of 64, as readers of GGML need it"),
     ],
 )
 def test_what_the_classic_readers_do_not_compute_is_refused(
     family: str, changes: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     assert refused(edit(ggml_models.make(tmp_path / "m", family), **changes)).what.startswith(reason)
+
+
+def test_weights_that_config_json_contradicts_are_refused(tmp_path: Path) -> None:
+    source = edit(ggml_models.make(tmp_path / "m", "gpt2"), n_positions=128, n_ctx=128)
+    with pytest.raises(BadCheckpoint) as caught:
+        planned(source)
+    assert caught.value.what == "tensor 'model/wpe' has the shape 256 x 64, and the rest of the model makes it 128 x 64"
+    assert caught.value.fix == "take config.json and weights from one revision of the model"
+
+
+@pytest.mark.parametrize(("family", "first", "last"), [("gpt_neox", "gpt_neox.embed_in.weight", "embed_out.weight"),
+                                                       ("gptj", "transformer.wte.weight", "lm_head.weight")])  # fmt: skip
+def test_tied_embeddings_of_the_classic_families_are_written_twice(family: str, first: str, last: str, tmp_path: Path) -> None:
+    source = ggml_models.make(tmp_path / "m", family)
+    tensors = load_file(source / "model.safetensors")
+    del tensors[last]
+    save_file(tensors, source / "model.safetensors")
+    error = refused(source)
+    assert error.what == f"the model lacks {last}"
+    made = converted(edit(source, tie_word_embeddings=True), tmp_path / "out", "ggml", types=["q8_0"])
+    made.verify()
+    content, held = file_of(made).read_bytes(), inspect(file_of(made)).tensors
+    a, b = (content[held[n].offset : held[n].offset + held[n].nbytes] for n in (first, last))
+    assert a == b
+
+
+def test_an_output_layer_of_its_own_is_written(tmp_path: Path) -> None:
+    source = ggml_models.make(tmp_path / "m", "gpt2")
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"][::-1].copy()
+    save_file(tensors, source / "model.safetensors")
+    made = converted(edit(source, tie_word_embeddings=False), tmp_path / "out", "ggml", types=["f32"])
+    made.verify()
+    held = inspect(file_of(made))
+    assert (list(held.tensors)[-3], held.config["tie_word_embeddings"]) == ("model/lm_head", False)
 
 
 def test_rows_that_blocks_do_not_divide(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ggml_files import GGJT, llama, llama_tensors, write
 from qconvd.api import Plan
 from qconvd.checkpoints import inspect
 from qconvd.checkpoints.ggml import ggml_vocabulary
-from qconvd.errors import Unsupported
+from qconvd.errors import BadCheckpoint, Unsupported
 from qconvd.plugins import plugins
 
 FAMILIES = ["llama", "gpt2", "gpt_neox"]
@@ -209,14 +209,54 @@ def test_a_vocabulary_whose_merges_cannot_be_told_needs_the_tokenizer(tmp_path: 
     assert caught.value.fix == "put the model's tokenizer.json beside the file, in a folder"
 
 
-def test_tensors_that_no_family_has_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.bin", llama(tensors=llama_tensors() | {"extra.weight": ("F32", (4,))}))
-    with pytest.raises(Unsupported) as caught:
-        planned(path, "gguf", types=["F16"])
-    assert caught.value.what == "llama has no tensor extra.weight"
+def test_a_vocabulary_that_is_no_text_needs_the_tokenizer(tmp_path: Path) -> None:
+    tokens = [*ggml_files.llama_tokens()[:-1], (b"\xff\xfe", 0.0)]
+    with pytest.raises(BadCheckpoint) as caught:
+        planned(write(tmp_path / "x.bin", llama(tokens=tokens)), "gguf", types=["F16"])
+    assert (caught.value.what, caught.value.fix) == ("token 299 is no text", "put the model's tokenizer beside the file")
 
 
-def test_a_header_that_the_tensors_contradict_is_refused(tmp_path: Path) -> None:
-    tensors = llama_tensors() | {"layers.1.attention.wo.weight": ("F16", (32, 64))}
-    with pytest.raises(Unsupported):
-        planned(write(tmp_path / "x.bin", llama(tensors=tensors)), "gguf", types=["F16"])
+def test_vectors_in_halves_become_whole_ones(tmp_path: Path) -> None:
+    halves = {name: ("F16", shape) for name, (_, shape) in llama_tensors().items()}
+    old = write(tmp_path / "x.bin", llama(tensors=halves))
+    made = converted(old, tmp_path / "a", "ggml", types=["f16"])
+    made.verify()
+    assert inspect(file_of(made)).tensors["norm.weight"].dtype == "F32"
+
+
+def test_a_number_that_does_not_say_the_mlps_width_is_mended(tmp_path: Path) -> None:
+    """Readers compute the width from n_mult and refuse tensors of another."""
+    numbers = [ggml_files.VOCAB, 64, 7, 4, 2, 16, 1]
+    made = converted(write(tmp_path / "x.bin", llama(numbers=numbers)), tmp_path / "a", "ggml", types=["f16"])
+    n_mult = inspect(file_of(made)).metadata["n_mult"]
+    assert -(-(8 * 64 // 3) // n_mult) * n_mult == 192
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "F16"])
+def test_grouped_heads_of_a_ggml_are_repeated_block_by_block(kind: str, tmp_path: Path) -> None:
+    ggml = write(tmp_path / "x.bin", llama(matrix=kind, tensors=llama_tensors(kind, kv=32)))
+    plain = planned(ggml, "ggml", types=[kind])
+    assert plain.notes == ("readers must be told of grouped-query attention: n_gqa 2",)
+    made = converted(ggml, tmp_path / "a", "ggml", types=[kind], expand_gqa=True)
+    made.verify()
+    ours, theirs = tensors_of(file_of(made)), tensors_of(ggml)
+    for name, data in theirs.items():
+        if name.endswith(("wk.weight", "wv.weight")):  # of two heads each comes twice
+            half = len(data) // 2
+            data = data[:half] * 2 + data[half:] * 2
+        assert ours[name] == data, name
+    assert made.plan.notes[-1].startswith("expand_gqa repeats key and value heads: ")
+
+
+def test_grouped_heads_of_a_gguf_are_repeated_block_by_block(tmp_path: Path) -> None:
+    """Nothing is rounded a second time."""
+    source = ggml_models.make(tmp_path / "m", "llama", num_key_value_heads=2)
+    gguf = file_of(converted(source, tmp_path / "g", "gguf", types=["Q4_0"], pure=True))
+    made = converted(gguf, tmp_path / "a", "ggml", types=["q4_0"], expand_gqa=True)
+    direct = converted(source, tmp_path / "b", "ggml", types=["q4_0"], expand_gqa=True)
+    assert file_of(made).read_bytes() == file_of(direct).read_bytes()
+
+
+def tensors_of(path: Path) -> dict[str, bytes]:
+    content = path.read_bytes()
+    return {t.name: content[t.offset : t.offset + t.nbytes] for t in inspect(path).tensors.values()}

@@ -19,6 +19,8 @@ from qconvd.engine.expr import Constant
 from qconvd.engine.plan import Plan, RowSplit, from_json, to_json
 from qconvd.errors import QconvdError, Unsupported
 from qconvd.plugins import plugins
+from qconvd_gguf.mixes.choice import Choice
+from qconvd_gguf.units import _fallbacks
 
 
 @pytest.fixture
@@ -62,6 +64,16 @@ def test_rows_that_no_block_divides_fall_back_and_the_plan_says_so(folder: Path)
     assert left["token_embd.weight"] == ("Q8_0", "rows of 32 weights are no multiple of Q6_K's block of 256")
     assert "blk.0.ffn_norm.weight" not in left
     assert any(note.startswith("2 of 20 tensors of the Q4_0 file are F16 because rows of 48 weights") for note in plan.notes)
+
+
+def test_each_reason_to_fall_back_has_its_own_tensors() -> None:
+    def choice(wanted: str) -> Choice:
+        return Choice("F16", f"no multiple of {wanted}'s block", fallback=True)
+
+    assert list(_fallbacks("Q4_K_M", {"a": choice("Q4_K"), "b": choice("Q6_K"), "c": choice("Q4_K")})) == [
+        "2 of 3 tensors of the Q4_K_M file are F16 because no multiple of Q4_K's block: a, c",
+        "1 of 3 tensors of the Q4_K_M file are F16 because no multiple of Q6_K's block: b",
+    ]
 
 
 def test_options_of_llama_quantize(folder: Path) -> None:

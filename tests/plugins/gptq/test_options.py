@@ -61,6 +61,13 @@ def test_orders(given: dict[str, Any], order: str) -> None:
     assert GptqOptions.model_validate(given).order == order
 
 
+def test_what_is_said_of_all_variants_is_not_said_of_one_that_is_rounded() -> None:
+    given = {"variants": ["4bit-128g", "4bit-128g-rtn"], "calibration": {"samples": 7}, "act_order": "none", "mse": True}
+    solved, rounded = resolve_target({"gptq": given})
+    assert options_of(solved)["calibration"] == {"samples": 7}
+    assert options_of(rounded).keys() == {"mse", "method"}
+
+
 @pytest.mark.parametrize(
     ("given", "stored"),
     [({}, "gptq"), ({"sym": False}, "gptq_v2"), ({"sym": False, "checkpoint_format": "gptq"}, "gptq")],
@@ -93,6 +100,20 @@ def test_what_the_ledger_keeps_is_read_again() -> None:
         ({"modules": ["up"]}, "modules is a mapping from patterns, e.g. {down_proj: {bits: 8}, gate_proj: skip}"),
         ({"damp": 0.1}, "gptq.damp: there is no key 'damp' here"),
         ({"damp_percent": 2}, "gptq.damp_percent: "),
+        (
+            {"act_order": True},
+            "gptq.act_order: yes does not say which; write `none`, `static` (groups stay contiguous) or "
+            "`desc_act` (they do not)",
+        ),
+        ({"act_order": False}, "gptq.act_order: no does not say which; write `none`, `static` "),
+        (
+            {"method": "rtn", "calibration": {"samples": 64}},
+            "`method: rtn` rounds to nearest, without calibration; leave out calibration",
+        ),
+        ({"method": "rtn", "damp_percent": 0.1}, "`method: rtn` rounds to nearest, without damping; leave out damp_percent"),
+        ({"method": "rtn", "desc_act": True}, "rounds to nearest, without an order of columns; leave out act_order"),
+        ("4bit-32g-actorder-rtn", "`method: rtn` rounds to nearest, without an order of columns; leave out act_order"),
+        ({"variants": [{"method": "rtn", "calibration": {}}]}, "without calibration; leave out calibration"),
     ],
 )  # fmt: skip
 def test_mistakes(given: Any, message: str) -> None:

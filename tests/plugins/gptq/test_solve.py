@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gptq_linears import hessian, output_error, read, weights
 from qconvd.api import Hessian, QconvdError
+from qconvd_gptq import parts
 from qconvd_gptq.pack import pack
 from qconvd_gptq.solve import ActOrder, Grid, Solved, Weights, nearest, solve
 
@@ -108,3 +109,18 @@ def test_a_hessian_of_another_size_is_refused() -> None:
     with pytest.raises(QconvdError) as caught:
         solve(Weights(W), hessian(64), Grid(4, 32), where="model.layers.0.q")
     assert str(caught.value) == "model.layers.0.q: has 192 columns, its statistics have 64"
+
+
+def test_the_number_of_threads_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large products are cut the same way however many threads take them."""
+    monkeypatch.setattr(parts, "WORTH", 1 << 18)
+    random = np.random.default_rng(3)
+    x = random.standard_normal((700, 1300)).astype(np.float32)
+    made = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("NUMBA_NUM_THREADS", threads)
+        parts._pool.cache_clear()
+        made.append(solve(Weights(weights(600, 1300)), Hessian(x.T @ x, 700), Grid(4, 32), damp=0.05))
+    assert parts._pool.cache_info().currsize == 1
+    assert np.array_equal(made[0].codes, made[1].codes)
+    assert made[0].output_error == made[1].output_error
