@@ -44,6 +44,14 @@ class Running(Data):
     since: float
 
 
+class Pause(Data):
+    """Why no task is started."""
+
+    cause: Literal["by hand", "quiet hours", "disk"]
+    reason: str
+    since: float
+
+
 class Status(Data):
     """The daemon at a glance."""
 
@@ -51,6 +59,7 @@ class Status(Data):
     pid: int
     ready: bool
     trouble: str = Field(description="What keeps it from working; empty if nothing does.")
+    pauses: list[Pause]
     jobs: dict[JobState, int] = Field(description="How many jobs are in each state.")
     targets: dict[TargetState, int]
     tasks: dict[TaskState, int] = Field(description="Only those that are queued or running.")

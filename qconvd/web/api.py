@@ -120,6 +120,19 @@ async def publish(call: Call) -> answers.Said:
     return await _of_job(call, "publish")
 
 
+async def pause(call: Call) -> answers.Said:
+    return await call.asker.ask("pause", reason=call.body.reason)
+
+
+async def resume(call: Call) -> answers.Said:
+    return await call.asker.ask("resume")
+
+
+async def priority(call: Call) -> answers.Said:
+    _there(lambda: call.reader.ledger.job(call.path.job))
+    return await call.asker.ask("priority", job=str(call.path.job), priority=call.body.priority)
+
+
 async def _of_job(call: Call, kind: str) -> answers.Said:
     ids = _there(lambda: call.asker.targets_of(call.path.job, call.body.targets))
     return await call.asker.ask(kind, ids=ids)
@@ -157,6 +170,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "/jobs/{job}/cancel", cancel, "Stop it", **_OF_JOB),
     Endpoint("POST", "/jobs/{job}/reconvert", reconvert, "Make again what is done", **_OF_JOB),
     Endpoint("POST", "/jobs/{job}/publish", publish, "Publish what waits for somebody's word", **_OF_JOB),
+    Endpoint("POST", "/jobs/{job}/priority", priority, "Do it before or after the others", answers.Said,
+             params=questions.JobPath, body=questions.Priority, refusals={**_NO_JOB, **_REFUSED}),
+    Endpoint("POST", "/pause", pause, "Start nothing new; what runs goes on to its end", answers.Said, body=questions.Pause,
+             refusals=_REFUSED),
+    Endpoint("POST", "/resume", resume, "Go on after a pause", answers.Said, body=questions.Nothing, refusals=_REFUSED),
     Endpoint("GET", "/history", history, "What happened, from the ledger", answers.History, query=questions.HistoryQuery),
     Endpoint("GET", "/devices", devices, "Cores, memory, GPUs and disks", answers.Devices),
     Endpoint("GET", "/config", config, "The configuration in force, without secrets", answers.ConfigSummary),

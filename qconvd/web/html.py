@@ -28,7 +28,7 @@ from qconvd.web.site import Site
 from qconvd.web.streams import READERS, Frame, Streams
 from qconvd.web.watcher import API, Watcher
 
-ACTIONS = ("retry", "cancel", "reconvert", "publish")
+ACTIONS = ("retry", "cancel", "reconvert", "publish", "priority")
 """What a job's buttons ask; another request of the daemon's is another word here and a button in the template."""
 STATIC = {"qconvd.css": "text/css", "qconvd.js": "text/javascript", "icon.svg": "image/svg+xml"}
 WRONG_TOKEN_SECONDS = 0.5
@@ -77,12 +77,24 @@ class Html:
         action, id = request.path_params["action"], _number(request.path_params["job"])
         if action not in ACTIONS:
             raise Turned(404, NOTHING)
-        self._form(request)
+        form = self._form(request)
         try:
+            if action == "priority":
+                await asyncio.to_thread(self.asker.targets_of, id, None)
+                asked = self.asker.ask(action, job=str(id), priority=_priority(form.get("priority", "")))
+                return await self._told(request, await asked, f"/jobs/{id}")
             ids = await asyncio.to_thread(self.asker.targets_of, id, request.query_params.getlist("target") or None)
         except QconvdError as error:
             return await self._told(request, error, f"/jobs/{id}")
         return await self._told(request, await self.asker.ask(action, ids=ids), f"/jobs/{id}")
+
+    async def pause(self, request: Request) -> Response:
+        self._form(request)
+        return await self._told(request, await self.asker.ask("pause", reason=""), "/")
+
+    async def resume(self, request: Request) -> Response:
+        self._form(request)
+        return await self._told(request, await self.asker.ask("resume"), "/")
 
     async def add(self, request: Request) -> Response:
         """The button under a plan: the model is queued, and its job shown."""
@@ -163,6 +175,8 @@ def html_routes(site: Site, pages: Pages, asker: Asker, streams: Streams, watche
     yield Route("/", html.overview)
     yield Route("/jobs/{job}", html.job)
     yield Route("/plan", html.plan)
+    yield Route("/pause", html.pause, methods=["POST"])
+    yield Route("/resume", html.resume, methods=["POST"])
     yield Route("/models", html.add, methods=["POST"])
     yield Route("/jobs/{job}/{action}", html.act, methods=["POST"])
     yield Route("/sign-in", html.sign_in, methods=["GET", "POST"])
@@ -207,6 +221,13 @@ def _number(text: str) -> int:
     if not text.isdecimal() or not text.isascii() or len(text) > 15 or int(text) > LARGEST:
         raise Turned(404, NOTHING)
     return int(text)
+
+
+def _priority(text: str) -> int:
+    try:
+        return int(text[:12])
+    except ValueError:
+        raise QconvdError("a priority is a whole number", fix="0 is that of all jobs") from None
 
 
 def _text(text: str) -> str:

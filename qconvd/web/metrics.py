@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from qconvd import __version__
+from qconvd.ledger.control import Cause
 from qconvd.ledger.records import PENDING
 from qconvd.web.reading import Reader
 from qconvd.web.site import Site
@@ -95,6 +96,11 @@ class Metrics:
     def _daemon(self) -> Iterator[Family]:
         yield Family("qconvd_info", "gauge", "The version that runs.").set(1, version=__version__)
         yield Family("qconvd_ready", "gauge", "Whether it takes work.").set(float(not self._site.unready()))
+        paused = Family("qconvd_paused", "gauge", "Whether no task is started, by cause.")
+        causes = {pause.cause for pause in self._reader.ledger.pauses()}
+        for cause in get_args(Cause):
+            paused.set(float(cause in causes), cause=cause)
+        yield paused
         yield Family("qconvd_event_readers", "gauge", "Readers of event streams.").set(self._streams.readers)
         yield Family("qconvd_event_readers_dropped_total", "counter", "Readers that were cut off: they did not read.").set(
             self._streams.dropped

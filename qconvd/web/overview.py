@@ -80,7 +80,8 @@ class Overview:
         pending = sum(n for state, n in status.jobs.items() if state not in ("done", "failed", "cancelled"))
         working = len({run.job.id for run in self.running()})
         return {
-            "trouble": self._site.unready(), "working": working, "waiting": max(0, pending - working),
+            "trouble": self._site.unready(), "pauses": self._reader.ledger.pauses(),
+            "working": working, "waiting": max(0, pending - working),
             "done": status.jobs.get("done", 0), "failed": status.jobs.get("failed", 0), "jobs": sum(status.jobs.values()),
             "rate": status.bytes_per_second, "made": made["n"], "made_bytes": made["bytes"],
         }  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from qconvd.ledger.control import HIGHEST
 from qconvd.ledger.records import TargetState
 
 LARGEST = 1 << 53
@@ -79,6 +80,18 @@ class Add(Question):
 
     model: ModelName
     recipe: Text | None = Field(None, description="What to make of it; may be left out where there is one recipe.")
+
+
+class Pause(Question):
+    """Why, for whoever looks."""
+
+    reason: Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")] = ""
+
+
+class Priority(Question):
+    """Above 0: before what others want; below: after it."""
+
+    priority: int = Field(ge=-HIGHEST, le=HIGHEST)
 
 
 class Which(Question):

@@ -59,10 +59,11 @@ class Reader:
                 )
                 for t in running
             ]  # fmt: skip
+            pauses = [answers.Pause(cause=p.cause, reason=p.reason, since=p.since) for p in self.ledger.pauses()]
             queued = self._counts("task", "queued", "running")
             targets = self._counts("target")
         return answers.Status(
-            version=__version__, pid=os.getpid(), ready=not self._site.unready(), trouble=self._site.trouble,
+            version=__version__, pid=os.getpid(), ready=not self._site.unready(), trouble=self._site.trouble, pauses=pauses,
             jobs=self.job_states(), targets=targets, tasks=queued, running=tasks,
             bytes_per_second=sum(progress[id].rate for t in running for id in t.targets if id in progress),
         )  # fmt: skip

@@ -15,7 +15,9 @@ import pytest
 from command_line import Qconvd
 from daemon_kit import Home, tiny_model
 
-HEAVY = {"numpy", "numba", "torch", "transformers", "tokenizers", "gguf", "safetensors", "sentencepiece"}
+HEAVY = {
+    "numpy", "numba", "torch", "transformers", "tokenizers", "gguf", "safetensors", "sentencepiece", "starlette", "uvicorn",
+}  # fmt: skip
 PLUGINS = {"pluggy", "qconvd_fp16", "qconvd_gguf", "qconvd_ggml"}
 
 

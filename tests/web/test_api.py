@@ -58,6 +58,11 @@ def test_a_model_from_the_plan_to_the_artifact_and_no_secret_on_the_way(home: Ho
     assert web.post(f"{API}/jobs/1/cancel", {"targets": [one]}).json["answer"] == "1 artifact cancelled"
     assert [t["state"] for t in web.get(f"{API}/jobs/1").json["targets"]] == ["done", "cancelled"]
 
+    assert web.post(f"{API}/jobs/1/priority", {"priority": 5}).json["answer"] == "job 1 has priority 5"
+    assert web.post(f"{API}/pause", {"reason": "lunch"}).json["answer"].startswith("paused: no task is started")
+    assert web.get(f"{API}/status").json["pauses"][0]["reason"] == "lunch"
+    assert web.post(f"{API}/resume").json["answer"] == "goes on" and web.post(f"{API}/resume").status == 409
+
     text = home.config.read_text()
     home.config.write_text(text.replace("everyday", "nightly"))
     assert web.post(f"{API}/reload").json["answer"] == "the configuration was read again"

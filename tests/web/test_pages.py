@@ -57,9 +57,14 @@ def test_buttons_work_without_scripts(web: Port, job: int, monkeypatch: pytest.M
     one, other = (t.id for t in web.ledger.targets())
     send(web, f"/jobs/1/retry?target={one}&target={other}", form=form[1])
     send(web, "/models", form=form[1], model="alice/m", recipe="r")
+    send(web, "/jobs/1/priority", form=form[1], priority="7")
+    assert send(web, "/jobs/1/priority", form=form[1], priority="x").status == 400
+    send(web, "/pause", form=form[1])
+    send(web, "/resume", form=form[1])
     asked = [(r.kind, dict(r.arguments)) for r in web.ledger.requests()]
     assert asked == [
-        ("cancel", {"ids": ["1"]}), ("retry", {"ids": [one, other]}), ("add", {"path": "hub:alice/m", "recipe": "r"})
+        ("cancel", {"ids": ["1"]}), ("retry", {"ids": [one, other]}), ("add", {"path": "hub:alice/m", "recipe": "r"}),
+        ("priority", {"job": "1", "priority": 7}), ("pause", {"reason": ""}), ("resume", {}),
     ]  # fmt: skip
 
 
@@ -78,6 +83,15 @@ def test_a_form_of_somebody_else_does_nothing(web: Port, job: int) -> None:
     assert send(web, "/models", form=good[1], model="a/b/c").status == 400
     assert web.get("/jobs/1/cancel").status == 405
     assert web.ledger.requests() == []
+
+
+def test_a_pause_is_told_with_a_button_that_ends_it(web: Port, job: int) -> None:
+    assert 'action="/pause"' in web.get("/").text
+    web.ledger.pause("by hand", "for the night")
+    text = web.get("/").text
+    assert "Nothing new is started: paused (by hand): for the night" in text and 'action="/resume"' in text
+    assert web.get("/api/v1/status").json["pauses"][0]["reason"] == "for the night"
+    assert 'qconvd_paused{cause="by hand"} 1' in web.get("/metrics").text
 
 
 def test_signing_in(opened: Callable[..., Port], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,11 @@ function showProgress(known, rate) {
 function showSection({ id, html }) {
   const place = document.getElementById(id);
   if (!place) return;
+  if (place.contains(document.activeElement) && document.activeElement.matches("input")) {
+    // Nobody's typing is taken away: it is shown when they are done.
+    document.activeElement.addEventListener("blur", () => setTimeout(() => showSection({ id, html })), { once: true });
+    return;
+  }
   const focused = place.contains(document.activeElement) ? document.activeElement.id : "";
   const open = all("details[open]", place).map((details) => details.id);
   const log = $("pre", place), atEnd = log && log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
