@@ -28,9 +28,9 @@ Now = Annotated[bool, typer.Option("--now", help="Run the commands that are othe
 
 @app.command("install")
 def install(config: ConfigFile = None, user: Whose = None, now: Now = False, root: Root = Path("/")) -> None:
-    """Write the unit, and a drop-in that lets the service reach the folders of this config and no others.
+    """Write the unit, and a drop-in for the folders of this config.
 
-    Run it again when the folders in the config change.
+    The service reaches these folders and no others: run it again when they change.
     """
     from qconvd.cli.options import load_config
     from qconvd.service import files, steps
