@@ -189,7 +189,7 @@ def test_a_folder_of_several_models_is_refused(tmp_path: Path) -> None:
 
 def test_other_bin_files_stay_torchs(tmp_path: Path) -> None:
     with pytest.raises(QconvdError) as caught:
-        inspect(write(tmp_path / "pytorch_model.bin", b"\x80\x02" + bytes(50)))
+        inspect(write(tmp_path / "pytorch_model.bin", b"\x80\x02" + b"\xff" * 50))
     assert "its pickle has the opcode" in caught.value.what
 
 
