@@ -89,7 +89,7 @@ def openings(folder: Path, found: Collection[Path]) -> list[Path]:
     above: list[Path] = []
     level = [folder]
     for _ in range(DEPTH):
-        level = [p for near in level if not _is_cached(near) for p in _plain_folders(near) if p not in models]
+        level = [p for near in level if not _is_cached(near) for p in _plain_folders(near, models)]
         above += level
     return above
 
@@ -186,11 +186,12 @@ def _search_folder(path: Path, depth: int, seen: set[str], ignored: set[str]) ->
         yield from _search(path, depth - 1, seen, ignored)
 
 
-def _plain_folders(folder: Path) -> list[Path]:
-    """Folders in `folder` that are not hidden and no artifact of ours; none if it went away meanwhile."""
+def _plain_folders(folder: Path, models: Collection[Path]) -> list[Path]:
+    """Folders in `folder` that are neither hidden, nor models, nor artifacts of ours; none if it went away meanwhile."""
     try:
-        inside = [e for e in entries(folder, most=None) if e.kind == "folder" and not is_hidden(e.name)]
-        return [p for e in inside if not manifest_paths(p := folder / e.name)]
+        inside = [folder / e.name for e in entries(folder, most=None) if e.kind == "folder" and not is_hidden(e.name)]
+        # Models first: every scan comes here, and looking for a manifest lists a folder.
+        return [p for p in inside if p not in models and not manifest_paths(p)]
     except (OSError, QconvdError):
         return []
 

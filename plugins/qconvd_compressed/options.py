@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -75,13 +76,14 @@ class QuantizedOptions(FormatOptions):
         return list({o.name_parts: o for o in found}.values())
 
     @property
+    @abstractmethod
     def scheme_of_one(self) -> Scheme:
         """How the linears of one artifact are stored."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def name_parts(self) -> NameParts:
-        raise NotImplementedError
+        """What its name is made of."""
 
 
 class Int8Options(QuantizedOptions):
