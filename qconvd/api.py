@@ -67,7 +67,7 @@ from qconvd.plugins import container, gguf_families, given_by
 from qconvd.quantized.files import carried_files, config_with, json_file
 from qconvd.quantized.linears import JOINED, Kept, Linear, in_order, inside_layer, layer_of, linears, unevenly_joined
 from qconvd.quantized.patterns import decided_by, module_patterns, unmatched_patterns
-from qconvd.quantized.rest import bound_rest, decode_rest, encode_rest, in_float32, kept_as, rest_unit
+from qconvd.quantized.rest import LinearsAndRest, encode_rest, in_float32, kept_as, rest_unit
 from qconvd.rebuilt import GgmlSource, Rebuilder, Rebuilt, rebuilt
 from qconvd.statistics import Imatrix, open_statistics
 from qconvd.statistics.hessian import Hessian
@@ -76,13 +76,14 @@ __all__ = [
     "BLOCKS", "ELEMENT_BYTES", "FLOATS", "JOINED", "Advises", "Affine", "Array", "BadCheckpoint", "Buffer",
     "CalibrationOptions", "CalibrationSpec", "Cast", "CheckpointReader", "Concat", "ConfigError", "Constant", "Container",
     "ContainerSpec", "Dequantize", "Detail", "Device", "Encoded", "Encoder", "Expr", "FileInfo", "FileOrAuto", "FileSpec",
-    "Finding", "Format", "FormatOptions", "GgmlSource", "Hessian", "Imatrix", "Incomplete", "InputFile", "Kept", "KernelCache",
-    "LeftOut", "Linear", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor", "Permute", "Placed", "Plan",
-    "Prepares", "QconvdError", "Read", "Reader", "Rebuilder", "Rebuilt", "Repeat", "Reshape", "RowSplit", "SideFile", "Size",
-    "Slice", "Stack", "StatRequest", "StatisticsFile", "TensorInfo", "Transpose", "Unit", "UnitReport", "Unsupported", "Whole",
-    "as_float32", "bound_rest", "cache_home", "calibration_spec", "carried_files", "check_ggml", "check_report", "config_with",
-    "container", "cuda_device", "decided_by", "decode_rest", "dequantized", "encode_rest", "ggml_vocabulary", "gguf_families",
-    "gguf_metadata", "given_by", "hookimpl", "in_float32", "in_order", "inside_layer", "json_file", "kept_as",
-    "kernel_findings", "layer_of", "linears", "module_patterns", "open_statistics", "reads", "rebuilt", "rest_unit",
-    "row_bytes", "rows_columns", "safetensors_index", "storage", "unevenly_joined", "unmatched_patterns", "version",
+    "Finding", "Format", "FormatOptions", "GgmlSource", "Hessian", "Imatrix", "Incomplete", "InputFile", "Kept",
+    "KernelCache", "LeftOut", "Linear", "LinearsAndRest", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor",
+    "Permute", "Placed", "Plan", "Prepares", "QconvdError", "Read", "Reader", "Rebuilder", "Rebuilt", "Repeat", "Reshape",
+    "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile", "TensorInfo", "Transpose", "Unit",
+    "UnitReport", "Unsupported", "Whole", "as_float32", "cache_home", "calibration_spec", "carried_files", "check_ggml",
+    "check_report", "config_with", "container", "cuda_device", "decided_by", "dequantized", "encode_rest", "ggml_vocabulary",
+    "gguf_families", "gguf_metadata", "given_by", "hookimpl", "in_float32", "in_order", "inside_layer", "json_file",
+    "kept_as", "kernel_findings", "layer_of", "linears", "module_patterns", "open_statistics", "reads", "rebuilt",
+    "rest_unit", "row_bytes", "rows_columns", "safetensors_index", "storage", "unevenly_joined", "unmatched_patterns",
+    "version",
 ]  # fmt: skip

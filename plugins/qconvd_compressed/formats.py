@@ -11,13 +11,12 @@ from qconvd.api import (
     Device,
     Encoder,
     FormatOptions,
+    LinearsAndRest,
     ModelInfo,
     NameParts,
     Plan,
     Unit,
     Unsupported,
-    bound_rest,
-    decode_rest,
 )
 from qconvd_compressed.options import (
     Fp8Options,
@@ -40,12 +39,13 @@ ADVICE = {
 }
 
 
-class _Quantized:
+class _Quantized(LinearsAndRest):
     """What the three have in common."""
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
     devices: ClassVar[Sequence[str]] = ("cpu",)
+    LINEAR: ClassVar[str] = "scheme"
 
     def expand(self, options: QuantizedOptions) -> Sequence[QuantizedOptions]:
         """One artifact for each item of an option that is a list."""
@@ -70,22 +70,15 @@ class _Quantized:
 
         return QuantizedEncoder()
 
-    def decode(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Sequence[Array]:
-        """Linears by code that shares nothing with the encoder; the rest as it is stored."""
+    def decode_linear(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Array:
         from qconvd_compressed.decoder import decode
 
-        return (decode(unit, rows, data) if "scheme" in unit.options else decode_rest(unit, rows, data[0]),)
+        return decode(unit, rows, data)
 
-    def bound(
-        self,
-        unit: Unit,
-        rows: tuple[int, int],  # noqa: ARG002
-        x: Sequence[Array],
-        stats: Mapping[str, Array],  # noqa: ARG002
-    ) -> Sequence[Array]:
+    def bound_linear(self, unit: Unit, x: Array) -> Array:
         from qconvd_compressed.bounds import bound
 
-        return (bound(unit, x[0]) if "scheme" in unit.options else bound_rest(unit, x[0]),)
+        return bound(unit, x)
 
 
 class Int8(_Quantized):

@@ -11,18 +11,17 @@ from qconvd.api import (
     Device,
     Encoder,
     FormatOptions,
+    LinearsAndRest,
     ModelInfo,
     NameParts,
     Plan,
     Unit,
-    bound_rest,
     cuda_device,
-    decode_rest,
 )  # fmt: skip
 from qconvd_gptq.options import GptqOptions, from_text
 
 
-class Gptq:
+class Gptq(LinearsAndRest):
     """GPTQ checkpoints for GPUs."""
 
     name: ClassVar[str] = "gptq"
@@ -31,6 +30,7 @@ class Gptq:
     Options: ClassVar[type[FormatOptions]] = GptqOptions
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     devices: ClassVar[Sequence[str]] = ("cpu", "cuda")
+    LINEAR: ClassVar[str] = "bits"
 
     def from_text(self, text: str) -> Mapping[str, Any]:
         """`4bit-128g`, `4bit-32g-actorder`, `8bit`."""
@@ -60,19 +60,12 @@ class Gptq:
 
         return GpuEncoder(there)
 
-    def decode(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Sequence[Array]:
-        """Linears by code that shares nothing with solver and packer; the rest as it is stored."""
+    def decode_linear(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Array:  # noqa: ARG002
         from qconvd_gptq.decoder import decode
 
-        return (decode(unit, data) if "bits" in unit.options else decode_rest(unit, rows, data[0]),)
+        return decode(unit, data)
 
-    def bound(
-        self,
-        unit: Unit,
-        rows: tuple[int, int],  # noqa: ARG002
-        x: Sequence[Array],
-        stats: Mapping[str, Array],  # noqa: ARG002
-    ) -> Sequence[Array]:
+    def bound_linear(self, unit: Unit, x: Array) -> Array:
         from qconvd_gptq.decoder import bound
 
-        return (bound(unit, x[0]) if "bits" in unit.options else bound_rest(unit, x[0]),)
+        return bound(unit, x)

@@ -5,8 +5,9 @@ Of a model in float32 all becomes float16. `decode_rest` shares nothing with `en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from qconvd.checkpoints.base import TensorInfo
 from qconvd.dtypes import ELEMENT_BYTES, FLOATS, as_float32
@@ -80,3 +81,32 @@ def bound_rest(unit: Unit, x: Array) -> Array:
     import numpy as np
 
     return np.zeros(x.shape, np.float32 if unit.inputs[0].dtype in FLOATS else x.dtype)
+
+
+class LinearsAndRest(ABC):
+    """How formats are verified that quantize linears and keep the rest: linears by code of their own, the rest as stored."""
+
+    LINEAR: ClassVar[str]
+    """A key that the options of a linear's unit have, and those of the rest have not."""
+
+    @abstractmethod
+    def decode_linear(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Array:
+        """Some rows of a linear as float32, by code that shares nothing with what encoded them."""
+
+    @abstractmethod
+    def bound_linear(self, unit: Unit, x: Array) -> Array:
+        """How far decoded weights may be from `x`, (rows, columns)."""
+
+    def decode(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer]) -> Sequence[Array]:
+        """See `Format.decode`."""
+        return (self.decode_linear(unit, rows, data) if self.LINEAR in unit.options else decode_rest(unit, rows, data[0]),)
+
+    def bound(
+        self,
+        unit: Unit,
+        rows: tuple[int, int],  # noqa: ARG002
+        x: Sequence[Array],
+        stats: Mapping[str, Array],  # noqa: ARG002
+    ) -> Sequence[Array]:
+        """See `Format.bound`."""
+        return (self.bound_linear(unit, x[0]) if self.LINEAR in unit.options else bound_rest(unit, x[0]),)
