@@ -59,7 +59,7 @@ from qconvd.engine.plan import (
 )
 from qconvd.errors import BadCheckpoint, ConfigError, Incomplete, QconvdError, Unsupported
 from qconvd.examination import Finding
-from qconvd.formats import Advises, Detail, Format, FormatOptions, Size, check_report
+from qconvd.formats import Advises, Detail, Format, FormatOptions, Size, check_report, type_list
 from qconvd.hookspecs import hookimpl
 from qconvd.input_files import FileOrAuto, InputFile
 from qconvd.kernel_cache import KernelCache, kernel_findings
@@ -84,6 +84,6 @@ __all__ = [
     "check_report", "config_with", "container", "cuda_device", "decided_by", "dequantized", "encode_rest", "ggml_vocabulary",
     "gguf_families", "gguf_metadata", "given_by", "hookimpl", "in_float32", "in_order", "inside_layer", "json_file",
     "kept_as", "kernel_findings", "layer_of", "linears", "module_patterns", "open_statistics", "reads", "rebuilt",
-    "rest_unit", "row_bytes", "rows_columns", "safetensors_index", "storage", "unevenly_joined", "unmatched_patterns",
-    "version",
+    "rest_unit", "row_bytes", "rows_columns", "safetensors_index", "storage", "type_list", "unevenly_joined",
+    "unmatched_patterns", "version",
 ]  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -149,3 +150,17 @@ def check_report(unit: Unit, report: UnitReport, options: FormatOptions | Mappin
             where=unit.outputs[0].name,
             fix="mend the model, or convert it with `non_finite: report`",
         )
+
+
+def type_list(given: Any, each: Callable[[Any], str], example: str, known: str) -> tuple[str, ...]:
+    """Names of types from a list or from text such as `q8_0, q4_0`, each once, as `each` spells them.
+
+    `example` and `known` (what has which types) are for the sentences of the ValueError if `given` is no list, or an empty one.
+    """
+    words = re.split(r"[,\s]+", given.strip()) if isinstance(given, str) else given
+    if not isinstance(words, list | tuple):
+        raise ValueError(f"types are a list, e.g. {example}")
+    names = tuple(dict.fromkeys(each(word) for word in words if str(word).strip()))
+    if not names:
+        raise ValueError(f"no type is named; {known}")
+    return names

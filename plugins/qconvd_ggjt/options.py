@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from qconvd.api import FormatOptions
+from qconvd.api import FormatOptions, type_list
 
 LEGACY = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0", "q5_1": "Q5_1", "q5_0": "Q5_0", "q4_1": "Q4_1", "q4_0": "Q4_0"}
 """Files in which every weight has one type, as people spell it, and the type."""
@@ -38,13 +37,7 @@ def type_name(text: Any) -> str:
 
 def type_names(given: Any) -> tuple[str, ...]:
     """Types from a list or from text such as `q8_0, q4_0`, each once."""
-    words = re.split(r"[,\s]+", given.strip()) if isinstance(given, str) else given
-    if not isinstance(words, list | tuple):
-        raise ValueError("types are a list, e.g. [q8_0, q4_0]")
-    names = tuple(dict.fromkeys(type_name(word) for word in words if str(word).strip()))
-    if not names:
-        raise ValueError(f"no type is named; ggml has {', '.join(TYPES)}")
-    return names
+    return type_list(given, type_name, "[q8_0, q4_0]", f"ggml has {', '.join(TYPES)}")
 
 
 Types = Annotated[tuple[str, ...], BeforeValidator(type_names, json_schema_input_type=Any)]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from qconvd.api import CalibrationOptions, FileOrAuto, GgmlSource, Size
+from qconvd.api import CalibrationOptions, FileOrAuto, GgmlSource, Size, type_list
 from qconvd_gguf.file_types import ALIASES, FILE_TYPES, PLAIN, WEIGHT_TYPES
 
 SHORT = {
@@ -33,13 +33,7 @@ def file_type(text: Any) -> str:
 
 def type_names(given: Any) -> tuple[str, ...]:
     """Types from a list or from text such as `q8_0, q4_0`, each once."""
-    words = re.split(r"[,\s]+", given.strip()) if isinstance(given, str) else given
-    if not isinstance(words, list | tuple):
-        raise ValueError("types are a list, e.g. [q8_0, q4_k_m]")
-    names = tuple(dict.fromkeys(file_type(word) for word in words if str(word).strip()))
-    if not names:
-        raise ValueError(f"no type is named; gguf has {_list(FILE_TYPES)}")
-    return names
+    return type_list(given, file_type, "[q8_0, q4_k_m]", f"gguf has {_list(FILE_TYPES)}")
 
 
 def weight_type(given: Any) -> str | None:
