@@ -1,6 +1,6 @@
 """GPTQ against GPTQModel and llm-compressor: whole commands on one model, the solver alone, and three variants in one job.
 
-    tests/readers/gptq/environment.sh gptqmodel .envs && tests/readers/gptq/environment.sh llmcompressor .envs
+    tests/readers/receipts/environment.sh gptqmodel .envs && tests/readers/receipts/environment.sh llmcompressor .envs
     apt-get download r-cran-janeaustenr
     python benchmarks/gptq.py --work /tmp/bench --model .cache/models/SmolLM2-135M-Instruct --novels r-cran-janeaustenr*.deb
         --environments .envs [--rounds 1] [--parts commands,variants,solver] [--groups 128,64] [--shapes 2048x2048,4096x11008]

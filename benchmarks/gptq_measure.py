@@ -20,7 +20,7 @@ from novels import novels  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
 from gguf_readers import log_softmax  # noqa: E402
-from gptq_logits import loaded  # noqa: E402
+from reader_logits import loaded  # noqa: E402
 
 TEST, SKIPPED, OTHER = "PRIDE AND PREJUDICE", 20_000, "EMMA"
 WINDOW, CONTEXT = 512, 64

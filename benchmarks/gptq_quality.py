@@ -32,7 +32,7 @@ from gptq_measure import bits_per_weight, calibration_text, perplexity, windows
 from qconvd.checkpoints import inspect
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests", "demo")]
-import gptq_reader_models  # noqa: E402
+import reader_models  # noqa: E402
 from models import cached, make_glass  # noqa: E402
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -74,7 +74,7 @@ def main() -> None:
         print("\n| model | bits | group | order | best | middle | worst | linears | worse than rounded |\n|" + "---|" * 9)
         with TemporaryDirectory(dir=a.work) as scratch:
             glass = cached("glass_en", make_glass)
-            random = gptq_reader_models.make("wide", glass, Path(scratch) / "wide")
+            random = reader_models.make("wide", glass, Path(scratch) / "wide")
             for model in (a.model, glass, random):
                 orders = [o for o in ("none", "static", "desc_act") if o in methods]
                 for row in errors(model, [b for b in bits if b < 8], groups, orders, calibration, Path(scratch)):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gptq_reader_models
 from converted import Converted, converted
 from qconvd_gptq.options import GptqOptions
 
@@ -18,16 +15,11 @@ BITS, GROUPS, ORDERS = (2, 3, 4, 8), (32, 64, 128, 1024, -1), ("none", "static",
 FORMATS = ("gptq", "gptq_v2")
 LICENSE = Path(__file__).parent.parent / "LICENSE"
 """A text to calibrate with."""
-TEXT = (
-    "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do: once or twice "
-    "she had peeped into the book her sister was reading, but it had no pictures or conversations in it."
-)
-"""What readers are asked about."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """An artifact to be made: of which model (gptq_reader_models.KINDS), with which options."""
+    """An artifact to be made: of which model (reader_models.KINDS), with which options."""
 
     model: str
     options: Mapping[str, Any]
@@ -77,28 +69,3 @@ def calibrated() -> Iterator[Case]:
     for bits, group, sym, order, stored in itertools.product(BITS, GROUPS, (True, False), ORDERS, FORMATS):
         options = dict(bits=bits, group_size=group, sym=sym, act_order=order, checkpoint_format=stored)
         yield Case("wide", options | {"calibration": {"text": str(LICENSE), "samples": 16, "length": 64}})
-
-
-def digest(folder: Path) -> str:
-    """SHA-256 of all that a reader sees of it: the files of weights, and what the config says of them.
-
-    `meta` is left out: no reader decides by it, except that GPTQModel knows files that GPTQModel wrote; and it names versions.
-    """
-    made = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        made.update(path.read_bytes())
-    config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    made.update(json.dumps({k: v for k, v in config.items() if k != "meta"}, sort_keys=True).encode())
-    return made.hexdigest()
-
-
-def tokens(model: Path) -> list[int]:
-    """The ids of TEXT."""
-    from tokenizers import Tokenizer
-
-    return list(Tokenizer.from_file(str(model / "tokenizer.json")).encode(TEXT).ids)
-
-
-def source(kind: str, glass: Path, out: Path) -> Path:
-    """The model of a case, in `out`."""
-    return gptq_reader_models.make(kind, glass, out)

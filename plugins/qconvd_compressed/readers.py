@@ -23,7 +23,9 @@ def note(reader: ReaderName, scheme: Scheme) -> str:
         # Its other way to load forgets that zero points are packed (compressed-tensors 0.19).
         asymmetric = isinstance(scheme, Integers) and not scheme.symmetric
         return "with compressed-tensors" + (" and CompressedTensorsConfig(dequantize=True)" if asymmetric else "")
-    return "on GPUs" if isinstance(scheme, Floats) else ""
+    # Of 8-bit weights alone and of blocks of floats its CPU build (0.32) has no kernel, or one for AMX.
+    unpaired = isinstance(scheme, Integers) and scheme.bits == 8 and not scheme.activations
+    return "on GPUs" if unpaired or (isinstance(scheme, Floats) and scheme.blocks) else ""
 
 
 def hindrance(reader: ReaderName, scheme: Scheme, linears: Sequence[Linear], left_out: Sequence[str]) -> str:

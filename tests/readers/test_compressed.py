@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsC
 
 from compressed_files import weights
 from converted import Converted, converted
+from reader_logits import round_activations
 
 pytestmark = [pytest.mark.readers, pytest.mark.filterwarnings("ignore")]
 TEXT = "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do."
@@ -67,25 +68,6 @@ def in_float32(model: Any) -> Any:
         if parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
     return model
-
-
-def round_activations(model: Any, modules: Collection[str], about: Mapping[str, Any]) -> None:
-    """As config.json says of `input_activations`: by token, or by groups of inputs, to 8-bit integers or E4M3."""
-
-    def rounded(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        (x,) = arguments
-        groups = x.unflatten(-1, (-1, about["group_size"] or x.shape[-1]))
-        largest = groups.abs().amax(-1, keepdim=True)
-        if about["type"] == "int":
-            scale = largest / 127.5
-            codes = (groups / scale).round().clamp(-128, 127)
-        else:
-            scale = largest / 448
-            codes = (groups / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float()
-        return ((codes * scale).flatten(-2),)
-
-    for name in modules:
-        model.get_submodule(name).register_forward_pre_hook(rounded)
 
 
 def multiply_as_llm_int8(model: Any, modules: Collection[str]) -> None:

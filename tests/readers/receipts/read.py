@@ -1,4 +1,4 @@
-"""Runs in a reader's own environment: opens GPTQ artifacts with that reader and keeps its logits.
+"""Runs in a reader's own environment: opens artifacts with that reader and keeps its logits.
 
     .envs/gptqmodel/bin/python tests/readers/gptq/read.py READER JOB.json
 
@@ -92,7 +92,8 @@ def vllm(folder: str, tokens: list[int]) -> Read:
     for row, said in zip(found, [*answer.prompt_logprobs[1:], answer.outputs[0].logprobs[0]], strict=True):
         for token, value in said.items():
             row[token] = value.logprob
-    return found, set(AutoGPTQLinearMethod._kernel_backends_being_used)
+    (schemes,) = model.apply_model(lambda module: {type(m.scheme).__name__ for m in module.modules() if hasattr(m, "scheme")})
+    return found, {*AutoGPTQLinearMethod._kernel_backends_being_used, *schemes}
 
 
 READERS: dict[str, Callable[[str, list[int]], Read]] = {"gptqmodel": gptqmodel, "transformers": transformers, "vllm": vllm}

@@ -1,12 +1,14 @@
-"""Takes receipts: other people's readers open GPTQ artifacts, and what came of it is kept in receipts.json.
+"""Takes receipts: other people's readers open artifacts, and what came of it is kept in gptq.json and compressed.json.
 
-    tests/readers/gptq/environment.sh gptqmodel .envs && tests/readers/gptq/environment.sh vllm .envs
-    python tests/readers/gptq/receipts.py --environments .envs [--calibrated] [--again] [--only TEXT] [--readers gptqmodel,vllm]
+    tests/readers/receipts/environment.sh gptqmodel .envs && tests/readers/receipts/environment.sh vllm .envs
+    python tests/readers/receipts/receipts.py --environments .envs [--of compressed] [--calibrated] [--again] [--only TEXT]
+        [--readers gptqmodel,vllm]
 
-Artifacts rounded to nearest have the same bytes on any machine: test_receipts.py makes them anew and fails where one has no
-receipt. Calibrated ones are made by `--calibrated`, and their receipts name the machine. What has a receipt of every reader is
-not asked again unless `--again` is said. A receipt holds, of each reader, its release and either its own words of refusal or
-how far its logits on a fixed text are from transformers' in float32 with weights that tests/gptq_unpacked.py finds.
+Artifacts rounded to nearest have the same bytes on any machine: test_gptq.py and test_compressed_tensors.py make them anew and
+fail where one has no receipt. Calibrated ones are made by `--calibrated`, and their receipts name the machine. What has a
+receipt of every reader is not asked again unless `--again` is said. A receipt holds, of each reader, its release and either its
+own words of refusal or how far its logits on a fixed text are from transformers' in float32 with the weights that are stored,
+as code finds them that shares nothing with qconvd (tests/reader_logits.py).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -30,14 +32,17 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "demo"), str(ROOT / "benchmarks"
 import numpy as np  # noqa: E402
 from measure import machine  # noqa: E402
 
+import compressed_artifacts  # noqa: E402
 import gptq_artifacts  # noqa: E402
-import gptq_reader_models  # noqa: E402
-from gptq_artifacts import Case, digest, tokens  # noqa: E402
-from gptq_logits import agreement, expected  # noqa: E402
+import reader_models  # noqa: E402
 from models import cached, make_glass  # noqa: E402
+from reader_artifacts import digest, tokens  # noqa: E402
+from reader_logits import agreement, expected  # noqa: E402
 
-RECEIPTS = HERE / "receipts.json"
+Case: TypeAlias = gptq_artifacts.Case | compressed_artifacts.Case
 ENVIRONMENT = {"gptqmodel": "gptqmodel", "transformers": "gptqmodel", "vllm": "vllm"}
+READERS = {"gptq": tuple(ENVIRONMENT), "compressed": ("vllm",)}
+"""Who is asked. transformers opens what compressed-tensors names in the ordinary tests (test_compressed.py)."""
 BATCH = 40
 """Artifacts that lie on disk at a time."""
 
@@ -45,29 +50,36 @@ BATCH = 40
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environments", type=Path, default=Path(".envs"))
-    parser.add_argument("--calibrated", action="store_true")
+    parser.add_argument("--of", choices=READERS, default="gptq")
+    parser.add_argument("--calibrated", action="store_true", help="of gptq: what was solved instead of what was rounded")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--only", default="", help="part of the artifacts' names")
-    parser.add_argument("--readers", default=",".join(ENVIRONMENT))
+    parser.add_argument("--readers", help="left out: all")
     a = parser.parse_args()
-    readers = a.readers.split(",")
+    readers = a.readers.split(",") if a.readers else READERS[a.of]
+    file = HERE / f"{a.of}.json"
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         glass = cached("glass_en", make_glass)
-        models = {kind: gptq_reader_models.make(kind, glass, work / kind) for kind in gptq_reader_models.KINDS}
-        cases = gptq_artifacts.calibrated() if a.calibrated else gptq_artifacts.rounded()
-        chosen = iter([c for c in cases if a.only in c.name])
+        models = {kind: reader_models.make(kind, glass, work / kind) for kind in reader_models.KINDS}
+        chosen = iter([c for c in cases(a.of, a.calibrated) if a.only in c.name])
         while batch := list(itertools.islice(chosen, BATCH)):
             folders = calibrate(batch, models, work) if a.calibrated else rounded(batch, models, work)
-            made = {str(i): about(c, folders[i], models[c.model], a.calibrated) for i, c in enumerate(batch)}
+            made = {str(i): about(c, folders[i], models[c.model], a.calibrated, known(file)) for i, c in enumerate(batch)}
             for reader in readers:
                 wanted = {key: x for key, x in made.items() if a.again or reader not in x["receipt"]["readers"]}
                 for key, answer in ask(reader, a.environments / ENVIRONMENT[reader], wanted, work):
                     made[key]["receipt"]["readers"][reader] = answer
                     print(f"{reader:13}", made[key]["receipt"]["artifact"], answer, flush=True)
-            keep({x["digest"]: x["receipt"] for x in made.values()})
+            keep(file, {x["digest"]: x["receipt"] for x in made.values()})
             for folder in folders:
                 shutil.rmtree(folder)
+
+
+def cases(of: str, calibrated: bool) -> Iterator[Case]:
+    if of == "compressed":
+        return compressed_artifacts.rounded()
+    return gptq_artifacts.calibrated() if calibrated else gptq_artifacts.rounded()
 
 
 def rounded(cases: Sequence[Case], models: dict[str, Path], work: Path) -> list[Path]:
@@ -75,7 +87,7 @@ def rounded(cases: Sequence[Case], models: dict[str, Path], work: Path) -> list[
     return [case.make(models[case.model], work / str(i)).folder for i, case in enumerate(cases)]
 
 
-def calibrate(cases: Sequence[Case], models: dict[str, Path], work: Path) -> list[Path]:
+def calibrate(cases: Sequence[gptq_artifacts.Case], models: dict[str, Path], work: Path) -> list[Path]:
     """Artifacts of one model, made by one command with one calibration for all."""
     (kind,) = {case.model for case in cases}
     calibration = cases[0].options["calibration"]
@@ -89,10 +101,10 @@ def calibrate(cases: Sequence[Case], models: dict[str, Path], work: Path) -> lis
     return [work / "made" / f"{kind}-{i}" for i in range(len(cases))]
 
 
-def about(case: Case, folder: Path, model: Path, calibrated: bool) -> dict[str, Any]:
+def about(case: Case, folder: Path, model: Path, calibrated: bool, known: dict[str, Any]) -> dict[str, Any]:
     """An artifact with what is known of it, and its receipt so far."""
     fingerprint = digest(folder)
-    receipt = known().get(fingerprint) or {"artifact": case.name, "readers": {}}
+    receipt = known.get(fingerprint) or {"artifact": case.name, "readers": {}}
     if calibrated:
         receipt["machine"] = f"{machine()}, {platform.libc_ver()[0]}"
     return {"folder": folder, "tokens": tokens(model), "digest": fingerprint, "receipt": receipt}
@@ -130,16 +142,16 @@ def figures(logits: np.ndarray, folder: Path, ids: Sequence[int]) -> dict[str, f
     }
 
 
-def known() -> dict[str, Any]:
-    return dict(json.loads(RECEIPTS.read_text())) if RECEIPTS.exists() else {}
+def known(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
-def keep(receipts: dict[str, Any]) -> None:
+def keep(file: Path, receipts: dict[str, Any]) -> None:
     """One artifact per line, by name; an older receipt of the same name and machine goes: its artifact is not made any more."""
     new = {(r["artifact"], r.get("machine")) for r in receipts.values()}
-    old = {k: r for k, r in known().items() if (r["artifact"], r.get("machine")) not in new}
+    old = {k: r for k, r in known(file).items() if (r["artifact"], r.get("machine")) not in new}
     rows = sorted((old | receipts).items(), key=lambda item: (item[1]["artifact"], item[1].get("machine", "")))
-    RECEIPTS.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(r)}" for k, r in rows) + "\n}\n")
+    file.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(r)}" for k, r in rows) + "\n}\n")
 
 
 if __name__ == "__main__":

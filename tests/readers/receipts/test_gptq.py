@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-import gptq_reader_models
-from gptq_artifacts import Case, digest, rounded
+import reader_models
+from gptq_artifacts import Case, rounded
 from qconvd_gptq.readers import READERS
+from reader_artifacts import digest
 
-RECEIPTS: dict[str, Any] = json.loads((Path(__file__).parent / "receipts.json").read_text())
+RECEIPTS: dict[str, Any] = json.loads((Path(__file__).parent / "gptq.json").read_text())
 AGAIN = "run tests/readers/gptq/receipts.py (CONTRIBUTING.md says how)"
 CLAIMED = {"gptqmodel": "gptqmodel", "transformers": "transformers", "vllm": "vllm-marlin"}
 """The reader of a plan that one of a receipt stands for: this vLLM has the same rules for CPUs, and fewer kernels."""
@@ -30,7 +31,7 @@ HALF_AT_BEST = {"TorchAtenLinear": 1e-3}
 @pytest.fixture(scope="module")
 def models(glass: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {kind: gptq_reader_models.make(kind, glass, folder / kind) for kind in gptq_reader_models.KINDS}
+    return {kind: reader_models.make(kind, glass, folder / kind) for kind in reader_models.KINDS}
 
 
 def parts() -> list[Any]:
