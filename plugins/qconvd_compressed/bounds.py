@@ -16,8 +16,6 @@ Doubles: TypeAlias = Any
 """An array of float64."""
 NARROWEST = 0.8
 """What the search leaves of a range at least."""
-AT_ONCE = 1 << 10
-"""Blocks of bitsandbytes' types whose bounds are computed at a time: what numpy makes on the way stays in the cache."""
 PARTS = 1 << 13
 """Parts of [0, 1] for which distances from a type's numbers are looked up."""
 
@@ -85,12 +83,11 @@ def _llm_int8(unit: Unit, w: Doubles) -> Doubles:  # noqa: ARG001
 
 
 def _codebook(unit: Unit, x: Array) -> Array:
-    """In float32 and some blocks at a time: with double quantization a whole linear is compared, never a few of its rows."""
-    flat = np.where(np.isfinite(x), x, np.float32(0)).reshape(-1)
-    blocks = np.zeros((-(-flat.size // CODEBOOK_BLOCK), CODEBOOK_BLOCK), np.float32)
-    blocks.reshape(-1)[: flat.size] = flat
-    largest = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
-    off, number = _from_nearest(unit.options["type"])
+    from qconvd_compressed.kernels import ready
+
+    flat = np.ascontiguousarray(x, np.float32).reshape(-1)
+    largest = np.empty(-(-flat.size // CODEBOOK_BLOCK), np.float32)
+    ready("codebook_largest")(flat, CODEBOOK_BLOCK, largest)
     coarse = np.zeros(largest.size, np.float32)
     if "state" in unit.options:
         moved = np.zeros(-(-largest.size // NESTED_BLOCK) * NESTED_BLOCK)
@@ -98,18 +95,9 @@ def _codebook(unit: Unit, x: Array) -> Array:
         widest = np.repeat(moved.reshape(-1, NESTED_BLOCK).max(axis=1), NESTED_BLOCK)[: largest.size]
         # How far a number of at most 1 is from the nearest of the 256.
         coarse = (widest * (np.diff(moving_point()).max() / 2 * (1 + 2.0**-10))).astype(np.float32)
-    scale = (PARTS / np.where(largest > 0, largest, 1)).astype(np.float32)
-    found = np.empty(blocks.shape, np.float32)
-    for first in range(0, len(blocks), AT_ONCE):
-        piece = slice(first, first + AT_ONCE)
-        index = np.rint(blocks[piece] * scale[piece, None]).astype(np.int32)
-        index += PARTS
-        error = np.take(off, index, out=found[piece], mode="clip")
-        error *= largest[piece, None]
-        if coarse.any():
-            error += np.take(number, index, mode="clip") * coarse[piece, None]
-        error += np.abs(blocks[piece]) * np.float32(2.0**-22) + np.float32(1e-44)
-    return found.reshape(-1)[: flat.size].reshape(x.shape)
+    found = np.empty(flat.size, np.float32)
+    ready("codebook_bound")(flat, CODEBOOK_BLOCK, largest, coarse, *_from_nearest(unit.options["type"]), found)
+    return found.reshape(x.shape)
 
 
 @cache

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvd.api import Array, Buffer, Unit
+from qconvd_compressed.schemes import CODEBOOK_BLOCK
 
 Singles = NDArray[np.float32]
 
@@ -79,9 +80,8 @@ def _llm_int8(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:  # noqa: A
 
 
 def _codebook(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:
-    table = np.array(NF4 if unit.options["type"] == "nf4" else FP4, np.float32)
-    # What a byte stands for: two numbers, that of its upper half first.
-    pairs = np.stack([np.repeat(table, 16), np.tile(table, 16)], axis=1)
+    from qconvd_compressed.kernels import ready
+
     codes = np.frombuffer(data[0], np.uint8)
     largest: Any
     if "state" in unit.options:
@@ -90,11 +90,10 @@ def _codebook(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:
         largest = (moving_point()[np.frombuffer(data[1], np.uint8)] * scales + np.float32(offset)).astype(np.float32)
     else:
         largest = np.frombuffer(data[1], "<f4")
-    numbers = np.zeros((len(largest), 64), np.float32)
-    numbers.reshape(-1, 2)[: len(codes)] = pairs[codes]
-    numbers *= largest[:, None]
-    count = rows * unit.shape[1]
-    return numbers.reshape(-1)[:count].reshape(rows, -1)
+    table = np.array(NF4 if unit.options["type"] == "nf4" else FP4, np.float32)
+    numbers = np.empty(rows * unit.shape[1], np.float32)
+    ready("codebook_read")(codes, CODEBOOK_BLOCK, table, largest, numbers)
+    return numbers.reshape(rows, -1)
 
 
 NF4 = [

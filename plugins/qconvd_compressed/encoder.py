@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KERNELS = {
-    "integers": ("integers",), "floats": ("floats",), "llm_int8": ("llm_int8",), "codebook": ("codebook", "codebook_error"),
-}  # fmt: skip
+    "integers": ("integers",),
+    "floats": ("floats",),
+    "llm_int8": ("llm_int8",),
+    "codebook": ("codebook", "codebook_error", "codebook_read", "codebook_largest", "codebook_bound"),
+}
+"""What a scheme needs, verification included."""
 
 
 class QuantizedEncoder:
