@@ -60,9 +60,10 @@ class Retention:
                     path.unlink()
             except OSError as error:
                 log.warning("%s is old but cannot be removed: %s", path, os.strerror(error.errno or 0),
-                            extra={"action": "keep.failed"})  # fmt: skip
+                            extra={"action": "keep.failed", "path": path})  # fmt: skip
             else:
-                log.info("%s was kept for long enough and is removed", path, extra={"action": "keep.removed"})
+                log.info("%s was kept for long enough and is removed", path,
+                         extra={"action": "keep.removed", "path": path})  # fmt: skip
 
 
 def _entries(folder: Path) -> Iterator[Path]:
