@@ -28,6 +28,7 @@ from qconvd.in_force import note_config
 from qconvd.ledger import PENDING, Ledger
 from qconvd.ledger.database import unusable
 from qconvd.logs.about import about_target
+from qconvd.logs.job import JobLogs
 from qconvd.notify import Notifier, summary
 from qconvd.pauses import Pauses
 from qconvd.remote_arrivals import RemoteArrivals
@@ -96,6 +97,7 @@ class Daemon:
             self._statuses = Statuses(ledger)
             self._sightings = SightingsBoard(config.state)
             self._announcements = Announcements(ledger)
+            self._job_logs = JobLogs(ledger, config.state)
             try:
                 self._work.recover()
                 self._configure(config)
@@ -188,6 +190,7 @@ class Daemon:
         arrivals, wishes = self._arrivals, self._wishes
         candidates = list(arrivals.settling.candidates.values())
         self._announcements.tick()
+        self._job_logs.tick()
         self._statuses.tick(self._config.output, candidates, wishes.refusals)
         arriving = tuple((c.path, c.verdict, c.reason) for c in candidates)
         seen = (

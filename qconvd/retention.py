@@ -44,7 +44,7 @@ class Retention:
                 self._remove(_entries(watch.folder / DONE), self._clock() - keep.moved)
 
     def _logs(self, state: Path) -> Iterator[Path]:
-        """Logs of tasks that have ended."""
+        """Logs of tasks that have ended, and of jobs, which are written when they have."""
         going = {str(task.id) for task in self._ledger.tasks("queued", "running")}
         return (path for path in _entries(state / "logs") if path.suffix == ".log" and path.stem not in going)
 

@@ -144,6 +144,15 @@ class Reading(Database):
                 values.append(value)
         return [event_of(r) for r in self.rows(f"SELECT * FROM event WHERE {where} ORDER BY id", values)]
 
+    def history_of(self, targets: Sequence[str], since: int = 0) -> list[Event]:
+        """Changes of these targets, and of all tasks that they were part of, after event `since`."""
+        marks = _marks(targets)
+        query = (
+            f"SELECT * FROM event WHERE id > ? AND (target IN ({marks})"
+            f" OR task IN (SELECT task FROM task_target WHERE target IN ({marks}))) ORDER BY id"
+        )
+        return [event_of(r) for r in self.rows(query, [since, *targets, *targets])]
+
     def requests(self) -> list[Request]:
         """What the daemon has not answered yet, in the order asked."""
         return [request_of(r) for r in self.rows("SELECT * FROM request WHERE state = 'open' ORDER BY id")]
