@@ -50,6 +50,8 @@ class JournalHandler(logging.Handler):
         try:
             try:
                 self._send(data)
+            except TimeoutError:
+                raise
             except OSError:
                 # The journal was started again, perhaps.
                 self._socket.close()

@@ -123,6 +123,25 @@ def test_a_journal_that_starts_again_is_found_again(journal: Journal, log: loggi
     again.socket.close()
 
 
+def test_a_journal_that_does_not_read_is_waited_for_once(
+    journal: Journal, log: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qconvd.logs.journal.PATIENCE", 0.05)
+    hasty = JournalHandler(journal.address)
+    hasty.setFormatter(formatter(as_entry))
+    log.handlers = [hasty]
+    sent = 0
+    while not (said := capsys.readouterr().err):
+        log.info("%d", sent)
+        sent += 1
+    assert said == f"INFO    {sent - 1}\n"
+    heard = [dict(journal.entry())["MESSAGE"] for _ in range(sent - 1)]
+    assert heard == [str(n) for n in range(sent - 1)]
+    log.info("again")
+    assert dict(journal.entry())["MESSAGE"] == "again"
+    hasty.close()
+
+
 @pytest.mark.parametrize("message", ["x", "x\n  mend it", "x" * (1 << 20)])
 def test_without_a_journal_stderr_hears_it(
     journal: Journal, log: logging.Logger, message: str, capsys: pytest.CaptureFixture[str]
