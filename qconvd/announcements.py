@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from qconvd.ledger import Event, Ledger
+from qconvd.logs.about import about_target
 from qconvd.plugins import plugins
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,11 @@ class Announcements:
         name = self._ledger.source(event.source).name if event.source is not None else ""
         label = ""
         if event.target is not None:
-            label = self._ledger.target(event.target).label
+            target = self._ledger.target(event.target)
+            label = target.label
             level, words = sentence(event)
-            log.log(level, "%s %s %s", name, label, words, extra={"action": f"target.{event.to_state}"})
+            log.log(level, "%s %s %s", name, label, words,
+                    extra={"action": f"target.{event.to_state}", **about_target(self._ledger, target)})  # fmt: skip
         plugins().notify({
             "kind": "target" if event.target is not None else "task" if event.task is not None else "source",
             "id": event.target or event.task or event.source,

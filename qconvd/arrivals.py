@@ -17,6 +17,7 @@ from qconvd import checkpoints, intake
 from qconvd.config import Config, WatchFolder
 from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger
+from qconvd.logs.about import about_source
 from qconvd.recovery import second_chance, withdraw
 from qconvd.sightings import Sighting
 from qconvd.watch.folder import FolderWatch
@@ -135,7 +136,7 @@ class Arrivals:
             self._missing(path, error.strerror or str(error))
             return
         if self.problems.pop(path, None):
-            log.info("%s is there again", path, extra={"action": "watch.back"})
+            log.info("%s is there again", path, extra={"action": "watch.back", "folder": path})
         for candidate in found:
             self._look(candidate, watch)
         self._leave(path, set(found))
@@ -146,7 +147,7 @@ class Arrivals:
         """A watched folder is away, perhaps for a moment: what the ledger knows of its models stays as it is."""
         if self.problems.get(path) != reason:
             log.warning("the watched folder %s cannot be read: %s; it is tried again at each scan", path, reason,
-                        extra={"action": "watch.missing"})  # fmt: skip
+                        extra={"action": "watch.missing", "folder": path})  # fmt: skip
         self.problems[path] = reason
         self.settling.forget(self._below(path))
 
@@ -169,11 +170,11 @@ class Arrivals:
             error = QconvdError(look.reason, where=str(path), fix=look.fix)
             self._ledger.source_refused(str(path), intake.name_of(path), look.fingerprint, error)
             self.settling.forget([path])
-            log.warning("%s is refused: %s", path, look.reason, extra={"action": "model.refused"})
+            log.warning("%s is refused: %s", path, look.reason, extra={"action": "model.refused", "source": path})
         elif candidate.verdict == "nothing":
             self.settling.forget([path])
         elif candidate.worth_telling(self._clock()):
-            log.info("%s waits: %s", path, candidate.reason, extra={"action": "model.waiting"})
+            log.info("%s waits: %s", path, candidate.reason, extra={"action": "model.waiting", "source": path})
 
     def _take(self, candidate: Candidate, watch: WatchFolder) -> None:
         """A complete model that is quiet: into the ledger with it, and with what the recipes want of it, in one step."""
@@ -183,7 +184,8 @@ class Arrivals:
             identity = checkpoints.identity(model)
             unchanged = intake.fingerprint(path) == candidate.look.fingerprint
         except (OSError, QconvdError) as error:
-            log.info("%s changed while it was identified: %s", path, error, extra={"action": "model.unsettled"})
+            log.info("%s changed while it was identified: %s", path, error,
+                     extra={"action": "model.unsettled", "source": path})  # fmt: skip
             unchanged = False
         if not unchanged:
             candidate.since, candidate.verdict = self._clock(), "settling"
@@ -195,19 +197,21 @@ class Arrivals:
             made = self._wishes.want(source, model, watch.recipes)
         self.settling.forget([path])
         version = f" (version {source.version})" if source.version > 1 else ""
-        log.info("%s%s is taken; artifacts to make: %d", path, version, len(made), extra={"action": "model.taken"})
+        log.info("%s%s is taken; artifacts to make: %d", path, version, len(made),
+                 extra={"action": "model.taken", **about_source(source), "jobs": self._ledger.job_numbers(made)})  # fmt: skip
 
     def _leave(self, folder: Path, found: set[Path]) -> None:
         """Models of this folder that are no longer there."""
         for gone in self.settling.forget([p for p in self._below(folder) if p not in found]):
-            log.info("%s was removed before it was taken", gone.path, extra={"action": "model.forgotten"})
+            log.info("%s was removed before it was taken", gone.path,
+                     extra={"action": "model.forgotten", "source": gone.path})  # fmt: skip
         for source in self._ledger.sources():
             path = Path(source.locator)
             if source.state != "gone" and path.is_relative_to(folder) and path not in found:
                 with self._ledger.transaction():
                     self._ledger.source_gone(source.locator, "the model was removed from the watched folder")
                     withdraw(self._ledger, source.id)
-                log.info("%s is no longer there", path, extra={"action": "model.gone"})
+                log.info("%s is no longer there", path, extra={"action": "model.gone", **about_source(source)})
 
     def _below(self, folder: Path) -> list[Path]:
         return [p for p in self.settling.candidates if p.is_relative_to(folder)]

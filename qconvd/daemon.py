@@ -20,13 +20,15 @@ from types import FrameType
 from qconvd.announcements import Announcements
 from qconvd.arrivals import Arrivals
 from qconvd.bell import Bell
-from qconvd.config import Config
+from qconvd.config import Config, Log
 from qconvd.departures import Departures
 from qconvd.errors import ConfigError, HubRefused, QconvdError
 from qconvd.hub.tokens import hub_token
 from qconvd.in_force import note_config
 from qconvd.ledger import PENDING, Ledger
 from qconvd.ledger.database import unusable
+from qconvd.logs.about import about_target
+from qconvd.logs.job import JobLogs
 from qconvd.notify import Notifier, summary
 from qconvd.pauses import Pauses
 from qconvd.remote_arrivals import RemoteArrivals
@@ -53,11 +55,17 @@ INTERRUPTED = 130
 
 
 class Daemon:
-    """Runs one configuration. `load` reads it again for SIGHUP; without it the configuration cannot be reloaded."""
+    """Runs one configuration. `load` reads it again for SIGHUP; without it the configuration cannot be reloaded.
 
-    def __init__(self, config: Config, load: Callable[[], Config] | None = None) -> None:
+    `logged` makes the log what a configuration that is read again says. It may raise `ConfigError`.
+    """
+
+    def __init__(
+        self, config: Config, load: Callable[[], Config] | None = None, logged: Callable[[Log], None] = lambda _: None
+    ) -> None:
         self._config = config
         self._load = load
+        self._logged = logged
         self._stops = 0
         self._trouble = ""
         self._reload_asked = False
@@ -89,10 +97,11 @@ class Daemon:
             self._statuses = Statuses(ledger)
             self._sightings = SightingsBoard(config.state)
             self._announcements = Announcements(ledger)
+            self._job_logs = JobLogs(ledger, config.state)
             try:
                 self._work.recover()
                 self._configure(config)
-                log.info("qconvd runs: state %s, output %s", config.state, config.output, extra={"action": "daemon.started"})
+                log.info("qconvd runs: state %s, output %s", config.state, config.output, extra={"action": "daemon.ready"})
                 # Watches are armed: what is dropped in from now on is noticed, whatever the first scan has still to look at.
                 self._notifier.status("Looking through the watched folders for the first time", "READY=1")
                 return self._loop(once)
@@ -181,6 +190,7 @@ class Daemon:
         arrivals, wishes = self._arrivals, self._wishes
         candidates = list(arrivals.settling.candidates.values())
         self._announcements.tick()
+        self._job_logs.tick()
         self._statuses.tick(self._config.output, candidates, wishes.refusals)
         arriving = tuple((c.path, c.verdict, c.reason) for c in candidates)
         seen = (
@@ -243,6 +253,7 @@ class Daemon:
         config = self._load()
         if (config.state, config.output) != (self._config.state, self._config.output):
             raise ConfigError("`state` and `output` cannot change while the daemon runs", fix="restart it")
+        self._logged(config.log)
         self._configure(config)
         return "the configuration was read again"
 
@@ -275,14 +286,16 @@ class Daemon:
     def _result(self, began: int) -> int:
         """The exit code of `--once`, and what it left."""
         for candidate in self._arrivals.settling.candidates.values():
-            log.warning("%s was left: %s", candidate.path, candidate.reason, extra={"action": "once.left"})
+            log.warning("%s was left: %s", candidate.path, candidate.reason,
+                        extra={"action": "once.left", "source": candidate.path})  # fmt: skip
         for locator, error in self._remote.problems.items():
-            log.warning("%s was left: %s", locator, error.what, extra={"action": "once.left"})
+            log.warning("%s was left: %s", locator, error.what, extra={"action": "once.left", "source": locator})
         left = self._ledger.targets("waiting", "planned", "verifying") + self._ledger.unpublished()
         for target in left:
-            log.error("%s was left: %s", target.label, target.reason, extra={"action": "once.left"})
+            log.error("%s was left: %s", target.label, target.reason,
+                      extra={"action": "once.left", **about_target(self._ledger, target)})  # fmt: skip
         for pause in self._ledger.pauses():
-            log.warning("%s", pause.told, extra={"action": "once.paused"})
+            log.warning("%s", pause.told, extra={"action": "once.paused", "pause": pause.cause})
         history = self._ledger.history(since=began)
         failed = [e for e in history if e.to_state in ("failed", "refused")]
         self._work.stop(lambda: True, self._bell)

@@ -17,6 +17,7 @@ from qconvd.checkpoints.files import is_there
 from qconvd.config import Config, WatchFolder
 from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger, Source
+from qconvd.logs.about import about_source
 
 log = logging.getLogger(__name__)
 DONE = ".qconvd-done"
@@ -54,7 +55,7 @@ class Departures:
         except QconvdError as error:
             if self._complaints.get(source.locator) != str(error):
                 self._complaints[source.locator] = str(error)
-                log.error("%s", error, extra={"action": f"source.{watch.after}_failed"})
+                log.error("%s", error, extra={"action": "source.stays", **about_source(source)})
 
 
 def depart(ledger: Ledger, output: Path, watch: WatchFolder, source: Source) -> bool:
@@ -78,7 +79,7 @@ def depart(ledger: Ledger, output: Path, watch: WatchFolder, source: Source) -> 
             fix=f"give the user that runs qconvd write permission to {watch.folder}, or set `after: keep`",
         ) from error
     ledger.source_gone(source.locator, place)
-    log.info("%s is done and was %s", path, place, extra={"action": f"source.{watch.after}"})
+    log.info("%s is done and was %s", path, place, extra={"action": "source.left", **about_source(source)})
     return True
 
 

@@ -76,7 +76,8 @@ class KernelCache:
             return wanted
         fallback = _temporary() / self.fingerprint
         fallback.mkdir(exist_ok=True)
-        log.warning("the kernel cache %s cannot be written; compiled kernels go to %s", wanted, fallback)
+        log.warning("the kernel cache %s cannot be written; compiled kernels go to %s", wanted, fallback,
+                    extra={"action": "kernels.elsewhere", "folder": fallback})  # fmt: skip
         return fallback
 
     @cached_property
@@ -146,7 +147,8 @@ class KernelCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / "lock").open("w")
         except OSError as error:
-            log.warning("the kernel cache %s cannot be locked: %s", self.folder, error)
+            log.warning("the kernel cache %s cannot be locked: %s", self.folder, error,
+                        extra={"action": "kernels.unlocked", "folder": self.folder})  # fmt: skip
             yield
             return
         with lock:
@@ -162,7 +164,8 @@ class KernelCache:
             # The machine code is there, only keeping it failed (disk full): that must not stop a conversion.
             if not entry.signatures:
                 raise
-            log.warning("the %s kernel could not be kept in %s and will be compiled again: %s", name, self.folder, error)
+            log.warning("the %s kernel could not be kept in %s and will be compiled again: %s", name, self.folder, error,
+                        extra={"action": "kernels.not_kept", "folder": self.folder})  # fmt: skip
         entry.disable_compile()
 
     def _marked(self, place: Path, name: str) -> bool:

@@ -51,10 +51,10 @@ class Pauses:
             self.intake = not reason
         if reason and held.get(cause) != reason:
             self._ledger.pause(cause, reason)
-            log.warning("paused (%s): %s", cause, reason, extra={"action": "daemon.paused"})
+            log.warning("paused (%s): %s", cause, reason, extra={"action": "daemon.paused", "pause": cause})
         elif not reason and cause in held:
             self._ledger.resume(cause)
-            log.info("goes on: no longer paused (%s)", cause, extra={"action": "daemon.resumed"})
+            log.info("goes on: no longer paused (%s)", cause, extra={"action": "daemon.resumed", "pause": cause})
 
     def _full(self, config: Config, *, paused: bool) -> str:
         """Which disk is nearly full, in words without a number that changes. Once paused, the higher mark counts."""

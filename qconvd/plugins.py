@@ -90,7 +90,7 @@ class Plugins:
                 implementation.function(*(event for _ in implementation.argnames))
             except Exception:
                 log.exception("the plugin %s failed on an event", implementation.plugin_name,
-                              extra={"action": "plugin.event_failed"})  # fmt: skip
+                              extra={"action": "plugin.event_failed", "plugin": implementation.plugin_name})  # fmt: skip
 
     def distribution(self, thing: object) -> str:
         """The distribution (`name version`) that a format, a container or a family came from."""
@@ -109,7 +109,8 @@ class Plugins:
     def _skip(self, name: str, owner: str, error: BaseException, hook: str = "") -> None:
         code = _code(self._entries[name], hook) if name in self._entries else ""
         self.broken.append(BrokenPlugin(name, owner, f"{type(error).__name__}: {error}", code))
-        log.warning("plugin %s (%s) is skipped: %s: %s", name, owner, type(error).__name__, error)
+        log.warning("plugin %s (%s) is skipped: %s: %s", name, owner, type(error).__name__, error,
+                    extra={"action": "plugin.skipped", "plugin": name})  # fmt: skip
 
     def _given(self, hook: str, **arguments: Any) -> list[Any]:
         """What all plugins give for a hook; one that raises is skipped like one that cannot be imported."""

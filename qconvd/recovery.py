@@ -44,7 +44,7 @@ def sweep(ledger: Ledger, output: Path, failed_before: float = 0.0) -> list[Path
         removed.append(folder)
     removed += remove_unneeded(root)
     for folder in removed:
-        log.info("%s belonged to nothing and was removed", folder, extra={"action": "work.swept"})
+        log.info("%s belonged to nothing and was removed", folder, extra={"action": "work.swept", "folder": folder})
     return removed
 
 

@@ -23,6 +23,7 @@ from qconvd.hub.client import RemoteModel
 from qconvd.hub.heads import Found
 from qconvd.hub.journal import JOURNAL, MODEL, begun
 from qconvd.ledger import Ledger, Snapshot, Source
+from qconvd.logs.about import about_source
 from qconvd.quantities import show_size
 from qconvd.sightings import Kind, Sighting
 from qconvd.watch.hub import HubWatch, Report, fits
@@ -145,7 +146,7 @@ class RemoteArrivals:
         told = self.problems.get(locator)
         if told is not None and (report.found is not None or isinstance(told, HubBusy | HubRefused)):
             del self.problems[locator]
-            log.info("%s can be had again", locator, extra={"action": "hub.back"})
+            log.info("%s can be had again", locator, extra={"action": "hub.back", "source": locator})
 
     def _refuse(self, report: Report) -> None:
         error, locator = report.error, report.address.locator
@@ -158,9 +159,11 @@ class RemoteArrivals:
         if report.commit:
             self._commits[locator] = report.commit  # this commit is not looked at again; the next one is
         if told is None or str(told) != str(error):
-            level = logging.INFO if isinstance(error, HubBusy) else logging.WARNING
             fix = f"; {fix}" if (fix := _remedy(error)) else ""
-            log.log(level, "%s: %s%s", locator, error.what, fix, extra={"action": "hub.refused"})
+            if isinstance(error, HubBusy):
+                log.info("%s: %s%s", locator, error.what, fix, extra={"action": "hub.busy", "source": locator})
+            else:
+                log.warning("%s: %s%s", locator, error.what, fix, extra={"action": "hub.refused", "source": locator})
 
     def _take(self, found: Found) -> None:
         """A commit that was not seen before. The same content as before is the same version, whatever else it brings."""
@@ -188,10 +191,11 @@ class RemoteArrivals:
         version = f" (version {source.version})" if source.version > 1 else ""
         if new or made:
             log.info("%s%s at %s is taken; artifacts to make: %d", locator, version, found.remote.commit[:12], len(made),
-                     extra={"action": "model.taken"})  # fmt: skip
+                     extra={"action": "model.taken", **about_source(source), "jobs": self._ledger.job_numbers(made)},
+                     )  # fmt: skip
         else:
             log.info("%s at %s: what changed is no part of the model", locator, found.remote.commit[:12],
-                     extra={"action": "model.unchanged"})  # fmt: skip
+                     extra={"action": "model.unchanged", **about_source(source)})  # fmt: skip
         self._sweep(found)
 
     def _asked_before(self, source: Source) -> list[str]:
@@ -252,7 +256,8 @@ class RemoteArrivals:
         if not ours:
             return
         log.info("%s at %s is done, and what was fetched of it is deleted (%s)", snapshot.repo, snapshot.commit_id[:12],
-                 show_size(freed), extra={"action": "source.delete"})  # fmt: skip
+                 show_size(freed),
+                 extra={"action": "source.left", **about_source(self._ledger.source(snapshot.source))})  # fmt: skip
 
     def _sweep(self, found: Found) -> None:
         """Remove the headers of old commits of this repository that no source speaks of any more."""

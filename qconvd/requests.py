@@ -43,9 +43,8 @@ class Requests:
             except QconvdError as error:
                 answer, ok = str(error), False
             self._ledger.answer(request.id, answer, ok=ok)
-            log.info(
-                "request %s %s: %s", request.kind, dict(request.arguments), answer, extra={"action": f"request.{request.kind}"}
-            )
+            log.info("request %s %s: %s", request.kind, dict(request.arguments), answer,
+                     extra={"action": "request.done" if ok else "request.refused", "request": request.kind})  # fmt: skip
 
     def _answer(self, request: Request, config: Config) -> str:
         match request.kind:

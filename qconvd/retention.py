@@ -44,7 +44,7 @@ class Retention:
                 self._remove(_entries(watch.folder / DONE), self._clock() - keep.moved)
 
     def _logs(self, state: Path) -> Iterator[Path]:
-        """Logs of tasks that have ended."""
+        """Logs of tasks that have ended, and of jobs, which are written when they have."""
         going = {str(task.id) for task in self._ledger.tasks("queued", "running")}
         return (path for path in _entries(state / "logs") if path.suffix == ".log" and path.stem not in going)
 
@@ -60,9 +60,10 @@ class Retention:
                     path.unlink()
             except OSError as error:
                 log.warning("%s is old but cannot be removed: %s", path, os.strerror(error.errno or 0),
-                            extra={"action": "keep.failed"})  # fmt: skip
+                            extra={"action": "keep.failed", "path": path})  # fmt: skip
             else:
-                log.info("%s was kept for long enough and is removed", path, extra={"action": "keep.removed"})
+                log.info("%s was kept for long enough and is removed", path,
+                         extra={"action": "keep.removed", "path": path})  # fmt: skip
 
 
 def _entries(folder: Path) -> Iterator[Path]:

@@ -71,7 +71,7 @@ class Statuses:
         place, reason = error.filename2 or error.filename or output, os.strerror(error.errno or 0)
         if self._complained != (said := f"{place}: {reason}"):
             self._complained = said
-            log.error("no status can be written to %s", said, extra={"action": "status.unwritable"})
+            log.error("no status can be written to %s", said, extra={"action": "status.unwritable", "folder": output})
 
 
 def _arriving(candidate: Candidate, name: str, artifacts: Iterable[ArtifactStatus]) -> ModelStatus:

@@ -9,6 +9,7 @@ from qconvd.checkpoints.base import ModelInfo
 from qconvd.config import Config
 from qconvd.destinations import places
 from qconvd.ledger import Ledger, Source
+from qconvd.logs.about import about_source
 from qconvd.sightings import Sighting
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ class Wishes:
         self.refusals.pop(source.id, None)
         if len(reasons) == len(recipes):
             self.refusals[source.id] = "; ".join(reasons) or "no recipe is set for it"
-            log.info("%s: %s", source.locator, self.refusals[source.id], extra={"action": "model.unwanted"})
+            log.info("%s: %s", source.locator, self.refusals[source.id],
+                     extra={"action": "model.unwanted", **about_source(source)})  # fmt: skip
         return made
 
     def _publish(self, source: Source, name: str) -> None:

@@ -19,6 +19,7 @@ from qconvd.executors.base import Status, environment
 from qconvd.executors.local import LocalExecutor
 from qconvd.hub.cache import cache_folder
 from qconvd.ledger import Ledger, StaleFence, Task, backoff
+from qconvd.logs.about import about_task
 from qconvd.progress import ProgressBoard
 from qconvd.recovery import second_chance, sweep, withdraw
 from qconvd.scheduler import Start, next_tasks
@@ -140,7 +141,8 @@ class Work:
                 self._follow(task)
             bell.wait(POLL_SECONDS / 5)
         for task in running:
-            log.error("task %d does not stop; the next daemon will find it", task.id, extra={"action": "task.left"})
+            log.error("task %d does not stop; the next daemon will find it", task.id,
+                      extra={"action": "task.left", **about_task(self._ledger, task)})  # fmt: skip
 
     def _follow(self, task: Task) -> None:
         """Hear what a running task says, and take note if it has ended."""
@@ -155,7 +157,7 @@ class Work:
             if task.lease_until - time.time() < LEASE_SECONDS / 2:
                 self._ledger.renew(task.id, task.fence, LEASE_SECONDS)
         except StaleFence as error:
-            log.warning("%s", error, extra={"action": "task.stale"})
+            log.warning("%s", error, extra={"action": "task.stale", **about_task(self._ledger, task)})
 
     def _end(self, task: Task, status: Status) -> None:
         folder = self._executor.folder(task.handle)
@@ -172,7 +174,8 @@ class Work:
                 # Somebody touched it while it was read, and it came to rest before the task gave up.
                 second_chance(self._ledger, source.id)
             withdraw(self._ledger, source.id)
-        log.info("task %d (%s) %s", task.id, task.kind, how_it_ended(status, result), extra={"action": "task.ended"})
+        log.info("task %d (%s) %s", task.id, task.kind, how_it_ended(status, result),
+                 extra={"action": "task.ended", **about_task(self._ledger, task)})  # fmt: skip
         self._mine.discard(task.handle)
         self._cursors.pop(task.handle, None)
         self._executor.forget(task.handle)
@@ -187,7 +190,7 @@ class Work:
             self._ledger.snapshot_doubted(task.source)
             second_chance(self._ledger, task.source)
         log.warning("%s: what was fetched is gone from the Hub cache; it is fetched again", snapshot.repo,
-                    extra={"action": "snapshot.doubted"})  # fmt: skip
+                    extra={"action": "snapshot.doubted", **about_task(self._ledger, task)})  # fmt: skip
 
     def _after_a_kill(self, task: Task) -> float:
         """When to try again what went down with the daemon: at once, and later each time that it happens again.
@@ -233,9 +236,11 @@ class Work:
             self._mine.add(self._executor.submit(write_spec(spec), task.attempt, env, timeout=timeout))
         except QconvdError as error:
             self._ledger.fail(task.id, task.fence, str(error), retry=True, error=error.as_dict())
-            log.error("task %d cannot be started: %s", task.id, error, extra={"action": "task.not_started"})
+            log.error("task %d cannot be started: %s", task.id, error,
+                      extra={"action": "task.not_started", **about_task(self._ledger, task)})  # fmt: skip
         else:
-            log.info("task %d (%s) started", task.id, task.kind, extra={"action": "task.started"})
+            log.info("task %d (%s) started", task.id, task.kind,
+                     extra={"action": "task.started", **about_task(self._ledger, task)})  # fmt: skip
 
 
 def how_it_ended(status: Status, result: TaskResult | None) -> str:

@@ -116,7 +116,7 @@ names: thebloke
             "zzz: x\n",
             [
                 "1:1: zzz: there is no key 'zzz' here; "
-                "known are watch, output, state, recipes, limits, devices, keep, hub, web, names"
+                "known are watch, output, state, recipes, limits, devices, keep, hub, web, log, names"
             ],
         ),
         ("limits: {thread: 3}\n", ["1:10: limits.thread: there is no key 'thread' here (did you mean threads?)"]),

@@ -56,11 +56,11 @@ def test_logs_of_ended_tasks(ledger: Ledger, tmp_path: Path) -> None:
     (task,) = ledger.make_tasks()
     logs = tmp_path / "state" / "logs"
     logs.mkdir()
-    for name in (f"{task.id}.log", "77.log", "notes.txt"):
+    for name in (f"{task.id}.log", "77.log", "job-1.log", "notes.txt"):
         (logs / name).touch()
     loaded = load(tmp_path, "{logs: 30d}")
     Retention(ledger).tick(loaded)
-    assert len(list(logs.iterdir())) == 3, "they are not old"
+    assert len(list(logs.iterdir())) == 4, "they are not old"
     Retention(ledger, lambda: time.time() + 31 * 86400).tick(loaded)
     assert sorted(p.name for p in logs.iterdir()) == sorted([f"{task.id}.log", "notes.txt"])
 

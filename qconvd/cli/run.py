@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from qconvd.cli.exits import Exit
 from qconvd.cli.options import ConfigFile
 
 
@@ -18,6 +18,10 @@ def run(
         typer.Option("--once", help="Do all there is to do, then end; exit code 1 if something failed, 130 if stopped before."),
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    log_format: Annotated[
+        Literal["auto", "human", "json", "journal"] | None,
+        typer.Option("--log-format", help="What the log looks like, whatever `log.format` says."),
+    ] = None,
 ) -> None:
     """Run the daemon: watch the folders, convert what appears.
 
@@ -26,28 +30,24 @@ def run(
     from qconvd import config as configuration
     from qconvd.checkpoints.files import is_there
     from qconvd.daemon import Daemon
-    from qconvd.log_lines import LogLines
+    from qconvd.errors import ConfigError, QconvdError
+    from qconvd.logs.setup import DaemonLog
 
     path = config or configuration.find()
     loaded = configuration.load(path)
-    # With systemd the journal has the time already.
-    stamp = "" if sys.stderr.isatty() is False and _under_systemd() else "%(asctime)s "
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogLines(f"{stamp}%(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
-    # Its debug lines are two for every file, in its own terms.
-    logging.getLogger("watchdog").setLevel(logging.INFO)
+    shown = DaemonLog(log_format, verbose=verbose)
+    shown.apply(loaded.log)
+    log = logging.getLogger(__name__)
     for watch in loaded.folders:
         if not is_there(watch.folder):
-            logging.getLogger(__name__).warning(
-                "the watched folder %s does not exist yet; it is taken up when it does", watch.folder
-            )
-    code = Daemon(loaded, lambda: configuration.load(path)).run(once)
+            log.warning("the watched folder %s does not exist yet; it is taken up when it does", watch.folder,
+                        extra={"action": "watch.missing", "folder": watch.folder})  # fmt: skip
+    try:
+        code = Daemon(loaded, lambda: configuration.load(path), shown.apply).run(once)
+    except QconvdError as error:
+        if shown.shown == "human":
+            raise
+        log.critical("%s", error, extra={"action": "daemon.refused", "error": type(error).__name__})
+        code = Exit.BAD_CONFIG if isinstance(error, ConfigError) else Exit.REFUSED
     if code:
         raise typer.Exit(code)
-
-
-def _under_systemd() -> bool:
-    import os
-
-    return "JOURNAL_STREAM" in os.environ

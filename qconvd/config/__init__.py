@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
 
+from qconvd.config.log import Log
 from qconvd.config.machine import Devices, DiskMarks, Keep, Limits
 from qconvd.config.network import UNIX, Hub, Web
 from qconvd.config.recipe import Destination, HubDestination, Match, Recipe
@@ -22,8 +23,8 @@ from qconvd.suggest import did_you_mean
 from qconvd.targets import Target, resolve_target
 
 __all__ = [
-    "UNIX", "Config", "Destination", "Devices", "DiskMarks", "Hub", "HubDestination", "HubModels", "Keep", "Limits", "Match",
-    "Recipe", "Target", "Watch", "WatchFolder", "WatchHub", "Web", "load", "resolve_target",
+    "UNIX", "Config", "Destination", "Devices", "DiskMarks", "Hub", "HubDestination", "HubModels", "Keep", "Limits", "Log",
+    "Match", "Recipe", "Target", "Watch", "WatchFolder", "WatchHub", "Web", "load", "resolve_target",
 ]  # fmt: skip
 
 SIZE_LIMIT = 1 << 20
@@ -46,6 +47,7 @@ class Config(Section):
     keep: Keep = Field(default_factory=lambda: Keep.model_validate({}), description="How long what is used up is kept.")
     hub: Hub = Field(default_factory=lambda: Hub.model_validate({}), description="How the Hub is reached.")
     web: Web = Field(default_factory=lambda: Web.model_validate({}), description="The daemon's HTTP port.")
+    log: Log = Field(default_factory=lambda: Log.model_validate({}), description="What the daemon's log looks like.")
     names: str = Field("default", description="How artifacts are named.", json_schema_extra={"enum": list(PROFILES)})
     _path: Path = PrivateAttr(Path("config.yaml"))
 

@@ -49,7 +49,7 @@ class Limits(Section):
 class Keep(Section):
     """How long qconvd keeps what is only of use for a while; left out: for ever. `qconvd ledger prune` shortens the ledger."""
 
-    logs: Duration | None = Field(None, gt=0, description="Logs of tasks that have ended.")
+    logs: Duration | None = Field(None, gt=0, description="Logs of tasks and jobs that have ended.")
     work: Duration | None = Field(
         None, gt=0, description="Work files of what failed in a crash, with which `qconvd retry` need not begin anew."
     )

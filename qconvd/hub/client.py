@@ -118,6 +118,8 @@ class Hub:
         # It would tell of each request with its address, and where files are sent on to, the address is a key to them.
         for name in ("httpx", "httpx2", "httpcore", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # It comes with a handler of its own, past the daemon's log; what it says is passed on to ours anyway.
+        logging.getLogger("huggingface_hub").handlers.clear()
         huggingface_hub.set_client_factory(client)
         return huggingface_hub.HfApi(endpoint=self.endpoint, token=self.token.value if self.token else False)
 

@@ -45,6 +45,15 @@ class Reading(Database):
         numbers = [r["id"] for r in self.rows("SELECT id FROM job_number WHERE source = ? ORDER BY id", (source,))]
         return [job for number in numbers for job in self._jobs("SELECT * FROM job WHERE id = ?", (number,))]
 
+    def job_numbers(self, targets: Sequence[str]) -> list[int]:
+        """The numbers of the jobs that want any of these targets, or wanted them, the oldest first."""
+        query = (
+            "SELECT DISTINCT job_number.id FROM target JOIN wanted ON wanted.target = target.id"
+            " JOIN job_number ON job_number.source = target.source AND job_number.recipe = wanted.recipe"
+            f" WHERE target.id IN ({_marks(targets)}) ORDER BY job_number.id"
+        )
+        return [r["id"] for r in self.rows(query, targets)]
+
     def jobs_before(self, before: int | None = None, limit: int = 50, states: Sequence[str] = ()) -> list[Job]:
         """At most `limit` jobs with smaller numbers than `before`, the newest first; with `states`, those that have a live
         target in one of them.
@@ -134,6 +143,15 @@ class Reading(Database):
                 where += f" AND {column} = ?"
                 values.append(value)
         return [event_of(r) for r in self.rows(f"SELECT * FROM event WHERE {where} ORDER BY id", values)]
+
+    def history_of(self, targets: Sequence[str], since: int = 0) -> list[Event]:
+        """Changes of these targets, and of all tasks that they were part of, after event `since`."""
+        marks = _marks(targets)
+        query = (
+            f"SELECT * FROM event WHERE id > ? AND (target IN ({marks})"
+            f" OR task IN (SELECT task FROM task_target WHERE target IN ({marks}))) ORDER BY id"
+        )
+        return [event_of(r) for r in self.rows(query, [since, *targets, *targets])]
 
     def requests(self) -> list[Request]:
         """What the daemon has not answered yet, in the order asked."""

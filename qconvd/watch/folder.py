@@ -147,7 +147,8 @@ class FolderWatch:
         if folder.said != (said := f"{folder.how} {folder.reason}"):
             folder.said = said
             why = f" ({folder.reason})" if folder.reason else ""
-            log.info("%s is watched by %s%s", folder.path, folder.how, why, extra={"action": "watch.armed"})
+            log.info("%s is watched by %s%s", folder.path, folder.how, why,
+                     extra={"action": "watch.armed", "folder": folder.path})  # fmt: skip
 
     def _observer(self, folder: Folder) -> BaseObserver:
         seconds = min(POLL_SECONDS, folder.interval)

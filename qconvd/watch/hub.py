@@ -246,7 +246,7 @@ class HubWatch:
             question.refused = self._fingerprint() if isinstance(error, HubRefused) else ""
             self._report(models, error)
         except Exception as error:
-            log.exception("asking for %s failed", models.shown, extra={"action": "hub.defect"})
+            log.exception("asking for %s failed", models.shown, extra={"action": "hub.defect", "source": models.shown})
             question.failures += 1
             wait = LONGEST_BACKOFF
             self._report(models, _defect(error))
@@ -319,7 +319,7 @@ class HubWatch:
                 question.late.add(remote.repo)
                 raise
             except Exception as error:
-                log.exception("looking at %s failed", remote.repo, extra={"action": "hub.defect"})
+                log.exception("looking at %s failed", remote.repo, extra={"action": "hub.defect", "source": address.locator})
                 self._reports.put(Report(address, commit=remote.commit, error=_defect(error)))
             question.late.discard(remote.repo)
 

@@ -46,7 +46,7 @@ class Application:
         try:
             await (await self._answer(request))(scope, receive, answering)
         except Turned as turned:
-            log.debug("refused: %s", turned.message, extra={"action": "web.refused"})
+            log.debug("refused: %s", turned.message, extra={"action": "web.refused", "status": turned.status})
             await _turned(turned)(scope, receive, answering)
         except ClientDisconnect:
             return  # nobody is there any more

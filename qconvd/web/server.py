@@ -65,7 +65,7 @@ class WebServer:
         self._serving = Serving(self._site, self._posts)
         self._thread = threading.Thread(target=self._serving.run, args=(listening,), name="web", daemon=True)
         self._thread.start()
-        log.info("listens on %s", _as_url(self.address), extra={"action": "web.listening"})
+        log.info("listens on %s", _as_url(self.address), extra={"action": "web.listening", "address": self.address})
         if not self._site.only_here and self._site.token_error():
             log.warning("other machines reach %s, and no token is set: only webhooks are heard there; %s", self.address,
                         self._site.token_error(), extra={"action": "web.no_token"})  # fmt: skip

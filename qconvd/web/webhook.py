@@ -32,7 +32,7 @@ class Webhook:
         try:
             secret = webhook_secret(self._secret_file())
         except QconvdError as error:
-            log.error("webhooks are refused: %s", error, extra={"action": "webhook.refused"})
+            log.error("webhooks are refused: %s", error, extra={"action": "webhook.no_secret"})
             return 503, "the secret cannot be read"
         if secret is None:
             return 503, "no secret is set for webhooks: hub.webhook_secret_file or $QCONVD_WEBHOOK_SECRET"
@@ -44,7 +44,8 @@ class Webhook:
         if repo is None:
             return 400, "this is no webhook of the Hub"
         watched = self._hint(repo)
-        log.info("a webhook names %s%s", repo, "" if watched else ", which is not watched", extra={"action": "webhook.heard"})
+        log.info("a webhook names %s%s", repo, "" if watched else ", which is not watched",
+                 extra={"action": "webhook.heard", "source": f"hub:{repo}"})  # fmt: skip
         return 202, "the Hub is asked about it now" if watched else "nobody watches it"
 
 

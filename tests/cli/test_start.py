@@ -17,6 +17,7 @@ from daemon_kit import Home, tiny_model
 
 HEAVY = {
     "numpy", "numba", "torch", "transformers", "tokenizers", "gguf", "safetensors", "sentencepiece", "starlette", "uvicorn",
+    "structlog",
 }  # fmt: skip
 PLUGINS = {"pluggy", "qconvd_fp16", "qconvd_gguf", "qconvd_ggml"}
 
