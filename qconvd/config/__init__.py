@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_valid
 
 from qconvd.config.machine import Devices, DiskMarks, Keep, Limits
 from qconvd.config.network import UNIX, Hub, Web
+from qconvd.config.notify import CommandNotifier, MailNotifier, Notify, WebhookNotifier
 from qconvd.config.recipe import Destination, HubDestination, Match, Recipe
 from qconvd.config.values import AnyPath, Section
 from qconvd.config.watching import HubModels, Watch, WatchFolder, WatchHub
@@ -23,7 +24,7 @@ from qconvd.targets import Target, resolve_target
 
 __all__ = [
     "UNIX", "Config", "Destination", "Devices", "DiskMarks", "Hub", "HubDestination", "HubModels", "Keep", "Limits", "Match",
-    "Recipe", "Target", "Watch", "WatchFolder", "WatchHub", "Web", "load", "resolve_target",
+    "Notify", "Recipe", "Target", "Watch", "WatchFolder", "WatchHub", "Web", "load", "resolve_target",
 ]  # fmt: skip
 
 SIZE_LIMIT = 1 << 20
@@ -46,6 +47,7 @@ class Config(Section):
     keep: Keep = Field(default_factory=lambda: Keep.model_validate({}), description="How long what is used up is kept.")
     hub: Hub = Field(default_factory=lambda: Hub.model_validate({}), description="How the Hub is reached.")
     web: Web = Field(default_factory=lambda: Web.model_validate({}), description="The daemon's HTTP port.")
+    notify: tuple[Notify, ...] = Field((), description="Whom to tell when a job is over: webhooks, mail, commands.")
     names: str = Field("default", description="How artifacts are named.", json_schema_extra={"enum": list(PROFILES)})
     _path: Path = PrivateAttr(Path("config.yaml"))
 
@@ -186,4 +188,8 @@ def section_descriptions() -> Mapping[str, type[BaseModel]]:
         "keep": Keep,
         "hub": Hub,
         "web": Web,
+        "notify[]": Notify,
+        "notify[].webhook": WebhookNotifier,
+        "notify[].mail": MailNotifier,
+        "notify[].command": CommandNotifier,
     }
