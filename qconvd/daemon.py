@@ -29,6 +29,8 @@ from qconvd.ledger import PENDING, Ledger
 from qconvd.ledger.database import unusable
 from qconvd.logs.about import about_target
 from qconvd.logs.job import JobLogs
+from qconvd.notifications.reporter import Reporter
+from qconvd.notifications.sender import Sender
 from qconvd.notify import Notifier, summary
 from qconvd.pauses import Pauses
 from qconvd.remote_arrivals import RemoteArrivals
@@ -98,6 +100,8 @@ class Daemon:
             self._sightings = SightingsBoard(config.state)
             self._announcements = Announcements(ledger)
             self._job_logs = JobLogs(ledger, config.state)
+            self._sender = Sender(ledger)
+            self._reporter = Reporter(ledger, self._sender.wake)
             try:
                 self._work.recover()
                 self._configure(config)
@@ -109,6 +113,7 @@ class Daemon:
                 self._arrivals.close()
                 self._remote.close()
                 self._web.close()
+                self._sender.close()
                 ledger.close()
 
     def _loop(self, once: bool) -> int:
@@ -123,6 +128,7 @@ class Daemon:
                 continue
             looked = True
             if once and self._arrivals.quiet() and self._remote.quiet() and not self._work.more():
+                self._sender.drain(self._config.limits.stop_grace)
                 return self._result(began)
             arrival = self._arrivals.next_due() if self._pauses.intake else LONGEST_SLEEP
             self._bell.wait(min(LONGEST_SLEEP, self._notifier.every, arrival, self._work.next_due()))
@@ -191,6 +197,7 @@ class Daemon:
         candidates = list(arrivals.settling.candidates.values())
         self._announcements.tick()
         self._job_logs.tick()
+        self._reporter.tick(self._config)
         self._statuses.tick(self._config.output, candidates, wishes.refusals)
         arriving = tuple((c.path, c.verdict, c.reason) for c in candidates)
         seen = (
@@ -214,6 +221,7 @@ class Daemon:
         self._departures.configure(config)
         self._arrivals.configure(config)
         self._remote.configure(config)
+        self._sender.configure(config.notify)
         self._ask_again(config)
         self._listen(config)
 
@@ -272,8 +280,10 @@ class Daemon:
         log.info("stopping; running tasks are interrupted and go on at the next start", extra={"action": "daemon.stopping"})
         self._notifier.status("Stopping: running tasks are interrupted and go on at the next start", "STOPPING=1")
         self._web.turned(self._trouble, stopping=True)
+        until = time.monotonic() + self._config.limits.stop_grace
         self._gets_through(lambda: self._work.stop(self._hurried, self._bell))
         self._gets_through(self._tell)
+        self._sender.close(until - time.monotonic())
         log.info("stopped", extra={"action": "daemon.stopped"})
 
     def _hurried(self) -> bool:

@@ -42,6 +42,7 @@ def examine(file: Path | None, *, warm: bool = False) -> list[Finding]:
         *_calibration(config),
         *_inotify(config),
         *_hub(config),
+        *_notifiers(config),
         *(_folders(config) if config else ()),
     ]
 
@@ -164,6 +165,27 @@ def _hub(config: Config | None) -> Iterator[Finding]:
         yield Finding("Hub", "note", f"{config.hub.endpoint}, without a token: public models only", fix)
     else:
         yield Finding("Hub", "good", f"{config.hub.endpoint}, with {token}")
+
+
+def _notifiers(config: Config | None) -> Iterator[Finding]:
+    """Whether who is to be told can be: files and programs, not whether somebody answers."""
+    from shutil import which
+
+    from qconvd.notifications.attempt import NotSent
+    from qconvd.notifications.webhook import address
+
+    for entry in config.notify if config else ():
+        found, fix = "`qconvd notify test` tries it", ""
+        if entry.webhook is not None and not entry.webhook.credential:
+            try:
+                address(entry.webhook)
+            except NotSent as error:
+                found, fix = f"{error.where}: {error.what}", error.fix
+        program = str(entry.mail.sendmail) if entry.mail else entry.command.run[0] if entry.command else ""
+        if program and which(program) is None:
+            found = f"{program} is not there, or no program"
+            fix = "install a program that sends mail, or name it in `sendmail:`" if entry.mail else "name another one"
+        yield Finding(entry.name, "bad" if fix else "good", found, fix)
 
 
 def _folders(config: Config) -> Iterator[Finding]:

@@ -61,7 +61,19 @@ def qconvd_rebuilders() -> Iterable[Rebuilder]:  # type: ignore[empty-body]
 
 @hookspec
 def qconvd_task_event(event: Mapping[str, Any]) -> None:
-    """Called in the daemon for every change of a job's, target's or task's state. An error here is logged, not raised."""
+    """Called in the daemon for every change of state, and when a job is over. An error here is logged, not raised.
+
+    Every event has `kind`, `id`, `model`, `label`, `from`, `to`, `reason` and `at` (seconds since 1970, UTC). By `kind`:
+
+    - `target`, `task`, `source`: it came from one state to another; `label` is a target's, e.g. `gguf Q4_0`.
+    - `job`: nothing of it goes on by itself any more. `to` is `done`, `failed` (all of it or some), `cancelled`, or `confirm`:
+      what is made waits for `qconvd publish`. `id` is the job's number. With `recipe`, `seconds` since it was begun (anew), and
+      `artifacts`: a mapping each, of `target`, `label`, `format`, `state`, `bytes`, `place` (a file or folder, or empty)
+      and `reason`. Once for each end of a job; one that is tried again ends again.
+    - `daemon`: `to` is `paused`: a disk is nearly full. `id` is None.
+
+    It runs in the daemon's loop: what takes longer than a moment belongs into a thread.
+    """
 
 
 @hookspec

@@ -118,6 +118,8 @@ class _Builder:
                 merged |= self.merge(value_node, path)
                 continue
             key = self.scalar(key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
+            if key is True and key_node.value == "on":
+                key = "on"  # a truth value to YAML 1.1 alone, and one of our keys
             if not isinstance(key, str):
                 shown = f"the key {key_node.value!r}" if isinstance(key_node, yaml.ScalarNode) else "this key"
                 self.problem(key_node, path, f"{shown} is not text; put it in quotes")

@@ -83,5 +83,5 @@ def _default(value: Any, format: str) -> str:
     if format == "duration":
         return write_duration(value)
     if format == "path":
-        return f"./{value}"
+        return str(value) if str(value).startswith("/") else f"./{value}"
     return str(value).lower() if isinstance(value, bool) else str(value)

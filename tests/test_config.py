@@ -73,6 +73,7 @@ def test_every_commented_line_of_the_example_is_right(tmp_path: Path) -> None:
     assert len(found.recipes["everyday"].targets) == 13
     assert [d.hub is not None for d in found.recipes["everyday"].publish] == [True, False]
     assert found.recipes["everyday"].confirm and found.recipes["everyday"].dry_run
+    assert [n.name for n in found.notify] == ["webhook slack-url", "mail me@example.org", "command tell.sh"]
 
 
 def test_what_is_left_out_has_its_default(loaded: Load) -> None:
@@ -116,7 +117,7 @@ names: thebloke
             "zzz: x\n",
             [
                 "1:1: zzz: there is no key 'zzz' here; "
-                "known are watch, output, state, recipes, limits, devices, keep, hub, web, log, names"
+                "known are watch, output, state, recipes, limits, devices, keep, hub, web, log, notify, names"
             ],
         ),
         ("limits: {thread: 3}\n", ["1:10: limits.thread: there is no key 'thread' here (did you mean threads?)"]),

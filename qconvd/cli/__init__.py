@@ -21,6 +21,7 @@ from qconvd.cli import (
     jobs,
     ledger,
     logs,
+    notify,
     plan,
     requests,
     run,
@@ -73,6 +74,7 @@ app.command("reload")(requests.reload)
 app.command("doctor")(doctor.doctor)
 app.add_typer(service.app)
 app.add_typer(ledger.app)
+app.add_typer(notify.app)
 app.command("schema")(schema.schema)
 
 

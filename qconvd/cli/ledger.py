@@ -62,5 +62,6 @@ def prune(
         print("There is nothing that old to forget.")
         return
     counts = ((gone.events, "changes of state"), (len(gone.tasks), "tasks with their logs"), (gone.requests, "requests"),
-              (gone.targets, "artifacts that were replaced"), (gone.sources, "versions of models"))  # fmt: skip
+              (gone.targets, "artifacts that were replaced"), (gone.sources, "versions of models"),
+              (gone.notifications, "notifications"))  # fmt: skip
     print(f"Forgot {', '.join(f'{count} {what}' for count, what in counts if count)}.")

@@ -17,6 +17,7 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
         jobs = ledger.jobs()
         pauses = ledger.pauses()
         tasks = ledger.tasks("running") if pid else []
+        unreached = ledger.notifiers_in_trouble()
         refused = [s for s in ledger.sources() if s.state == "refused"]
         labels = {t.id: t.label for j in jobs for t in j.targets}
         names = {j.source.id: j.source.name for j in jobs}
@@ -31,6 +32,9 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
             "config": place.config, "config_mistakes": place.mistakes, "daemon": pid, "jobs": states,
             "paused": [{"cause": p.cause, "reason": p.reason, "since": p.since} for p in pauses],
             "running": [{"task": t.id, "kind": t.kind, "targets": t.targets, "attempt": t.attempt} for t in tasks],
+            "notifications": [
+                {"notifier": n.notifier, "reason": n.reason, "since": n.since, "waiting": n.waiting} for n in unreached
+            ],
             "refused": [{"path": s.locator, "reason": s.reason, **s.error} for s in refused],
             "seen": [{"kind": s.kind, "path": s.path, "reason": s.reason, "fix": s.fix} for s in seen],
         })  # fmt: skip
@@ -40,6 +44,8 @@ def status(config: ConfigFile = None, json: AsJson = False) -> None:
     # What the clock and the disk say, only a daemon finds out.
     for pause in (p for p in pauses if pid or p.cause == "by hand"):
         print(output.filled(f"P{pause.told[1:]}."))
+    for one in unreached:
+        print(output.filled(f"Cannot be told: {one.told}."))
     for task in tasks:
         print(f"\n{task.kind} of {output.safe(names.get(task.source, 'a model'))} (task {task.id}, attempt {task.attempt})")
         for target in task.targets:

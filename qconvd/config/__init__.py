@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_valid
 from qconvd.config.log import Log
 from qconvd.config.machine import Devices, DiskMarks, Keep, Limits
 from qconvd.config.network import UNIX, Hub, Web
+from qconvd.config.notify import CommandNotifier, MailNotifier, Notify, WebhookNotifier
 from qconvd.config.recipe import Destination, HubDestination, Match, Recipe
 from qconvd.config.values import AnyPath, Section
 from qconvd.config.watching import HubModels, Watch, WatchFolder, WatchHub
@@ -24,7 +25,7 @@ from qconvd.targets import Target, resolve_target
 
 __all__ = [
     "UNIX", "Config", "Destination", "Devices", "DiskMarks", "Hub", "HubDestination", "HubModels", "Keep", "Limits", "Log",
-    "Match", "Recipe", "Target", "Watch", "WatchFolder", "WatchHub", "Web", "load", "resolve_target",
+    "Match", "Notify", "Recipe", "Target", "Watch", "WatchFolder", "WatchHub", "Web", "load", "resolve_target",
 ]  # fmt: skip
 
 SIZE_LIMIT = 1 << 20
@@ -48,6 +49,7 @@ class Config(Section):
     hub: Hub = Field(default_factory=lambda: Hub.model_validate({}), description="How the Hub is reached.")
     web: Web = Field(default_factory=lambda: Web.model_validate({}), description="The daemon's HTTP port.")
     log: Log = Field(default_factory=lambda: Log.model_validate({}), description="What the daemon's log looks like.")
+    notify: tuple[Notify, ...] = Field((), description="Whom to tell when a job is over: webhooks, mail, commands.")
     names: str = Field("default", description="How artifacts are named.", json_schema_extra={"enum": list(PROFILES)})
     _path: Path = PrivateAttr(Path("config.yaml"))
 
@@ -188,4 +190,8 @@ def section_descriptions() -> Mapping[str, type[BaseModel]]:
         "keep": Keep,
         "hub": Hub,
         "web": Web,
+        "notify[]": Notify,
+        "notify[].webhook": WebhookNotifier,
+        "notify[].mail": MailNotifier,
+        "notify[].command": CommandNotifier,
     }

@@ -69,18 +69,19 @@ def cross_checks(document: Document, data: Mapping[str, Any], config: Config | N
         problems += _clashing_names(document, config)
         problems += _clashing_places(document, config)
         problems += _folders_published(document, config)
+        problems += _notifiers_called_alike(document, config)
     return problems
 
 
 def _unknown_recipes(document: Document, data: Mapping[str, Any]) -> Iterator[Problem]:
     recipes = data.get("recipes")
-    watch = data.get("watch")
     known = list(recipes) if isinstance(recipes, dict) else []
-    for index, entry in enumerate(watch if isinstance(watch, list) else []):
+    entries = [(key, *one) for key in ("watch", "notify") if isinstance(data.get(key), list) for one in enumerate(data[key])]
+    for key, index, entry in entries:
         named = entry.get("recipes") if isinstance(entry, dict) else None
         one = isinstance(named, str)
         for number, name in enumerate([named] if one else named if isinstance(named, list) else []):
-            path = ("watch", index, "recipes") if one else ("watch", index, "recipes", number)
+            path = (key, index, "recipes") if one else (key, index, "recipes", number)
             if isinstance(name, str) and name not in known:
                 hint = did_you_mean(name, known) or (f"; known are {', '.join(known)}" if known else "")
                 yield Problem(document.value(path), path, f"there is no recipe {name!r}{hint}")
@@ -195,6 +196,16 @@ def _folders_published(document: Document, config: Config) -> Iterator[Problem]:
                     path = ("recipes", name, "publish", index, "folder")
                     sentence = f"{destination.folder} and {what} lie inside one another"
                     yield Problem(document.value(path), path, f"{sentence}; choose a folder outside of it")
+
+
+def _notifiers_called_alike(document: Document, config: Config) -> Iterator[Problem]:
+    """What waits for a notifier is kept under its name."""
+    lines: dict[str, int] = {}
+    for index, entry in enumerate(config.notify):
+        line = document.value(("notify", index)).line
+        if lines.setdefault(entry.name, line) != line:
+            sentence = f"{entry.name} is an entry already (line {lines[entry.name]}); tell them apart by `called: …`"
+            yield Problem(document.value(("notify", index)), ("notify", index), sentence)
 
 
 def _real(written: Any, folder: Path) -> Path | None:

@@ -81,7 +81,7 @@ def address(value: str) -> Address:
         raise ValueError(f"{error.what}; {error.fix}") from None
 
 
-def _one_or_many(value: Any) -> Any:
+def one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
@@ -95,7 +95,7 @@ AnyPath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "strin
 QuietHours = Annotated[tuple[int, int], BeforeValidator(_hours), WithJsonSchema({"type": "string", "format": "times of day"})]
 _Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
 Workers = Annotated[_Workers, BeforeValidator(_whole_number, json_schema_input_type=_Workers)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
+Words = Annotated[tuple[str, ...], BeforeValidator(one_or_many, json_schema_input_type=str | list[str])]
 
 
 class Section(BaseModel):

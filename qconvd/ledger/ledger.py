@@ -16,6 +16,7 @@ from typing import Any
 from qconvd.errors import QconvdError
 from qconvd.ledger.control import Control
 from qconvd.ledger.filesystem import MOUNTS
+from qconvd.ledger.outbox import Outbox
 from qconvd.ledger.patience import RETRIES, backoff
 from qconvd.ledger.publishing import Publishing
 from qconvd.ledger.records import Outcome, Source, Target, Task, WantedTarget, as_json, options_of, spec_digest
@@ -36,7 +37,7 @@ class StaleFence(QconvdError):
     """A task was given to another attempt: who comes late may not finish it."""
 
 
-class Ledger(Publishing, Snapshots, Control):
+class Ledger(Publishing, Snapshots, Control, Outbox):
     """All that the daemon remembers. `clock` gives seconds since 1970."""
 
     def __init__(

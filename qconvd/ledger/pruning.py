@@ -33,10 +33,11 @@ class Pruned:
     tasks: tuple[int, ...]
     targets: int
     sources: int
+    notifications: int = 0
 
     @property
     def total(self) -> int:
-        return self.events + self.requests + len(self.tasks) + self.targets + self.sources
+        return self.events + self.requests + len(self.tasks) + self.targets + self.sources + self.notifications
 
 
 def prune(ledger: Ledger, before: float) -> Pruned:
@@ -64,4 +65,5 @@ def prune(ledger: Ledger, before: float) -> Pruned:
             " (SELECT id FROM target WHERE state IN ('done', 'failed', 'cancelled', 'superseded')))", time
         ).rowcount  # fmt: skip
         requests = db.execute("DELETE FROM request WHERE state != 'open' AND answered_at < :before", time).rowcount
-    return Pruned(events, requests, tasks, targets, sources)
+        told = db.execute("DELETE FROM notification WHERE state != 'waiting' AND changed_at < :before", time).rowcount
+    return Pruned(events, requests, tasks, targets, sources, told)

@@ -71,7 +71,9 @@ class Metrics:
         """The whole page."""
         with self._lock:
             self._count()
-            families = [*self._daemon(), *self._now(), *self._so_far(), *self._machine(), *_process()]
+            families = [
+                *self._daemon(), *self._now(), *self._so_far(), *self._notifications(), *self._machine(), *_process()
+            ]  # fmt: skip
         return "\n".join(line for family in families for line in family.lines()) + "\n"
 
     def _count(self) -> None:
@@ -145,6 +147,19 @@ class Metrics:
         for format, nbytes in self._bytes.items():
             made.set(nbytes, format=format)
         return iter((seconds, runs, ended, made))
+
+    def _notifications(self) -> Iterator[Family]:
+        ledger = self._reader.ledger
+        waiting = len(ledger.notifications("waiting"))
+        failing = len(ledger.notifiers_in_trouble())
+        yield Family("qconvd_notifications_waiting", "gauge", "Notifications that wait to be sent.").set(waiting)
+        yield Family("qconvd_notifiers_failing", "gauge", "Entries of `notify:` that could not be told, the last time.").set(
+            failing
+        )
+        ended = Family("qconvd_notifications_total", "counter", "Notifications by what became of them.")
+        for state in ("sent", "failed", "dropped"):
+            ended.set(ledger.told_until(f"notifications {state}"), state=state)
+        yield ended
 
     def _machine(self) -> Iterator[Family]:
         seen = self._reader.devices()

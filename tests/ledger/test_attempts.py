@@ -11,7 +11,7 @@ from qconvd.errors import BadCheckpoint
 from qconvd.ledger import RETRIES, Ledger, Outcome, StaleFence, backoff
 
 if TYPE_CHECKING:
-    from conftest import Bench, Clock, Wish
+    from ledger_kit import Bench, Clock, Wish
 
 Wishes = Callable[..., "Wish"]
 

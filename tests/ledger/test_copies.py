@@ -11,7 +11,7 @@ from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger
 
 if TYPE_CHECKING:
-    from conftest import Bench, Wish
+    from ledger_kit import Bench, Wish
 
 Wishes = Callable[..., "Wish"]
 WAITS = "waits for the artifact that is made from /inbox/m, which holds the same model"

@@ -13,7 +13,7 @@ from qconvd.errors import BadCheckpoint, QconvdError
 from qconvd.ledger import Ledger, Outcome, spec_digest
 
 if TYPE_CHECKING:
-    from conftest import Bench, Wish
+    from ledger_kit import Bench, Wish
 
 Wishes = Callable[..., "Wish"]
 

@@ -11,7 +11,7 @@ from qconvd.destinations import Place
 from qconvd.ledger import RETRIES, Ledger, Outcome, Task
 
 if TYPE_CHECKING:
-    from conftest import Bench, Clock, Wish
+    from ledger_kit import Bench, Clock, Wish
 
 Wishes = Callable[..., "Wish"]
 REFUSED = {"error": "QconvdError", "what": "no", "where": "here", "fix": "that"}

@@ -11,7 +11,7 @@ import pytest
 from qconvd.ledger import Ledger, Outcome, Source, Task
 
 if TYPE_CHECKING:
-    from conftest import Bench, Clock, Wish
+    from ledger_kit import Bench, Clock, Wish
 
 Wishes = Callable[..., "Wish"]
 HERE = {"folder": "/cache/m", "identity": "sha256:local", "fetched": ["model.safetensors"]}

@@ -9,7 +9,7 @@ import pytest
 from qconvd.ledger import Ledger, Outcome
 
 if TYPE_CHECKING:
-    from conftest import Bench, Wish
+    from ledger_kit import Bench, Wish
 
 
 @pytest.mark.parametrize(

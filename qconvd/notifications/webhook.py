@@ -1,0 +1,206 @@
+"""News by HTTP: one POST, without redirects, within a time that no server can lengthen."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from qconvd import __version__
+from qconvd.config.notify import WebhookNotifier, check_url
+from qconvd.notifications.attempt import BreakOff, NotSent
+from qconvd.notifications.bodies import body
+from qconvd.notifications.news import News, one_line
+
+TRIED_AGAIN = {408, 425, 429}
+"""Answers of the 4xx that may be others later (RFC 9110, RFC 8470, RFC 6585)."""
+LONGEST_WAIT = 86400.0
+"""Seconds that a server's Retry-After may ask for."""
+SHORTEST_SECRET = 5
+"""Characters; a shorter piece of an address may be a word like any other."""
+LIMIT = 4096
+"""Bytes of a file with an address or a token, and of an answer that are read."""
+KEEP = "put the whole address into it, in one line and nothing else, readable for the user that runs qconvd (chmod 600)"
+
+
+def send(notifier: WebhookNotifier, news: News, stop: BreakOff) -> str:
+    """POST it; returns what the server answered. Raises `NotSent`, whose words hold neither the address nor a token."""
+    url = address(notifier)
+    token = "" if notifier.token_file is None else _read(notifier.token_file, "a token", "put the token into it, in one line")
+    made = body(notifier, news)
+    headers = {"User-Agent": f"qconvd/{__version__}", "Accept": "*/*", **made.headers}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    request = urllib.request.Request(url, made.data, headers, method="POST")
+    try:
+        return _post(request, notifier.timeout, stop)
+    except NotSent as error:
+        raise NotSent(_without(error.what, url, token), fix=_without(error.fix, url, token), again=error.again,
+                      after=error.after) from None  # fmt: skip
+
+
+def address(notifier: WebhookNotifier) -> str:
+    """The address, from where it is kept. Raises `NotSent`."""
+    if notifier.url is not None:
+        return notifier.url.get_secret_value()
+    if notifier.url_file is not None:
+        place, fix = notifier.url_file, KEEP
+    else:
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        if not folder:
+            raise NotSent(
+                f"there is no credential {notifier.credential}: systemd gives them to the service only",
+                fix=f"`LoadCredential={notifier.credential}:/etc/qconvd/…` in a drop-in; from a terminal it cannot be read",
+            )
+        place, fix = Path(folder, str(notifier.credential)), KEEP
+    text = _read(place, "an address", fix)
+    try:
+        return check_url(text)
+    except ValueError as error:
+        raise NotSent(f"does not hold an address: {error}", where=str(place), fix=fix) from None
+
+
+class _Deadline:
+    """Ends a connection from outside: urllib's timeout is one for each wait, and a server that trickles has many."""
+
+    def __init__(self, seconds: float, stop: BreakOff) -> None:
+        self.over = False
+        self.connection: http.client.HTTPConnection | None = None
+        self._socket: socket.socket | None = None
+        self._timer = threading.Timer(seconds, self._late)
+        self._timer.daemon = True
+        self._timer.start()
+        self._stop = stop
+        stop.by(self._shut)
+
+    def made_by(self, kind: Callable[..., http.client.HTTPConnection]) -> Callable[..., http.client.HTTPConnection]:
+        """What urllib calls to get a connection."""
+
+        def make(*arguments: Any, **named: Any) -> http.client.HTTPConnection:
+            self.connection = kind(*arguments, **named)
+            connect = self.connection.connect
+
+            def connected() -> None:
+                connect()
+                # getresponse gives the socket away, so it has to be remembered.
+                self._socket = self.connection.sock if self.connection else None
+                if self.over or self._stop.ended:
+                    self._shut()
+
+            self.connection.connect = connected  # type: ignore[method-assign]
+            return self.connection
+
+        return make
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self._stop.by(None)
+
+    def _late(self) -> None:
+        self.over = True
+        self._shut()
+
+    def _shut(self) -> None:
+        found = self._socket or (self.connection.sock if self.connection else None)
+        if found is not None:
+            with contextlib.suppress(OSError):
+                found.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(urllib.request.AbstractHTTPHandler):
+    """Opens http and https, over connections that the deadline knows."""
+
+    def __init__(self, deadline: _Deadline) -> None:
+        super().__init__()
+        self._deadline = deadline
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._deadline.made_by(http.client.HTTPConnection), request)
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        kind = self._deadline.made_by(http.client.HTTPSConnection)
+        return self.do_open(kind, request, context=ssl.create_default_context())
+
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+
+def _post(request: urllib.request.Request, timeout: float, stop: BreakOff) -> str:
+    deadline = _Deadline(timeout, stop)
+    opener = urllib.request.OpenerDirector()
+    for handler in (urllib.request.ProxyHandler(), _Handler(deadline)):
+        opener.add_handler(handler)
+    host = urlsplit(request.full_url).hostname
+    try:
+        with opener.open(request, timeout=timeout) as answer:
+            status, headers = answer.status, answer.headers
+            said = b"" if status < 300 else answer.read1(LIMIT)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if deadline.over or isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
+            what = f"{host} did not answer within {timeout:g} s"
+        else:
+            what = f"{host} cannot be reached: {_reason(error)}"
+        raise NotSent(what, again=True, fix="look whether the address is right and the server runs") from None
+    finally:
+        deadline.close()
+    if status < 300:
+        return f"answered {status}"
+    words = one_line(said.decode("utf-8", "replace"))[:200]
+    what = f"{host} answers {status} {http.client.responses.get(status, '')}".rstrip() + (f": {words}" if words else "")
+    if status < 400:
+        raise NotSent(f"{host} sends to another address ({status})", fix="write the address that it is at now")
+    again = status >= 500 or status in TRIED_AGAIN
+    fix = "it is tried again" if again else "look whether the address and `as:` are right, and whether it still exists"
+    raise NotSent(what, fix=fix, again=again, after=retry_after(headers.get("Retry-After")) if again else None)
+
+
+def retry_after(value: str | None, now: Callable[[], float] = time.time) -> float | None:
+    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None if there is none that can be read."""
+    try:
+        seconds = float(value or "")  # Discord's has decimals
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value or "").timestamp() - now()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else None
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", error)
+    words = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+    return one_line(str(words))
+
+
+def _read(place: Path, what: str, fix: str) -> str:
+    try:
+        with place.open("rb") as file:
+            text = file.read(LIMIT + 1).decode("ascii").strip()
+    except OSError as error:
+        raise NotSent(f"cannot be read: {os.strerror(error.errno or 0)}", where=str(place), fix=fix) from error
+    except UnicodeDecodeError:
+        text = ""
+    if not text or len(text) > LIMIT or not text.isprintable():
+        raise NotSent(f"does not hold {what}", where=str(place), fix=fix)
+    return text
+
+
+def _without(text: str, url: str, token: str) -> str:
+    """What a server answers may hold what it was asked."""
+    parts = urlsplit(url)
+    pieces = re.split(r"[/?&=]", f"{parts.path}?{parts.query}")
+    for secret in (url, parts.path, parts.query, token, *sorted(pieces, key=len, reverse=True)):
+        if len(secret) > SHORTEST_SECRET:
+            text = text.replace(secret, "(secret)")
+    return text
