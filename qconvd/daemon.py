@@ -52,6 +52,8 @@ LONGEST_SLEEP = 0.5
 """Seconds within which a request of the command line is noticed; looking costs microseconds."""
 EXTENSION = 15.0
 """Seconds that systemd is asked for at a time while workers end; asked again long before they are over."""
+LAST_WORDS = 5.0
+"""Seconds, within the grace, that a notification on its way may still take when the daemon stops."""
 INTERRUPTED = 130
 """The exit code of `--once` if it was stopped and work remains: that of a shell's command after Ctrl-C."""
 
@@ -283,7 +285,7 @@ class Daemon:
         until = time.monotonic() + self._config.limits.stop_grace
         self._gets_through(lambda: self._work.stop(self._hurried, self._bell))
         self._gets_through(self._tell)
-        self._sender.close(until - time.monotonic())
+        self._sender.close(0.0 if self._stops > 1 else min(until - time.monotonic(), LAST_WORDS))
         log.info("stopped", extra={"action": "daemon.stopped"})
 
     def _hurried(self) -> bool:

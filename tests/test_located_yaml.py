@@ -80,3 +80,10 @@ def test_an_empty_document_is_none(text: str) -> None:
 def test_paths_are_written_as_people_would() -> None:
     assert dotted(("recipes", "a", "targets", 1, "gguf", "types")) == "recipes.a.targets[1].gguf.types"
     assert dotted(()) == ""
+
+
+def test_on_is_a_key_like_any_other() -> None:
+    """To YAML 1.1 it is true; as a value it stays so."""
+    document = parse("on: on\nlist: [{on: done}]\n")
+    assert document.problems == [] and document.data == {"on": True, "list": [{"on": "done"}]}
+    assert document.key(("on",)) == (1, 1)

@@ -68,6 +68,13 @@ class Config(Section):
         """What is watched on the Hub."""
         return tuple(w for w in self.watch if isinstance(w, WatchHub))
 
+    @field_validator("notify", mode="before")
+    @classmethod
+    def _entries(cls, value: Any) -> Any:
+        if isinstance(value, str):  # perhaps an address, so it is not shown
+            raise ValueError("this must be a list of entries, each `webhook: …`, `mail: …` or `command: […]`")
+        return value
+
     @field_validator("names")
     @classmethod
     def _profile(cls, value: str) -> str:

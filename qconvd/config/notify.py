@@ -14,6 +14,7 @@ from qconvd.config.values import AnyPath, Duration, Section, Words, one_or_many
 
 EventName: TypeAlias = Literal["done", "failed", "cancelled", "confirm", "refused", "paused"]
 WEBHOOK_SECONDS, COMMAND_SECONDS = 10.0, 30.0
+EITHER = "an entry is either `webhook: …` or `mail: …` or `command: […]`"
 SENDMAIL = Path("/usr/sbin/sendmail")
 _ADDRESS = re.compile(r"[^\s@<>,;:\"()\[\]\\-][^\s@<>,;:\"()\[\]\\]*@[\w.-]+", re.ASCII)
 
@@ -77,6 +78,13 @@ class WebhookNotifier(Section):
     token_file: AnyPath | None = Field(None, description="A file with a token that is sent as `Authorization: Bearer`.")
     timeout: Duration = Field(WEBHOOK_SECONDS, gt=0, le=300, description="How long all of it may take.")
 
+    @field_validator("url_file", "token_file", "template", mode="before")
+    @classmethod
+    def _no_url(cls, value: Any) -> Any:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError("this is an address itself; put it into a file and name the file here")
+        return value
+
     @field_validator("credential")
     @classmethod
     def _credential(cls, value: str | None) -> str | None:
@@ -119,6 +127,8 @@ class MailNotifier(Section):
     @classmethod
     def _addresses(cls, value: Any) -> Any:
         for address in value if isinstance(value, tuple) else [value] if value else []:
+            if "://" in address:
+                raise ValueError("this is no address to write to; write for example me@example.org (it is not shown here)")
             if not _ADDRESS.fullmatch(address):
                 raise ValueError(f"{address!r} is no address; write for example me@example.org")
         return value
@@ -173,6 +183,8 @@ class Notify(Section):
     @model_validator(mode="before")
     @classmethod
     def _written_short(cls, value: Any) -> Any:
+        if isinstance(value, str):  # perhaps an address, so it is not shown
+            raise ValueError(EITHER)
         if not isinstance(value, Mapping):
             return value
         long = {"webhook": ("url", str), "mail": ("to", str | list), "command": ("run", str | list)}
@@ -190,7 +202,7 @@ class Notify(Section):
     @model_validator(mode="after")
     def _one(self) -> Notify:
         if sum(v is not None for v in (self.webhook, self.mail, self.command)) != 1:
-            raise ValueError("an entry is either `webhook: …` or `mail: …` or `command: […]`")
+            raise ValueError(EITHER)
         return self
 
     @property

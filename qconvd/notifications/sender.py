@@ -146,6 +146,8 @@ class Sender:
         except NotSent as error:
             if not attempt.ended:
                 self._failed(notification, error)
+        except OSError as error:  # a full disk, too many open files: of this machine, and passing
+            self._failed(notification, NotSent(f"it cannot be tried: {error}", again=True))
         except Exception as error:
             # A defect of ours must not end the thread, nor be tried for ever.
             log.exception("%s cannot be told", notification.notifier, extra={"action": "notify.defect"})

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import re
-import socket
 import ssl
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from qconvd import __version__
 from qconvd.config.notify import WebhookNotifier, check_url
 from qconvd.notifications.attempt import BreakOff, NotSent
 from qconvd.notifications.bodies import body
+from qconvd.notifications.deadline import Connections, Deadline
 from qconvd.notifications.news import News, one_line
 
 TRIED_AGAIN = {408, 425, 429}
@@ -72,74 +69,10 @@ def address(notifier: WebhookNotifier) -> str:
         raise NotSent(f"does not hold an address: {error}", where=str(place), fix=fix) from None
 
 
-class _Deadline:
-    """Ends a connection from outside: urllib's timeout is one for each wait, and a server that trickles has many."""
-
-    def __init__(self, seconds: float, stop: BreakOff) -> None:
-        self.over = False
-        self.connection: http.client.HTTPConnection | None = None
-        self._socket: socket.socket | None = None
-        self._timer = threading.Timer(seconds, self._late)
-        self._timer.daemon = True
-        self._timer.start()
-        self._stop = stop
-        stop.by(self._shut)
-
-    def made_by(self, kind: Callable[..., http.client.HTTPConnection]) -> Callable[..., http.client.HTTPConnection]:
-        """What urllib calls to get a connection."""
-
-        def make(*arguments: Any, **named: Any) -> http.client.HTTPConnection:
-            self.connection = kind(*arguments, **named)
-            connect = self.connection.connect
-
-            def connected() -> None:
-                connect()
-                # getresponse gives the socket away, so it has to be remembered.
-                self._socket = self.connection.sock if self.connection else None
-                if self.over or self._stop.ended:
-                    self._shut()
-
-            self.connection.connect = connected  # type: ignore[method-assign]
-            return self.connection
-
-        return make
-
-    def close(self) -> None:
-        self._timer.cancel()
-        self._stop.by(None)
-
-    def _late(self) -> None:
-        self.over = True
-        self._shut()
-
-    def _shut(self) -> None:
-        found = self._socket or (self.connection.sock if self.connection else None)
-        if found is not None:
-            with contextlib.suppress(OSError):
-                found.shutdown(socket.SHUT_RDWR)
-
-
-class _Handler(urllib.request.AbstractHTTPHandler):
-    """Opens http and https, over connections that the deadline knows."""
-
-    def __init__(self, deadline: _Deadline) -> None:
-        super().__init__()
-        self._deadline = deadline
-
-    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._deadline.made_by(http.client.HTTPConnection), request)
-
-    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        kind = self._deadline.made_by(http.client.HTTPSConnection)
-        return self.do_open(kind, request, context=ssl.create_default_context())
-
-    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
-
-
 def _post(request: urllib.request.Request, timeout: float, stop: BreakOff) -> str:
-    deadline = _Deadline(timeout, stop)
+    deadline = Deadline(timeout, stop)
     opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler(), _Handler(deadline)):
+    for handler in (urllib.request.ProxyHandler(), Connections(deadline)):
         opener.add_handler(handler)
     host = urlsplit(request.full_url).hostname
     try:
@@ -179,6 +112,8 @@ def retry_after(value: str | None, now: Callable[[], float] = time.time) -> floa
 
 def _reason(error: Exception) -> str:
     reason = getattr(error, "reason", error)
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {one_line(reason.verify_message)}"
     words = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
     return one_line(str(words))
 

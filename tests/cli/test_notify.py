@@ -110,6 +110,15 @@ NO_URL = "webhook.url: this is no address of a webhook; it begins with https://"
         ),
         ("mail: -oQ/tmp@x", ".mail.to: '-oQ/tmp@x' is no address; write for example me@example.org"),
         ('mail: "a@x\\nBcc: b@x"', ".mail.to: 'a@x\\nBcc: b@x' is no address; write for example me@example.org"),
+        ("https://x/secret", f": {EITHER}"),
+        (
+            "mail: https://x/secret",
+            ".mail.to: this is no address to write to; write for example me@example.org (it is not shown here)",
+        ),
+        (
+            "webhook: {url_file: https://x/secret}",
+            ".webhook.url_file: this is an address itself; put it into a file and name the file here",
+        ),
         ("command: ./tell --loud", ".command.run: write the program and its arguments as a list: [./tell.sh, --loud]"),
         ("command: []", ".command.run: this is empty; name at least one"),
         ("{}", f": {EITHER}"),
@@ -126,6 +135,13 @@ def test_mistakes_name_the_key_and_no_secret(qconvd: Qconvd, tmp_path: Path, tex
     said = qconvd("check")
     assert said.code == 78 and "secret" not in said.err + said.out
     assert re.sub(r"^qconvd: config.yaml:\d+:\d+: ", "", said.err) == f"notify[0]{words}\n"
+
+
+def test_a_lone_address_is_not_shown(qconvd: Qconvd, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"{CONFIG}notify: https://x/secret\n")
+    assert qconvd("check").err == (
+        "qconvd: config.yaml:3:9: notify: this must be a list of entries, each `webhook: …`, `mail: …` or `command: […]`\n"
+    )
 
 
 def test_two_of_one_name_are_told_apart(qconvd: Qconvd, tmp_path: Path) -> None:

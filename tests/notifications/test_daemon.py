@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-import time
 from pathlib import Path
 
 from daemon_kit import Home, end, move_in, tiny_model
@@ -95,9 +94,7 @@ def test_the_end_of_the_daemon_does_not_wait_for_who_hangs(home: Home) -> None:
         move_in(home, tiny_model(home.root / "away" / "m"))
         home.start()
         assert here.came.wait(90), home.log()
-        began = time.monotonic()
-        end(home)
-        assert time.monotonic() - began < 60, "far below the 300 s that the webhook may take"
+        end(home)  # which has less patience than the webhook
 
 
 def test_once_waits_until_it_is_told(home: Home) -> None:

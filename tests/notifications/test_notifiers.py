@@ -5,7 +5,10 @@ from __future__ import annotations
 import email
 import json
 import os
+import shutil
+import ssl
 import stat
+import subprocess
 import threading
 import time
 from email.policy import default
@@ -146,6 +149,33 @@ def test_a_server_that_does_not_come_to_an_end_is_left(tmp_path: Path, how: str)
         error = refused(entry(tmp_path, webhook={"url": here.url, "timeout": "0.4s"}))
         assert error.what == "127.0.0.1 did not answer within 0.4 s" and error.again
         assert len(here.got) == 1
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
+def test_https_is_checked_and_spoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = [tmp_path / "key.pem", tmp_path / "cert.pem"]
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    made += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(own[0]), "-out", str(own[1])]
+    subprocess.run(made, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own[1], own[0])
+    with receiver(context=context) as here:
+        url = here.url.replace("http://127.0.0.1", "https://localhost")
+        error = refused(entry(tmp_path, webhook=url))
+        assert error.what == "localhost cannot be reached: its certificate is not trusted: self-signed certificate"
+        assert here.got == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(own[1]))
+        assert send(entry(tmp_path, webhook=url), NEWS, BreakOff()) == "answered 200"
+        assert here.json() == NEWS
+
+
+def test_a_proxy_is_used_where_the_environment_names_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with receiver() as here:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{here.port}")
+        send(entry(tmp_path, webhook="http://chat.invalid/secret-hook"), NEWS, BreakOff())
+        assert [path for path, _, _ in here.got] == ["http://chat.invalid/secret-hook"]
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:

@@ -199,6 +199,19 @@ def test_a_defect_ends_one_notification_and_not_the_thread(book: Ledger, caplog:
     assert "KeyError" in caplog.text and book.notifications()[0].reason == "KeyError, a defect of qconvd"
 
 
+def test_what_this_machine_lacks_for_a_moment_is_tried_again(book: Ledger) -> None:
+    def full(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    own = Sender(book, full)
+    book.notify("hook", news(1))
+    own.configure((hook(nobody()),))
+    until(lambda: book.notifications()[0].attempts == 1)
+    own.close(5)
+    assert states(book) == ["waiting"]
+    assert book.notifications()[0].reason == "it cannot be tried: [Errno 28] No space left on device"
+
+
 def test_drain_waits_until_all_that_is_due_was_tried(book: Ledger, sender: Sender) -> None:
     with receiver() as here:
         sender.configure((hook(here.url), hook(nobody(), "away")))
