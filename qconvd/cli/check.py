@@ -64,6 +64,9 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
             print(output.filled(f"The recipe {name} publishes to {', '.join(where)}{when}{only}."))
         if limits := _match(recipe.match):
             print(f"The recipe {name} is only for models with {limits}.")
+    for entry in found.notify:
+        of = f", for {' and '.join(entry.recipes)}" if entry.recipes else ""
+        print(output.filled(f"{entry.name} is told of: {', '.join(entry.on)}{of}."))
     free = found.limits.disk_reserve
     output.pairs([
         ("output", found.output), ("state", found.state), ("left free", show_size(free)), ("names", found.names), *_hub(found),

@@ -137,6 +137,15 @@ def test_mistakes_name_the_key_and_no_secret(qconvd: Qconvd, tmp_path: Path, tex
     assert re.sub(r"^qconvd: config.yaml:\d+:\d+: ", "", said.err) == f"notify[0]{words}\n"
 
 
+def test_check_says_who_is_told_of_what(qconvd: Qconvd, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        f"{CONFIG}notify:\n- webhook: https://example.org/secret-hook\n- mail: a@x\n  on: paused\n  recipes: r\n"
+    )
+    said = qconvd("check").out
+    assert "webhook example.org is told of: failed, done.\nmail a@x is told of: paused, for r.\n" in said
+    assert "secret" not in said
+
+
 def test_a_lone_address_is_not_shown(qconvd: Qconvd, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(f"{CONFIG}notify: https://x/secret\n")
     assert qconvd("check").err == (
