@@ -114,6 +114,7 @@ class Daemon:
                 continue
             looked = True
             if once and self._arrivals.quiet() and self._remote.quiet() and not self._work.more():
+                self._gets_through(lambda: self._tell(at_once=True))
                 return self._result(began)
             arrival = self._arrivals.next_due() if self._pauses.intake else LONGEST_SLEEP
             self._bell.wait(min(LONGEST_SLEEP, self._notifier.every, arrival, self._work.next_due()))
@@ -176,12 +177,15 @@ class Daemon:
             self._arrivals.tick()
             self._remote.tick()
 
-    def _tell(self) -> None:
-        """Everybody who listens or looks: the log and the plugins, the status files, the command line."""
+    def _tell(self, *, at_once: bool = False) -> None:
+        """Everybody who listens or looks: the log and the plugins, the status files, the command line.
+
+        With `at_once`, there is no later turn for what can wait.
+        """
         arrivals, wishes = self._arrivals, self._wishes
         candidates = list(arrivals.settling.candidates.values())
         self._announcements.tick()
-        self._statuses.tick(self._config.output, candidates, wishes.refusals)
+        self._statuses.tick(self._config.output, candidates, wishes.refusals, at_once=at_once)
         arriving = tuple((c.path, c.verdict, c.reason) for c in candidates)
         seen = (
             arriving,
@@ -262,7 +266,7 @@ class Daemon:
         self._notifier.status("Stopping: running tasks are interrupted and go on at the next start", "STOPPING=1")
         self._web.turned(self._trouble, stopping=True)
         self._gets_through(lambda: self._work.stop(self._hurried, self._bell))
-        self._gets_through(self._tell)
+        self._gets_through(lambda: self._tell(at_once=True))
         log.info("stopped", extra={"action": "daemon.stopped"})
 
     def _hurried(self) -> bool:
