@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from measure import cost
+
 from daemon_kit import tiny_model
 from qconvd.ledger import Ledger
 
@@ -158,7 +160,7 @@ def start(root: Path, models: int, targets: int, runs: int = 5) -> None:
 
 
 def scan(root: Path, models: int) -> None:
-    """A folder full of models is dropped before the daemon starts: until all of them are queued."""
+    """A folder full of models is dropped before the daemon starts: until all of them are queued, and what asking costs then."""
     (root / "inbox").mkdir()
     model = tiny_model(root / "model")
     for number in range(models):
@@ -167,11 +169,22 @@ def scan(root: Path, models: int) -> None:
         with (root / "inbox" / f"m{number}" / "model.safetensors").open("r+b") as file:
             file.seek(-2, os.SEEK_END)
             file.write((0x3F00 + number).to_bytes(2, "big"))
+    ledger = Ledger(root / "state" / "ledger.sqlite")
+    ledger.pause("by hand", "only queueing is measured")
+    ledger.close()
     with daemon(root) as one:
-        began = time.monotonic()
-        until(lambda: _count(root, "SELECT count(DISTINCT source) FROM target") >= models)
-        seconds = time.monotonic() - began
-        print(f"scan: {models} models queued {seconds:.1f} s after READY, {one.cpu()[0]:.1f} s CPU, {one.rss / 1e6:.1f} MB RSS")
+        began, before = time.monotonic(), one.cpu()[0]
+        until(lambda: _count(root, "SELECT count(DISTINCT source) FROM task WHERE state = 'queued'") >= models)
+        seconds, cpu = time.monotonic() - began, one.cpu()[0] - before
+        print(f"scan: {models} models queued {seconds:.1f} s after READY, {cpu:.1f} s CPU, {one.rss / 1e6:.1f} MB RSS")
+        time.sleep(2)
+        for path in ("/", "/api/v1/status", "/api/v1/jobs", "/api/v1/jobs?limit=500"):
+            began, before = time.monotonic(), one.cpu()[0]
+            size = len(one.get(path))
+            print(f"GET {path}: {size} bytes in {1000 * (time.monotonic() - began):.0f} ms, {one.cpu()[0] - before:.2f} s CPU")
+        for command in ("status", "jobs"):
+            asked = [sys.executable, "-m", "qconvd", command, "--config", str(root / "config.yaml")]
+            print(f"qconvd {command}: {cost(asked, root / 'asked.log')}")
 
 
 def load(root: Path, model: Path, requests: int) -> None:

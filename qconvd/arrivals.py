@@ -27,6 +27,8 @@ from qconvd.wishes import Wishes
 log = logging.getLogger(__name__)
 HINT_GAP = 0.2
 """Seconds between two scans that hints ask for: a copy of a thousand files is a thousand hints."""
+TOGETHER = 0.25
+"""Seconds within which models that are taken are written down: a thousand at once are a few syncs of the disk."""
 
 
 class Arrivals:
@@ -47,6 +49,9 @@ class Arrivals:
         self._folders: dict[Path, WatchFolder] = {}
         self._scan_at: dict[Path, float] = {}
         self._scanned: dict[Path, float] = {}
+        self._ready: list[tuple[Candidate, WatchFolder, str]] = []
+        """Models that are taken and not written down yet, with their identities."""
+        self._ready_since = 0.0
 
     def configure(self, config: Config) -> None:
         """Watch the folders of this configuration and no others, from now on; each is scanned at the next `tick`."""
@@ -72,6 +77,7 @@ class Arrivals:
             for folder, watch in self._folders.items():
                 if path.is_relative_to(folder):
                     self._look(path, watch)
+        self._write_down()
 
     def next_due(self) -> float:
         """Seconds until `tick` has something to do, if nobody wakes it before."""
@@ -138,7 +144,9 @@ class Arrivals:
         if self.problems.pop(path, None):
             log.info("%s is there again", path, extra={"action": "watch.back", "folder": path})
         for candidate in found:
-            self._look(candidate, watch)
+            if not self._still_settles(candidate):
+                self._look(candidate, watch)
+        self._write_down()
         self._leave(path, set(found))
         if self._watch.follow(path, [*self.settling.arriving(path), *intake.openings(path, found)]):
             self._scan_at[path] = now + HINT_GAP
@@ -150,6 +158,13 @@ class Arrivals:
                         extra={"action": "watch.missing", "folder": path})  # fmt: skip
         self.problems[path] = reason
         self.settling.forget(self._below(path))
+
+    def _still_settles(self, path: Path) -> bool:
+        """Whether nothing happened to a candidate that is looked at again anyway, when its time is over."""
+        known = self.settling.candidates.get(path)
+        if known is None or known.verdict != "settling" or known.due is None or known.due <= self._clock():
+            return False
+        return known.look.fingerprint == intake.fingerprint(path)
 
     def _look(self, path: Path, watch: WatchFolder) -> None:
         known = self._ledger.source_at(str(path))
@@ -177,7 +192,7 @@ class Arrivals:
             log.info("%s waits: %s", path, candidate.reason, extra={"action": "model.waiting", "source": path})
 
     def _take(self, candidate: Candidate, watch: WatchFolder) -> None:
-        """A complete model that is quiet: into the ledger with it, and with what the recipes want of it, in one step."""
+        """A complete model that is quiet: identified now, written down together with what else is taken in this moment."""
         path, model = candidate.path, candidate.look.model
         assert model is not None
         try:
@@ -191,14 +206,33 @@ class Arrivals:
             candidate.since, candidate.verdict = self._clock(), "settling"
             candidate.due = candidate.since + self._settle(watch)
             return
+        if not self._ready:
+            self._ready_since = self._clock()
+        self._ready.append((candidate, watch, identity))
+        if self._clock() - self._ready_since >= TOGETHER:
+            self._write_down()
+
+    def _write_down(self) -> None:
+        """Into the ledger with the models that were taken, and with what the recipes want of them, in one step.
+
+        If that does not work, the next scan finds them as they were.
+        """
+        ready, self._ready = self._ready, []
+        if not ready:
+            return
+        written = []
         with self._ledger.transaction():
-            source = self._ledger.source_seen(str(path), identity, model.name, candidate.look.fingerprint)
-            second_chance(self._ledger, source.id)
-            made = self._wishes.want(source, model, watch.recipes)
-        self.settling.forget([path])
-        version = f" (version {source.version})" if source.version > 1 else ""
-        log.info("%s%s is taken; artifacts to make: %d", path, version, len(made),
-                 extra={"action": "model.taken", **about_source(source), "jobs": self._ledger.job_numbers(made)})  # fmt: skip
+            for candidate, watch, identity in ready:
+                path, model = candidate.path, candidate.look.model
+                assert model is not None
+                source = self._ledger.source_seen(str(path), identity, model.name, candidate.look.fingerprint)
+                second_chance(self._ledger, source.id)
+                written.append((path, source, self._wishes.want(source, model, watch.recipes)))
+        for path, source, made in written:
+            self.settling.forget([path])
+            version = f" (version {source.version})" if source.version > 1 else ""
+            log.info("%s%s is taken; artifacts to make: %d", path, version, len(made),
+                     extra={"action": "model.taken", **about_source(source), "jobs": self._ledger.job_numbers(made)})  # fmt: skip
 
     def _leave(self, folder: Path, found: set[Path]) -> None:
         """Models of this folder that are no longer there."""

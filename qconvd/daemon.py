@@ -130,6 +130,7 @@ class Daemon:
                 continue
             looked = True
             if once and self._arrivals.quiet() and self._remote.quiet() and not self._work.more():
+                self._gets_through(lambda: self._tell(at_once=True))
                 self._sender.drain(self._config.limits.stop_grace)
                 return self._result(began)
             arrival = self._arrivals.next_due() if self._pauses.intake else LONGEST_SLEEP
@@ -193,14 +194,17 @@ class Daemon:
             self._arrivals.tick()
             self._remote.tick()
 
-    def _tell(self) -> None:
-        """Everybody who listens or looks: the log and the plugins, the status files, the command line."""
+    def _tell(self, *, at_once: bool = False) -> None:
+        """Everybody who listens or looks: the log and the plugins, the status files, the command line.
+
+        With `at_once`, there is no later turn for what can wait.
+        """
         arrivals, wishes = self._arrivals, self._wishes
         candidates = list(arrivals.settling.candidates.values())
         self._announcements.tick()
         self._job_logs.tick()
         self._reporter.tick(self._config)
-        self._statuses.tick(self._config.output, candidates, wishes.refusals)
+        self._statuses.tick(self._config.output, candidates, wishes.refusals, at_once=at_once)
         arriving = tuple((c.path, c.verdict, c.reason) for c in candidates)
         seen = (
             arriving,
@@ -284,7 +288,7 @@ class Daemon:
         self._web.turned(self._trouble, stopping=True)
         until = time.monotonic() + self._config.limits.stop_grace
         self._gets_through(lambda: self._work.stop(self._hurried, self._bell))
-        self._gets_through(self._tell)
+        self._gets_through(lambda: self._tell(at_once=True))
         self._sender.close(0.0 if self._stops > 1 else min(until - time.monotonic(), LAST_WORDS))
         log.info("stopped", extra={"action": "daemon.stopped"})
 

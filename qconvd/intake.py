@@ -273,14 +273,18 @@ def _unfinished(path: Path) -> Iterator[Path]:
             if is_temporary(entry.name) and entry.name.lstrip(".").startswith((f"{path.name}.", f"{path.name}~")):
                 yield path.parent / entry.name
         return
-    for entry in _entries_or_none(path):
+    here = _entries_or_none(path)
+    for entry in here:
         if entry.kind == "file" and is_temporary(entry.name):
             yield path / entry.name
-    for name in ("index.lock", "HEAD.lock", "shallow.lock", "config.lock"):
-        if is_there(path / ".git" / name):
-            yield path / ".git" / name
-    folders = [path / ".git" / "lfs" / "incomplete", path / ".git" / "lfs" / "tmp", path / ".git" / "objects" / "pack"]
-    folders += [path / ".cache" / "huggingface" / "download"]
+    folders: list[Path] = []
+    if any(entry.name == ".git" for entry in here):
+        for name in ("index.lock", "HEAD.lock", "shallow.lock", "config.lock"):
+            if is_there(path / ".git" / name):
+                yield path / ".git" / name
+        folders += [path / ".git" / "lfs" / "incomplete", path / ".git" / "lfs" / "tmp", path / ".git" / "objects" / "pack"]
+    if any(entry.name == ".cache" for entry in here):
+        folders.append(path / ".cache" / "huggingface" / "download")
     if path.parent.name == "snapshots":
         folders.append(path.parent.parent / "blobs")
     for folder in folders:

@@ -126,9 +126,8 @@ def next_tasks(
     if not any(t.state == "queued" for t in tasks):
         return []
     if paused:
-        for task in tasks:
-            if task.state == "queued" and task.not_before <= (time.time() if now is None else now):
-                ledger.explain(task.id, paused)
+        due = (t for t in tasks if t.state == "queued" and t.not_before <= (time.time() if now is None else now))
+        _explain(ledger, [Hold(task, paused) for task in due])
         return []
     snapshot = devices.snapshot()
     targets = {t.id: t for t in ledger.targets(*PENDING)}
@@ -137,10 +136,18 @@ def next_tasks(
         tasks, targets, snapshot, policy_of(limits, settings, snapshot, fetches), disk, time.time() if now is None else now,
         ledger.priorities(),
     )  # fmt: skip
-    for hold in holds:
-        if hold.reason:
-            ledger.explain(hold.task.id, hold.reason)
+    _explain(ledger, holds)
     return starts
+
+
+def _explain(ledger: Ledger, holds: Iterable[Hold]) -> None:
+    """Write down why tasks wait: in one step, for there may be a thousand."""
+    told = [hold for hold in holds if hold.reason]
+    if not told:
+        return
+    with ledger.transaction():
+        for hold in told:
+            ledger.explain(hold.task.id, hold.reason)
 
 
 def choose(

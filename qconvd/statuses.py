@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from qconvd import intake, status_file
@@ -15,6 +16,8 @@ from qconvd.watch.settle import Candidate
 from qconvd.wishes import REMEDY
 
 log = logging.getLogger(__name__)
+SHARE = 0.1
+"""Of the daemon's time, what writing may take: with a thousand models it takes a while, and each task is a reason."""
 STATES = {"planned": "waiting"}
 """A state that only the ledger tells apart."""
 
@@ -22,13 +25,23 @@ STATES = {"planned": "waiting"}
 class Statuses:
     """Keeps `<output>/<model>.status.txt` true."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger = ledger
+        self._clock = clock
+        self._not_before = 0.0
         self._seen: tuple[object, ...] = ()
         self._complained = ""
 
-    def tick(self, output: Path, candidates: Iterable[Candidate], refusals: Mapping[int, str]) -> None:
-        """Write what changed since the last call, and take away what speaks of models that are no more."""
+    def tick(
+        self, output: Path, candidates: Iterable[Candidate], refusals: Mapping[int, str], *, at_once: bool = False
+    ) -> None:
+        """Write what changed since the last call, and take away what speaks of models that are no more.
+
+        Unless it is wanted `at_once`, what changed just after something was written waits for a later call.
+        """
+        began = self._clock()
+        if began < self._not_before and not at_once:
+            return
         arriving = [c for c in candidates if c.verdict in ("settling", "waiting")]
         seen = (output, self._ledger.mark(), tuple((c.path, c.reason) for c in arriving), tuple(sorted(refusals.items())))
         if seen == self._seen:
@@ -39,6 +52,8 @@ class Statuses:
             self._complain(output, error)
         else:
             self._seen, self._complained = seen, ""
+        ended = self._clock()
+        self._not_before = ended + (ended - began) * (1 / SHARE - 1)
 
     def _write(self, output: Path, arriving: list[Candidate], refusals: Mapping[int, str]) -> None:
         files: dict[Path, list[ModelStatus]] = {}
@@ -47,9 +62,15 @@ class Statuses:
             files.setdefault(status_file.path_of(output, status.name), []).append(status)
 
         waiting = {str(c.path): c for c in arriving}
-        for source in self._ledger.sources():
+        with self._ledger.snapshot():
+            sources = self._ledger.sources()
+            live: dict[int, list[Target]] = {}
+            for target in self._ledger.targets():
+                if target.state != "superseded":
+                    live.setdefault(target.source, []).append(target)
+        for source in sources:
             candidate = waiting.pop(source.locator, None)
-            targets = [t for t in self._ledger.targets(source=source.id) if t.state != "superseded"]
+            targets = live.get(source.id, [])
             if candidate is not None:
                 say(_arriving(candidate, source.name, [_artifact(t, source) for t in targets]))
             elif source.state != "gone" or any(t.state != "cancelled" for t in targets):

@@ -38,8 +38,10 @@ class Wishes:
 
     def sightings(self) -> list[Sighting]:
         """Models that no recipe takes."""
-        sources = [self._ledger.source(id) for id in self.refusals]
-        return [Sighting("unwanted", s.locator, s.name, self.refusals[s.id], REMEDY) for s in sources if s.state == "present"]
+        if not self.refusals:
+            return []
+        present = [s for s in self._ledger.sources() if s.state == "present" and s.id in self.refusals]
+        return [Sighting("unwanted", s.locator, s.name, self.refusals[s.id], REMEDY) for s in present]
 
     def want(self, source: Source, model: ModelInfo, recipes: Sequence[str]) -> list[str]:
         """Let the ledger know what these recipes, and no others, want of a source. Returns the ids of new targets."""

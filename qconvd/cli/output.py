@@ -43,7 +43,7 @@ def table(
     `under` holds a line to stand below each row, for what may be longer than any column. `sentences` holds some for each
     row: a lone one stands beside it if there is room, others below it in lines that fit. With either, no column is broken.
     """
-    grid = _grid(headings, rows, right, whole, one_line=bool(under or sentences))
+    grid = _unbroken(headings, rows, right) if under or sentences else _grid(headings, rows, right, whole)
     # rich pads every line to the table's width.
     lines = [line.rstrip() for line in grid]
     if under:
@@ -57,20 +57,35 @@ def table(
     print("\n".join(lines))
 
 
-def _grid(
-    headings: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int], whole: Sequence[int], *, one_line: bool
-) -> list[str]:
+def _unbroken(headings: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int]) -> list[str]:
+    """A line for each row, however long. By hand: rich takes seconds for a thousand rows."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    cells = [list(headings), *([" ".join(safe(str(cell)).split("\n")) for cell in row] for row in rows)]
+    widths = [max(1, *(cell_len(row[column]) for row in cells)) for column in range(len(headings))]
+
+    def line(row: Sequence[str]) -> str:
+        gaps = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        filled = (gap + cell if at in right else cell + gap for at, (cell, gap) in enumerate(zip(row, gaps, strict=True)))
+        return "  ".join(filled)
+
+    out = console(width=UNBROKEN)
+    with out.capture() as captured:
+        out.print(Text(line(cells[0]), style="bold"), end="")
+    return [captured.get(), *map(line, cells[1:])]
+
+
+def _grid(headings: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int], whole: Sequence[int]) -> list[str]:
     from rich.table import Table
 
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
     for number, heading in enumerate(headings):
         numeric = number in right
-        unbroken = one_line or numeric or number in whole
-        grid.add_column(heading, justify="right" if numeric else "left", no_wrap=unbroken, overflow="fold")
+        grid.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric or number in whole, overflow="fold")
     for row in rows:
-        cells = [safe(str(cell)) for cell in row]
-        grid.add_row(*([" ".join(cell.split("\n")) for cell in cells] if one_line else cells))
-    out = console(width=UNBROKEN if one_line else None)
+        grid.add_row(*(safe(str(cell)) for cell in row))
+    out = console()
     with out.capture() as captured:
         out.print(grid)
     return captured.get().splitlines()
