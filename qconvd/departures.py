@@ -15,6 +15,7 @@ from pathlib import Path
 from qconvd import intake
 from qconvd.checkpoints.files import is_there
 from qconvd.config import Config, WatchFolder
+from qconvd.engine.durable import make_folders, sync_folders
 from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger, Source
 from qconvd.logs.about import about_source
@@ -107,7 +108,7 @@ def _whole(path: Path) -> list[Path]:
 
 def _move(whole: list[Path], folder: Path) -> str:
     done = folder / DONE
-    done.mkdir(exist_ok=True)
+    make_folders(done)
     places, number = [done / p.name for p in whole], 1
     while any(os.path.lexists(place) for place in places):
         number += 1
@@ -119,14 +120,16 @@ def _move(whole: list[Path], folder: Path) -> str:
             path.unlink()
         else:
             path.rename(place)
+    sync_folders((done, *(path.parent for path in whole)))
     return f"moved to {places[0]}"
 
 
 def _delete(whole: list[Path], folder: Path) -> str:
-    """Out of sight by one rename first: half a model is never left where a model was."""
+    """Out of sight by one rename first, and on disk: half a model is never left where a model was."""
     leaving = folder / LEAVING
-    leaving.mkdir(exist_ok=True)
+    make_folders(leaving)
     for path in whole:
         path.rename(leaving / path.name)
+    sync_folders((leaving, *(path.parent for path in whole)))
     shutil.rmtree(leaving)
     return "deleted"

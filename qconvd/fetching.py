@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvd import checkpoints, rates
-from qconvd.engine.durable import sync_folder, write_whole
+from qconvd.engine.durable import make_folders, sync_file, sync_folder, sync_folders, write_whole
 from qconvd.engine.run import Cancelled
 from qconvd.errors import Busy, HubBusy, HubRefused, OutOfSpace, TakenAway
 from qconvd.hub.address import SCHEME
@@ -117,11 +117,21 @@ class _Fetch:
             link = draft / file.path
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.abspath(self.repo.file(self.wanted.commit, file.path)))  # noqa: PTH100
+        self._put_on_disk(draft)
         if place.exists():
             shutil.rmtree(place)
         draft.rename(place)
         sync_folder(self.folder)
         return place
+
+    def _put_on_disk(self, links: Path) -> None:
+        """The names in the cache, and our links; what the files hold is synced. The ledger will say that all of it is here."""
+        snapshot = self.repo.file(self.wanted.commit, "")
+        blobs = {Path(os.path.realpath(self.repo.file(self.wanted.commit, file.path))).parent for file in self.files}
+        for folder in (snapshot, self.folder, *sorted(blobs)):
+            make_folders(folder)
+        folders = [p for root in (links, snapshot) for p in (root, *root.rglob("*")) if p.is_dir() and not p.is_symlink()]
+        sync_folders((*folders, *sorted(blobs)))
 
     def _work(self, todo: queue.SimpleQueue[RemoteFile], done: queue.SimpleQueue[Exception | None]) -> None:
         while True:
@@ -141,6 +151,7 @@ class _Fetch:
         for again in (False, True):
             path = self._download(file)
             if holds(path, file):
+                sync_file(path)
                 return
             self.repo.discard(self.wanted.commit, file.path, file.content)
             if not again:

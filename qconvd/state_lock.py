@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qconvd.engine.durable import make_folders
 from qconvd.errors import QconvdError
 
 TRIES = 10
@@ -22,7 +23,7 @@ def state_lock(state: Path) -> Iterator[None]:
     """
     path = state / "lock"
     try:
-        state.mkdir(parents=True, exist_ok=True)
+        make_folders(state)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise QconvdError(

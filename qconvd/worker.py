@@ -30,7 +30,7 @@ from qconvd.calibration_folders import folder_name, need, need_no_more, remove_u
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.engine.calibration_cost import Costs, as_data, in_words, with_calibration
 from qconvd.engine.commit import BEGUN, commit
-from qconvd.engine.durable import write_whole
+from qconvd.engine.durable import make_folders, write_whole
 from qconvd.engine.journal import JOURNAL
 from qconvd.engine.manifest import OWN_NAME, Manifest, read_manifest, write_manifest
 from qconvd.engine.place import check_place
@@ -277,7 +277,7 @@ def _planned(spec: TaskSpec, target: TargetSpec, model: ModelInfo, costs: Costs,
     plan = _kept_plan(path)
     if plan is None or plan.calibration is not None:  # whose text may have changed
         plan = planned(form, model, form.Options.model_validate(target.options))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         write_whole(path, to_json(plan))
     plan = plan.named(target.stem)
     _check_place(target, plan)
@@ -495,7 +495,7 @@ def _lock(work: Path) -> int:
     """
     while True:
         try:
-            work.mkdir(parents=True, exist_ok=True)
+            make_folders(work)
             lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:
             continue  # whoever had it has just removed the folder

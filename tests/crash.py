@@ -53,7 +53,7 @@ def arm(crash_at: int | None, log: Path) -> None:
     def pass_by(name: str, arguments: tuple[Any, ...]) -> None:
         if arguments and arguments[0] == descriptor:
             return
-        line = " ".join([str(own()), name, *(_named(a) for a in arguments[: 2 if name in ("rename", "replace") else 1])])
+        line = " ".join([str(own()), name, *(named(a) for a in arguments[: 2 if name in ("rename", "replace") else 1])])
         with threads:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             number = os.fstat(descriptor).st_size // RECORD
@@ -147,7 +147,7 @@ def calls(log: Path) -> int:
     return log.stat().st_size // RECORD if log.exists() else 0
 
 
-def _named(argument: Any) -> str:
+def named(argument: Any) -> str:
     """The last part of a path, or of the path behind a descriptor."""
     path = Path(f"/proc/self/fd/{argument}").readlink() if isinstance(argument, int) else Path(os.fsdecode(argument))
     return path.name or "/"

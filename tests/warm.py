@@ -37,8 +37,10 @@ LOCK, LOG = 3, 1
 class Warm:
     """One config, run again and again. `log` counts the calls of all processes of a run; see crash.py."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, arm: Callable[[], None] | None = None) -> None:
+        """`arm` is called in every process that is armed, after the calls are counted."""
         self.config = config
+        self.arm = arm
         self.root = config.parent
         self.state = self.root / "state"
         self.log = self.root / "calls"
@@ -112,11 +114,13 @@ class Warm:
     def _arm(self, crash_at: int | None, power: bool) -> None:
         kill = os.kill
         if power:
-            os.kill = self._power_failure
+            os.kill = self.power_failure
         crash.arm(crash_at, self.log)
         os.kill = kill
+        if self.arm:
+            self.arm()
 
-    def _power_failure(self, pid: int, number: int) -> None:
+    def power_failure(self, pid: int, number: int) -> None:
         """Kill every process of the run, this one last."""
         own_group = os.getpgrp()
         os.kill = _real_kill

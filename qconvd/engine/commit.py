@@ -2,11 +2,13 @@
 
 A folder of its own comes into being by one rename; an older version of it is exchanged in one step. In a folder that artifacts
 share, the data files go first and the manifest last: an artifact without its manifest does not exist. Every step can be
-the last before a power loss: running `commit` again finishes what was begun.
+the last before a power loss: running `commit` again finishes what was begun. A step that an attempt before this one took is
+synced again: it may have been killed before it synced it, and the power may fail later.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -16,7 +18,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from qconvd.engine.durable import sync_file, sync_folder, write_whole
+from qconvd.engine.durable import make_folders, sync_file, sync_folder, sync_folders, write_whole
 from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, manifest_paths, manifests_in, read_manifest
 from qconvd.engine.place import check_place, readable
 from qconvd.errors import QconvdError
@@ -60,7 +62,7 @@ def _as_own(work: Path, folder: Path, laid: Collection[str] | None) -> None:
     begun = _begun(work)
     if begun is None or not (_is_inode(files, begun["inode"]) or _is_inode(folder, begun["inode"])):
         _check(work, folder, OWN_NAME, laid)
-        _sync_tree(files)
+        _on_disk(work)
         begun = {"inode": files.stat().st_ino}
         write_whole(work / BEGUN, json.dumps(begun).encode())
     if files.exists() and not _is_inode(folder, begun["inode"]):
@@ -69,12 +71,13 @@ def _as_own(work: Path, folder: Path, laid: Collection[str] | None) -> None:
             _exchange(files, folder, work / OLD)
         else:
             files.rename(folder)
-        sync_folder(folder.parent)
-        sync_folder(work)
+    make_folders(folder.parent)
+    sync_folders((folder.parent, work))
     if files.exists():
         files.rename(work / OLD)
     if (work / OLD).exists():
         _keep_others(work / OLD, folder, laid or ())
+        sync_folders(_folders_in(folder))
         (work / OLD).rename(work / GONE)
 
 
@@ -83,24 +86,24 @@ def _into_shared(work: Path, folder: Path, laid: Collection[str] | None) -> None
     if _begun(work) is None:
         name = next(iter(sorted((files / SHARED_FOLDER).glob("*.json")))).name
         _check(work, folder, f"{SHARED_FOLDER}/{name}", laid)
-        _sync_tree(files)
+        _on_disk(work)
         write_whole(work / BEGUN, b'{"shared": true}')
-    make_folders(folder / SHARED_FOLDER)
+    make_folders(folder)
+    make_folders(folder / SHARED_FOLDER, folder)
     manifest = next(iter(sorted((files / SHARED_FOLDER).glob("*.json"))), None)
     if manifest:
         final = folder / SHARED_FOLDER / manifest.name
         if final.exists():
             final.replace(work / OLD_MANIFEST)
-            sync_folder(final.parent)
-            sync_folder(work)
+        sync_folders((final.parent, work))
         for path in _files_under(files):
             if path != manifest:
                 target = folder / path.relative_to(files)
-                make_folders(target.parent)
+                make_folders(target.parent, folder)
                 path.replace(target)
-                sync_folder(target.parent)
+        sync_folders((folder / f.path).parent for f in read_manifest(manifest).files)
         manifest.rename(final)
-        sync_folder(final.parent)
+    sync_folder(folder / SHARED_FOLDER)
     _remove_outdated(work, folder, laid or ())
 
 
@@ -140,9 +143,8 @@ def _keep_others(old: Path, folder: Path, laid: Collection[str]) -> None:
     for path in _files_under(old):
         name = path.relative_to(old)
         if str(name) not in ours and not os.path.lexists(folder / name):
-            make_folders((folder / name).parent)
+            make_folders((folder / name).parent, folder)
             path.rename(folder / name)
-            sync_folder((folder / name).parent)
 
 
 def _remove_outdated(work: Path, folder: Path, laid: Collection[str]) -> None:
@@ -184,32 +186,48 @@ def _files_under(folder: Path) -> Iterator[Path]:
     return (p for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir())
 
 
-def _sync_tree(folder: Path) -> None:
-    for path in _files_under(folder):
-        sync_file(path)
-    for path in (folder, *(p for p in sorted(folder.rglob("*")) if p.is_dir())):
-        sync_folder(path)
+def _folders_in(folder: Path) -> list[Path]:
+    return [folder, *(p for p in sorted(folder.rglob("*")) if p.is_dir() and not p.is_symlink())]
 
 
-def make_folders(folder: Path) -> None:
-    """Create a folder and its parents, each on disk before the next."""
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
+def _on_disk(work: Path) -> None:
+    """Put all of the artifact on disk, or throw it away.
+
+    A sync that fails is not asked for again: the kernel may have dropped what it could not write and call the rest clean, while
+    reading still shows what should be there. So nothing of it can be trusted, and a journal would trust it.
+    """
+    files = work / "files"
+    try:
+        for path in _files_under(files):
+            sync_file(path)
+        sync_folders(_folders_in(files))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            _clear(work)
+        raise QconvdError(
+            f"the artifact could not be put on the disk: {os.strerror(error.errno or 0)}; it is thrown away",
+            where=str(error.filename or files),
+            fix="look at the disk and the kernel's log; `qconvd retry JOB` then converts again",
+        ) from error
 
 
 def _remove(work: Path) -> None:
     """Remove the work folder, the lock last, so that nobody takes the rest for work to be done."""
     if not work.exists():
         return
-    for path in sorted(work.iterdir(), key=lambda p: (p.name == LOCK, p.name == BEGUN, p.name)):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    _clear(work)
+    (work / LOCK).unlink(missing_ok=True)
     work.rmdir()
     sync_folder(work.parent)
+
+
+def _clear(work: Path) -> None:
+    """Remove what is in the work folder but its lock."""
+    for path in sorted(work.iterdir(), key=lambda p: (p.name == BEGUN, p.name)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _worded(error: OSError, work: Path, folder: Path) -> QconvdError:

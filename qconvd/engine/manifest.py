@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from qconvd.engine.durable import write_whole
+from qconvd.engine.durable import make_folders, write_whole
 from qconvd.errors import QconvdError
 
 SCHEMA = 1
@@ -76,7 +76,7 @@ class Manifest:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest so that it appears whole or not at all, and is on disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent, path.parent.parent)
     write_whole(path, manifest.to_json())
 
 

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from qconvd.engine.commit import make_folders
+from qconvd.engine.durable import make_folders
 from qconvd.engine.gathering import Stream
 from qconvd.engine.plan import StatisticsFile
 from qconvd.errors import QconvdError

@@ -12,8 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from qconvd.engine.commit import make_folders
-from qconvd.engine.durable import sync_file, sync_folder, write_whole
+from qconvd.engine.durable import make_folders, sync_file, sync_folder, sync_folders, write_whole
 from qconvd.engine.manifest import Manifest, ManifestFile, manifests_in
 from qconvd.engine.place import readable
 from qconvd.engine.run import Cancelled
@@ -87,20 +86,25 @@ def _publish(folder: Path, artifact: Artifact, card: str, cancelled: Callable[[]
     _check_foreign(folder, manifest, todo, readable(manifest) or readable(old))
     _check_room(folder, todo)
     for file in todo:
+        make_folders((folder / file.path).parent, folder)
         _copy(artifact.path(file), _part(folder / file.path), file, cancelled)
     wanted = artifact.manifest.to_json()
     changed = bool(todo) or not manifest.is_file() or manifest.read_bytes() != wanted
     if changed and manifest.exists():
         # From here on the old artifact does not exist; its manifest is kept, as it tells which files may be replaced.
         manifest.replace(old)
-        sync_folder(old.parent)
+    # Everything is synced though it was there before: whoever put it there may have been killed before that.
+    make_folders(manifest.parent, folder)
+    sync_folder(manifest.parent)
     for file in todo:
         _part(folder / file.path).replace(folder / file.path)
-        sync_folder((folder / file.path).parent)
+    for file in artifact.files:
+        if file not in todo:
+            sync_file(folder / file.path)
+    sync_folders((folder / file.path).parent for file in artifact.files)
     if changed:
         _remove_outdated(folder, readable(old), artifact.manifest)
     changed |= _write_card(folder, card)
-    make_folders(manifest.parent)
     if changed:
         write_whole(manifest, wanted)
     old.unlink(missing_ok=True)
@@ -117,10 +121,22 @@ def _write_card(folder: Path, card: str) -> bool:
 
 
 def _copy(source: Path, part: Path, file: ManifestFile, cancelled: Callable[[], bool]) -> None:
-    """Copy a file, sync it and hold what can be read back against the manifest."""
-    if _is_there(part, file, cancelled):
-        return
-    make_folders(part.parent)
+    """Copy a file, sync it and hold what can be read back against the manifest.
+
+    A copy that cannot be synced is thrown away: reading it would show what the disk does not have, also another time.
+    """
+    try:
+        if not _is_there(part, file, cancelled):
+            _write(source, part, cancelled)
+            check(part, file, cancelled)
+        sync_file(part)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _write(source: Path, part: Path, cancelled: Callable[[], bool]) -> None:
     with source.open("rb", buffering=0) as reader, part.open("wb", buffering=0) as writer:
         while block := reader.read(BLOCK):
             view = memoryview(block)
@@ -132,8 +148,6 @@ def _copy(source: Path, part: Path, file: ManifestFile, cancelled: Callable[[], 
         with contextlib.suppress(OSError):
             # So that reading it back asks the disk. Some filesystems have no such cache.
             os.posix_fadvise(writer.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    check(part, file, cancelled)
-    sync_file(part)
 
 
 def _check_foreign(folder: Path, manifest: Path, todo: Iterable[ManifestFile], before: Manifest | None) -> None:

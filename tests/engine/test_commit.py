@@ -256,3 +256,27 @@ def test_manifests_are_told_from_other_files(tmp_path: Path) -> None:
     write_manifest(path, manifest)
     assert read_manifest(path) == manifest
     assert sorted(tree(tmp_path)) == ["qconvd.json"]
+
+
+def test_what_cannot_be_synced_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked again, fsync would say that all is well, and reading would show what the disk does not have."""
+    into_own(tmp_path)
+    (tmp_path / "w" / "journal.jsonl").write_text("{}\n")
+    plain, failed = os.fsync, []
+
+    def failing(descriptor: int) -> None:
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if "/w/files/" in path and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(QconvdError) as caught:
+        commit(tmp_path / "w", tmp_path / "M")
+    assert str(caught.value) == (
+        f"{tmp_path}/w/files: the artifact could not be put on the disk: Input/output error; it is thrown away\n"
+        "  look at the disk and the kernel's log; `qconvd retry JOB` then converts again"
+    )
+    assert failed and not (tmp_path / "M").exists()
+    assert [p.name for p in (tmp_path / "w").iterdir() if p.name != "lock"] == []

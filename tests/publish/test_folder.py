@@ -197,3 +197,23 @@ def test_a_disk_without_room_is_told_before_anything_is_copied(artifact: Artifac
         folders.publish(tmp_path / "out", more, "# Ours\n", never)
     assert str(caught.value) == f"{tmp_path}/out: has no room for the {size:,} bytes that are published\n  make room there"
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_copy_that_cannot_be_synced_is_made_anew(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked again, fsync would say that all is well, and reading would show what the disk does not have."""
+    plain, failed = os.fsync, []
+
+    def failing(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.name.endswith(folders.PART) and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(folders.Away, match="Input/output error; it is tried again later"):
+        folders.publish(tmp_path / "out", artifact, "# Ours\n", never)
+    assert failed and not failed[0].exists()
+    assert folders.publish(tmp_path / "out", artifact, "# Ours\n", never)
+    (report,) = verify_path(tmp_path / "out")
+    assert report.files == len(artifact.files)  # type: ignore[union-attr]
