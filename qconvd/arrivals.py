@@ -231,8 +231,9 @@ class Arrivals:
         for path, source, made in written:
             self.settling.forget([path])
             version = f" (version {source.version})" if source.version > 1 else ""
+            jobs = self._ledger.job_numbers(made)
             log.info("%s%s is taken; artifacts to make: %d", path, version, len(made),
-                     extra={"action": "model.taken", **about_source(source), "jobs": self._ledger.job_numbers(made)})  # fmt: skip
+                     extra={"action": "model.taken", **about_source(source), "jobs": jobs})  # fmt: skip
 
     def _leave(self, folder: Path, found: set[Path]) -> None:
         """Models of this folder that are no longer there."""

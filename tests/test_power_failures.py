@@ -31,7 +31,7 @@ from warm import Warm
 Moment: TypeAlias = "Callable[[Home, str, str], bool]"
 """Whether a call (its name, and the last part of its path) is the one to be killed before."""
 pytestmark = pytest.mark.crash
-SAMPLES = {"own": 30, "shared": 20, "killed": 8}
+SAMPLES = {"own": 10, "shared": 8, "killed": 3}
 """States of each pattern; all of them with `make crashes`."""
 
 
