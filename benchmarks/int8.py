@@ -2,7 +2,7 @@
 
     apt-get download r-cran-janeaustenr
     python benchmarks/int8.py --work /tmp/bench --model .cache/models/SmolLM2-135M-Instruct --novels r-cran-janeaustenr*.deb
-    python benchmarks/int8.py --work /tmp/bench --cost /tmp/bench/synthetic-llama-16
+    python benchmarks/int8.py --work /tmp/bench --cost /tmp/bench/synthetic-llama-16 --small .cache/models/glass_en
 
 Perplexity: of Pride and Prejudice, as in benchmarks/perplexity.py: windows of 512 tokens; what comes after 64 is scored.
 transformers loads every artifact with compressed-tensors or bitsandbytes and computes on the CPU in float32. Where the scheme
@@ -11,7 +11,8 @@ rounds activations (w8a8, LLM.int8(), fp8), so do they. Zero points load dequant
 Cost: whole commands, verification included, in CPU seconds and peak RSS; beside them `cp` of the same model, and what of the
 command is arithmetic: encoding as the kernels do it by themselves, SHA-256 of what was made, and comparing it with the model
 (what `verify` takes, less another SHA-256). The first two are measured on all cores at once, as the command runs: hardware
-threads that share a core take longer each. `rest` is what remains; it should not exceed twice `cp`.
+threads that share a core take longer each. `start` is the same command on a model of a million weights. `rest` is what remains;
+it should not exceed twice `cp`.
 benchmarks/make_llama.py makes models.
 """
 
@@ -52,12 +53,13 @@ def main() -> None:
     parser.add_argument("--novels", type=Path)
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--cost", type=Path)
+    parser.add_argument("--small", type=Path)
     a = parser.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
     if a.model:
         perplexities(a.model, novels(a.novels)[TEST][SKIPPED:], a.windows, a.work)
     if a.cost:
-        costs(a.cost, a.work)
+        costs(a.cost, a.small, a.work)
 
 
 def perplexities(model: Path, text: str, count: int, work: Path) -> None:
@@ -116,9 +118,9 @@ def tensors(folder: Path) -> list[str]:
     return found
 
 
-def costs(model: Path, work: Path) -> None:
+def costs(model: Path, small: Path, work: Path) -> None:
     """A row per target: what the command takes, and what of that is arithmetic."""
-    head = ("target", "CPU s", "encoding", "SHA-256", "comparing", "rest", "2 cp", "peak RSS MB")
+    head = ("target", "CPU s", "encoding", "SHA-256", "comparing", "start", "rest", "2 cp", "peak RSS MB")
     print(f"{machine()}\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|", flush=True)
     log = work / "int8.log"
     for target in COSTS:
@@ -129,8 +131,9 @@ def costs(model: Path, work: Path) -> None:
             made = cost(command(model, target, Path(out)), log)
             hashed = hashing(Path(out))
             compared = comparing(model, target, Path(out)) - hashed
-            rest = made.cpu - own - hashed - compared
-            figures = (made.cpu, own, hashed, compared, rest, 2 * copied.cpu)
+            start = cost(command(small, target, Path(out) / "small"), log).cpu
+            rest = made.cpu - own - hashed - compared - start
+            figures = (made.cpu, own, hashed, compared, start, rest, 2 * copied.cpu)
             print(f"| `{target}` | {' | '.join(f'{x:.1f}' for x in figures)} | {made.rss / 1e6:.0f} |", flush=True)
 
 

@@ -35,6 +35,8 @@ class Announcements:
             target = self._ledger.target(event.target)
             label = target.label
             level, words = sentence(event)
+            if event.to_state == "failed" and (fix := target.error.get("fix")):
+                words += f"\n  {fix}"
             log.log(level, "%s %s %s", name, label, words,
                     extra={"action": f"target.{event.to_state}", **about_target(self._ledger, target)})  # fmt: skip
         plugins().notify({

@@ -185,7 +185,9 @@ class Arrivals:
             error = QconvdError(look.reason, where=str(path), fix=look.fix)
             self._ledger.source_refused(str(path), intake.name_of(path), look.fingerprint, error)
             self.settling.forget([path])
-            log.warning("%s is refused: %s", path, look.reason, extra={"action": "model.refused", "source": path})
+            fix = f"\n  {look.fix}" if look.fix else ""
+            log.warning("%s is refused: %s%s", path, look.reason, fix,
+                        extra={"action": "model.refused", "model": intake.name_of(path), "source": path})  # fmt: skip
         elif candidate.verdict == "nothing":
             self.settling.forget([path])
         elif candidate.worth_telling(self._clock()):

@@ -312,6 +312,9 @@ class Daemon:
                       extra={"action": "once.left", **about_target(self._ledger, target)})  # fmt: skip
         for pause in self._ledger.pauses():
             log.warning("%s", pause.told, extra={"action": "once.paused", "pause": pause.cause})
+        if untold := len(self._ledger.notifications("waiting")):
+            what = "1 notification waits" if untold == 1 else f"{untold} notifications wait"
+            log.warning("%s to be sent; the next start does it", what, extra={"action": "once.untold"})
         history = self._ledger.history(since=began)
         failed = [e for e in history if e.to_state in ("failed", "refused")]
         self._work.stop(lambda: True, self._bell)

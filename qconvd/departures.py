@@ -108,6 +108,12 @@ def _whole(path: Path) -> list[Path]:
 
 def _move(whole: list[Path], folder: Path) -> str:
     done = folder / DONE
+    if done.is_symlink():
+        raise QconvdError(
+            f"the source is done and stays: {DONE} is a link, and leads out of the watched folder",
+            where=str(done),
+            fix="make it a folder; another disk can be mounted there",
+        )
     make_folders(done)
     places, number = [done / p.name for p in whole], 1
     while any(os.path.lexists(place) for place in places):

@@ -43,8 +43,9 @@ class Requests:
             except QconvdError as error:
                 answer, ok = str(error), False
             self._ledger.answer(request.id, answer, ok=ok)
-            log.info("request %s %s: %s", request.kind, dict(request.arguments), answer,
-                     extra={"action": "request.done" if ok else "request.refused", "request": request.kind})  # fmt: skip
+            about = " ".join(str(v) for v in request.arguments.values() if v not in ("", None))
+            log.log(logging.INFO if ok else logging.WARNING, "asked to %s: %s", f"{request.kind} {about}".strip(), answer,
+                    extra={"action": "request.done" if ok else "request.refused", "request": request.kind})  # fmt: skip
 
     def _answer(self, request: Request, config: Config) -> str:
         match request.kind:

@@ -67,6 +67,9 @@ class Retention:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
+    # Who may write to a watched folder could have other folders emptied by a link of this name.
+    if folder.is_symlink():
+        return
     try:
         yield from sorted(folder.iterdir())
     except OSError:

@@ -105,3 +105,14 @@ def test_after_failure(home: Home) -> None:
     home.said("the configuration was read again")
     end(home)
     assert (place / "model.safetensors").exists()
+
+
+def test_a_folder_for_what_is_done_that_leads_elsewhere_gets_nothing(home: Home) -> None:
+    home.configure(watch="after: move")
+    (elsewhere := home.root / "elsewhere").mkdir()
+    (home.inbox / ".qconvd-done").symlink_to(elsewhere)
+    place = move_in(home, tiny_model(home.root / "drafts" / "m"))
+    home.start()
+    home.said("the source is done and stays: .qconvd-done is a link, and leads out of the watched folder")
+    assert place.exists() and not list(elsewhere.iterdir())
+    end(home)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from qconvd import config
+from qconvd.errors import ConfigError
 from qconvd.ledger import Ledger, Outcome
 from qconvd.retention import Retention
 
@@ -78,6 +79,21 @@ def test_models_that_were_moved_away(ledger: Ledger, tmp_path: Path) -> None:
     Retention(ledger, lambda: time.time() + 15 * 86400).tick(loaded)
     assert list(done.iterdir()) == []
     assert (tmp_path / "elsewhere").exists(), "a link is removed, not what it leads to"
+
+
+def test_no_link_makes_it_empty_another_folder(ledger: Ledger, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    (precious / "sub").mkdir(parents=True)
+    (tmp_path / "inbox").mkdir(exist_ok=True)
+    (tmp_path / "inbox" / ".qconvd-done").symlink_to(precious)
+    Retention(ledger, lambda: time.time() + 15 * 86400).tick(load(tmp_path, "{moved: 14d}"))
+    assert [p.name for p in precious.iterdir()] == ["sub"]
+
+
+@pytest.mark.parametrize("written", ["14", "'14'", "1.5"])
+def test_days_must_be_written_as_days(ledger: Ledger, tmp_path: Path, written: str) -> None:
+    with pytest.raises(ConfigError, match=r"keep\.moved: 1.* has no unit; write for example 30d or 12h"):
+        load(tmp_path, f"{{moved: {written}}}")
 
 
 def test_work_files_of_what_failed(ledger: Ledger, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from qconvd import quantities
-from qconvd.config.values import Duration, QuietHours, Section, Size, Workers
+from qconvd.config.values import Duration, LongDuration, QuietHours, Section, Size, Workers
 from qconvd.suggest import did_you_mean
 
 
@@ -49,11 +49,11 @@ class Limits(Section):
 class Keep(Section):
     """How long qconvd keeps what is only of use for a while; left out: for ever. `qconvd ledger prune` shortens the ledger."""
 
-    logs: Duration | None = Field(None, gt=0, description="Logs of tasks and jobs that have ended.")
-    work: Duration | None = Field(
+    logs: LongDuration | None = Field(None, gt=0, description="Logs of tasks and jobs that have ended.")
+    work: LongDuration | None = Field(
         None, gt=0, description="Work files of what failed in a crash, with which `qconvd retry` need not begin anew."
     )
-    moved: Duration | None = Field(
+    moved: LongDuration | None = Field(
         None, gt=0, description="Models in `.qconvd-done/` of folders with `after: move`, since they were moved there."
     )
 

@@ -25,6 +25,13 @@ def _duration(value: Any) -> Any:
     return quantities.duration(value)
 
 
+def _long_duration(value: Any) -> Any:
+    """A duration whose unit is written: days that were meant must not be taken for seconds where something is removed."""
+    if not isinstance(value, str) or value.strip().replace(".", "", 1).isdigit():
+        raise ValueError(f"{value} has no unit; write for example 30d or 12h")
+    return quantities.duration(value)
+
+
 def _count(value: Any) -> Any:
     return quantities.count(value)
 
@@ -88,6 +95,7 @@ def one_or_many(value: Any) -> Any:
 # `format` is for people: the reference page and `qconvd formats` show it (option_table.py).
 Size = Annotated[int, BeforeValidator(_size), WithJsonSchema({"type": ["string", "integer"], "format": "size"})]
 Duration = Annotated[float, BeforeValidator(_duration), WithJsonSchema({"type": ["string", "number"], "format": "duration"})]
+LongDuration = Annotated[float, BeforeValidator(_long_duration), WithJsonSchema({"type": "string", "format": "duration"})]
 Count = Annotated[
     int, BeforeValidator(_count), WithJsonSchema({"type": ["string", "integer"], "format": "number of parameters"})
 ]

@@ -71,33 +71,41 @@ class Outbox(Asking):
         return [_notification(r) for r in self.rows(f"SELECT * FROM notification {where} ORDER BY id", states)]
 
     def notify(self, notifier: str, news: Mapping[str, Any]) -> int:
-        """Let something be sent; returns its number. The oldest that wait make room where there are too many."""
+        """Let something be sent; returns its number. See `notify_all`."""
+        return self.notify_all([(notifier, news)])[0]
+
+    def notify_all(self, wanted: Sequence[tuple[str, Mapping[str, Any]]]) -> list[int]:
+        """Let news be sent, each to a notifier; returns their numbers. Where too many wait, the oldest make room."""
         now = self._clock()
         with self.transaction() as db:
-            id = db.execute(
-                "INSERT INTO notification (notifier, news, created_at, changed_at) VALUES (?, ?, ?, ?)",
-                (notifier, as_json(dict(news)), now, now),
-            ).lastrowid
-            self._end(
-                "dropped", "too many were waiting",
-                "notifier = ? AND id <= (SELECT id FROM notification WHERE notifier = ?1 AND state = 'waiting'"
-                " ORDER BY id DESC LIMIT 1 OFFSET ?)", (notifier, MOST_WAITING),
-            )  # fmt: skip
+            ids = [
+                db.execute(
+                    "INSERT INTO notification (notifier, news, created_at, changed_at) VALUES (?, ?, ?, ?)",
+                    (notifier, as_json(dict(news)), now, now),
+                ).lastrowid
+                for notifier, news in wanted
+            ]
+            for notifier in dict.fromkeys(name for name, _ in wanted):
+                self._end(
+                    "dropped", "too many were waiting",
+                    "notifier = ? AND id <= (SELECT id FROM notification WHERE notifier = ?1 AND state = 'waiting'"
+                    " ORDER BY id DESC LIMIT 1 OFFSET ?)", (notifier, MOST_WAITING),
+                )  # fmt: skip
             db.execute("DELETE FROM notification WHERE state != 'waiting' AND changed_at < ?", (now - KEPT_SECONDS,))
-        return int(id or 0)
+        return [int(id or 0) for id in ids]
 
-    def notifications_due(self) -> list[Notification]:
-        """The oldest of each notifier, where its time has come: the others wait behind it, so that order is kept.
+    def notification_due(self, notifier: str) -> Notification | None:
+        """The oldest of a notifier, if its time has come: the others wait behind it, so that order is kept.
 
         A wait that began in what is now the future is over: the clock was set back.
         """
-        now = self._clock()
-        heads = self._heads()
-        return [n for n in heads if n.not_before <= now or n.changed_at > now]
+        now, head = self._clock(), self._head(notifier)
+        return head if head is not None and (head.not_before <= now or head.changed_at > now) else None
 
-    def next_notification(self) -> float | None:
+    def next_notification(self, notifier: str) -> float | None:
         """When the next one is due, in seconds since 1970; None if none waits."""
-        return min((n.not_before for n in self._heads()), default=None)
+        head = self._head(notifier)
+        return None if head is None else head.not_before
 
     def notification_sent(self, id: int) -> None:
         """It is where it was to go."""
@@ -115,10 +123,17 @@ class Outbox(Asking):
                     "UPDATE notification SET not_before = ?, reason = ? WHERE id = ? AND state = 'waiting'", (again, reason, id)
                 )
 
-    def keep_notifiers(self, names: Collection[str]) -> int:
-        """Drop what waits for a notifier that is none of these; returns how many."""
+    def keep_notifiers(self, names: Collection[str]) -> dict[str, int]:
+        """Drop what waits for a notifier that is none of these, and forget its failures; returns how many waited, by name."""
         marks = ", ".join("?" * len(names))
-        return self._end("dropped", "its entry is not in the configuration any more", f"notifier NOT IN ({marks})", [*names])
+        others = f"notifier NOT IN ({marks})"
+        with self.transaction() as db:
+            waited = db.execute(
+                f"SELECT notifier, count(*) FROM notification WHERE state = 'waiting' AND {others} GROUP BY notifier", [*names]
+            ).fetchall()
+            self._end("dropped", "its entry is not in the configuration any more", others, [*names])
+            db.execute(f"DELETE FROM notification WHERE state = 'failed' AND {others}", [*names])
+        return {str(name): int(number) for name, number in waited}
 
     def notifiers_in_trouble(self) -> list[NotifierTrouble]:
         """Notifiers whose last attempt failed, with why."""
@@ -133,11 +148,11 @@ class Outbox(Asking):
         )
         return [NotifierTrouble(**dict(row)) for row in found]
 
-    def _heads(self) -> list[Notification]:
-        return [_notification(row) for row in self.rows(
-            "SELECT * FROM notification WHERE id IN"
-            " (SELECT min(id) FROM notification WHERE state = 'waiting' GROUP BY notifier) ORDER BY id"
-        )]  # fmt: skip
+    def _head(self, notifier: str) -> Notification | None:
+        found = self.rows(
+            "SELECT * FROM notification WHERE notifier = ? AND state = 'waiting' ORDER BY id LIMIT 1", (notifier,)
+        )
+        return _notification(found[0]) if found else None
 
     def _end(self, state: NotificationState, reason: str, where: str, values: Sequence[Any]) -> int:
         """Bring those that wait, and that are meant, to an end, and count them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qconvd.ledger import Ledger, Source, Target, Task
+from qconvd.ledger import Ledger, Notification, Source, Target, Task
 
 
 def about_source(source: Source) -> dict[str, Any]:
@@ -25,3 +25,10 @@ def about_task(ledger: Ledger, task: Task) -> dict[str, Any]:
         "task": task.id, "kind": task.kind, "attempt": task.attempt,
         "device": task.placed.get("id") or task.placed.get("kind") or task.device,
     }  # fmt: skip
+
+
+def about_notification(notification: Notification) -> dict[str, Any]:
+    """Who is told, and of what."""
+    told = notification.news
+    jobs = [told["job"]] if told.get("job") is not None else []
+    return {"notifier": notification.notifier, "model": told.get("model", ""), "jobs": jobs}

@@ -77,7 +77,7 @@ def _rendered(template: Path, news: News) -> str:
 
     try:
         return SandboxedEnvironment().from_string(template.read_text(encoding="utf-8")).render(**news)
-    except (TemplateError, OSError, ValueError, TypeError, ArithmeticError) as error:
+    except (TemplateError, OSError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         line = f":{error.lineno}" if hasattr(error, "lineno") and error.lineno else ""
         known = "it sees event, title, text, job, model, recipe, seconds, artifacts, reason, fix, at and host"
         raise NotSent(f"the template cannot be used: {error}", where=f"{template}{line}", fix=known) from error

@@ -17,6 +17,8 @@ News: TypeAlias = Mapping[str, Any]
 
 MOST_LISTED = 12
 LONGEST_TITLE = 160
+LONGEST_NAME = 96
+"""So that the title has room for what became of it."""
 LONGEST_REASON = 400
 
 
@@ -31,6 +33,8 @@ def of_job(end: JobEnd) -> dict[str, Any]:
             title, last = f"{count(total, 'artifact')} in {took}", []
         case "failed":
             title = "failed" if failed == total == 1 else f"{failed} of {count(total, 'artifact')} failed"
+            if told := str(end.failed[0].error.get("fix", "")):
+                last = [_cut(one_line(told)), *last]
         case "cancelled":
             title = "cancelled" if not made else f"cancelled, {made} of {count(total, 'artifact')} made"
         case "confirm":
@@ -41,7 +45,7 @@ def of_job(end: JobEnd) -> dict[str, Any]:
     fix = str(end.failed[0].error.get("fix", "")) if end.failed else ""
     artifacts = [_as_data(t, source) for t in end.targets]
     return _news(
-        end.ending, f"{source.name}: {title}", text, end.at, job=job.id, model=source.name, recipe=job.recipe,
+        end.ending, f"{_called(source)}: {title}", text, end.at, job=job.id, model=source.name, recipe=job.recipe,
         seconds=round(end.seconds, 3), artifacts=artifacts, reason=reason, fix=fix,
     )  # fmt: skip
 
@@ -49,9 +53,15 @@ def of_job(end: JobEnd) -> dict[str, Any]:
 def of_refused(source: Source) -> dict[str, Any]:
     """A model that will not be converted."""
     fix = source.error.get("fix", "")
-    text = _lines([_cut(one_line(source.reason)), _cut(one_line(fix)) if fix else ""], [])
+    text = _lines([_cut(one_line(source.reason)), _cut(one_line(fix)) if fix else "", _cut(one_line(source.locator))], [])
     return _news(
-        "refused", f"{source.name} is not converted", text, source.changed_at, model=source.name, reason=source.reason, fix=fix
+        "refused",
+        f"{_called(source)} is not converted",
+        text,
+        source.changed_at,
+        model=source.name,
+        reason=source.reason,
+        fix=fix,
     )
 
 
@@ -65,6 +75,10 @@ def of_test(at: float) -> dict[str, Any]:
     """What `qconvd notify test` sends."""
     host = socket.gethostname()
     return _news("test", f"A test from qconvd on {host}", "If you read this, notifications arrive.", at)
+
+
+def _called(source: Source) -> str:
+    return _cut(one_line(source.name), LONGEST_NAME)
 
 
 def one_line(text: str) -> str:

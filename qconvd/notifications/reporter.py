@@ -51,7 +51,7 @@ class Reporter:
                 self._ledger.tell_until("event", last)
                 if pause is not None:
                     self._ledger.tell_until("pause", pause.since)
-                waiting = [self._ledger.notify(n.name, one) for one in found for n in config.notify if n.wants(one)]
+                waiting = self._ledger.notify_all([(n.name, one) for one in found for n in config.notify if n.wants(one)])
             self._written = last
             if waiting:
                 self._wake()

@@ -1,4 +1,4 @@
-"""The thread that sends what is in the outbox. Neither a job nor the daemon's loop waits for it."""
+"""The threads that send what is in the outbox. Neither a job nor the daemon's loop waits for them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from qconvd.config.notify import Notify
 from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger, Notification
+from qconvd.logs.about import about_notification
 from qconvd.notifications.attempt import BreakOff, NotSent
 from qconvd.notifications.news import News
 
@@ -41,7 +42,7 @@ def send(notifier: Notify, news: News, stop: BreakOff) -> str:
 
 
 class Sender:
-    """Sends what is due, the oldest of each notifier first. It has no thread as long as nobody is to be told anything.
+    """Sends what is due: each notifier has a thread of its own, so one that is away or slow holds up no other.
 
     At least once: what was sent is written down afterwards, so a daemon that is killed in between sends it again.
     """
@@ -49,8 +50,50 @@ class Sender:
     def __init__(self, ledger: Ledger, send: Callable[[Notify, News, BreakOff], str] = send) -> None:
         self._ledger = ledger
         self._send = send
-        self._notifiers: dict[str, Notify] = {}
-        self._thread: threading.Thread | None = None
+        self._lines: dict[str, Line] = {}
+
+    def configure(self, notifiers: tuple[Notify, ...]) -> None:
+        """From now on these are told; what waits for others is dropped."""
+        wanted = {n.name: n for n in notifiers}
+        gone = [self._lines.pop(name) for name in self._lines.keys() - wanted.keys()]
+        _close(gone, 0.0)
+        for name, number in self._ledger.keep_notifiers(wanted).items():
+            what = f"a notification for {name} is" if number == 1 else f"{number} notifications for {name} are"
+            log.warning("%s dropped: it is not in the configuration any more", what,
+                        extra={"action": "notify.dropped", "notifier": name})  # fmt: skip
+        for name, notifier in wanted.items():
+            if name in self._lines:
+                self._lines[name].notifier = notifier
+            else:
+                self._lines[name] = Line(self._ledger, notifier, self._send)
+                self._lines[name].thread.start()
+        self.wake()
+
+    def wake(self) -> None:
+        """There is something new to send."""
+        for line in self._lines.values():
+            line.wake()
+
+    def drain(self, seconds: float) -> None:
+        """Wait until everything that is due was tried, but no longer than this."""
+        end = time.monotonic() + seconds
+        for line in self._lines.values():
+            line.drain(max(0.0, end - time.monotonic()))
+
+    def close(self, seconds: float = 0.0) -> None:
+        """End the threads: what they are at may take so long, and is broken off then. It is sent again after the next start."""
+        _close(list(self._lines.values()), seconds)
+        self._lines.clear()
+
+
+class Line:
+    """A notifier, and the thread that sends what is due to it, the oldest first."""
+
+    def __init__(self, ledger: Ledger, notifier: Notify, send: Callable[[Notify, News, BreakOff], str]) -> None:
+        self.notifier = notifier
+        self._name = notifier.name
+        self._ledger = ledger
+        self._send = send
         self._woken = threading.Condition()
         self._wakes = 0
         self._resting = 0
@@ -59,45 +102,28 @@ class Sender:
         self._attempt = BreakOff()
         self._unwritten: dict[int, Callable[[], None]] = {}
         """What came of attempts that the ledger could not be told yet, by notification: they are not made again."""
+        self.thread = threading.Thread(target=self._run, name=f"notify {self._name}", daemon=True)
+        """To be started by whoever wants it to send."""
 
     # Called by the daemon's thread
 
-    def configure(self, notifiers: tuple[Notify, ...]) -> None:
-        """From now on these are told; what waits for others is dropped."""
-        self._notifiers = {n.name: n for n in notifiers}
-        if dropped := self._ledger.keep_notifiers(self._notifiers):
-            log.warning("%d notifications are dropped: their entries are not in the configuration any more", dropped,
-                        extra={"action": "notify.dropped"})  # fmt: skip
-        if notifiers and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="notifications", daemon=True)
-            self._thread.start()
-        self.wake()
-
     def wake(self) -> None:
-        """There is something new to send."""
         with self._woken:
             self._wakes += 1
             self._woken.notify_all()
 
     def drain(self, seconds: float) -> None:
-        """Wait until everything that is due was tried, but no longer than this."""
-        if self._thread is not None:
-            with self._woken:
-                wanted = self._wakes
-                self._woken.wait_for(lambda: self._resting >= wanted, seconds)
+        with self._woken:
+            wanted = self._wakes
+            self._woken.wait_for(lambda: self._resting >= wanted, seconds)
 
-    def close(self, seconds: float = 0.0) -> None:
-        """End the thread: what it is at may take so long, and is broken off then. It is sent again after the next start."""
-        if self._thread is None:
-            return
+    def ask_to_end(self) -> None:
         with self._woken:
             self._closing = True
             self._woken.notify_all()
-        self._thread.join(max(0.0, seconds))
-        if self._thread.is_alive():
-            self._attempt.end()
-            self._thread.join(MOMENT)
-        self._thread = None
+
+    def break_off(self) -> None:
+        self._attempt.end()
 
     # The thread
 
@@ -113,6 +139,9 @@ class Sender:
                     return
                 log.debug("notifications wait for the ledger: %s", error, extra={"action": "notify.ledger_trouble"})
                 sent, wait = False, TROUBLE_SECONDS
+            except Exception:
+                log.exception("%s cannot be told", self._name, extra={"action": "notify.defect", "notifier": self._name})
+                sent, wait = False, TROUBLE_SECONDS
             with self._woken:
                 if self._closing:
                     return
@@ -124,25 +153,23 @@ class Sender:
                         return
 
     def _round(self) -> bool:
-        """Try the oldest of each notifier that is due; returns whether there was any."""
+        """Try the oldest if it is due; returns whether it was."""
         for write in list(self._unwritten.values()):
             write()
-        due = [n for n in self._ledger.notifications_due() if n.notifier in self._notifiers]
-        for notification in due:
-            if self._closing:
-                break
-            self._tell(self._notifiers[notification.notifier], notification)
-        return bool(due)
+        due = self._ledger.notification_due(self._name)
+        if due is not None and not self._closing:
+            self._tell(due)
+        return due is not None
 
     def _until_next(self) -> float | None:
         """Seconds until the next one is due; None if nothing waits."""
-        at = self._ledger.next_notification()
+        at = self._ledger.next_notification(self._name)
         return None if at is None else max(0.05, at - time.time())
 
-    def _tell(self, notifier: Notify, notification: Notification) -> None:
+    def _tell(self, notification: Notification) -> None:
         self._attempt = attempt = BreakOff()
         try:
-            said = self._send(notifier, notification.news, attempt)
+            said = self._send(self.notifier, notification.news, attempt)
         except NotSent as error:
             if not attempt.ended:
                 self._failed(notification, error)
@@ -150,12 +177,14 @@ class Sender:
             self._failed(notification, NotSent(f"it cannot be tried: {error}", again=True))
         except Exception as error:
             # A defect of ours must not end the thread, nor be tried for ever.
-            log.exception("%s cannot be told", notification.notifier, extra={"action": "notify.defect"})
+            log.exception(
+                "%s cannot be told", self._name, extra={"action": "notify.defect", **about_notification(notification)}
+            )
             self._failed(notification, NotSent(f"{type(error).__name__}, a defect of qconvd"))
         else:
             self._write(notification.id, lambda: self._ledger.notification_sent(notification.id))
-            log.info("%s was told: %s (%s)", notification.notifier, notification.news["title"], said,
-                     extra={"action": "notify.sent"})  # fmt: skip
+            log.info("%s was told: %s (%s)", self._name, notification.news["title"], said,
+                     extra={"action": "notify.sent", **about_notification(notification)})  # fmt: skip
 
     def _failed(self, notification: Notification, error: NotSent) -> None:
         """Again later, or never; both are said, the first and the last time loudly."""
@@ -167,11 +196,12 @@ class Sender:
         what = f"{error.where}: {error.what}" if error.where else error.what
         self._write(notification.id, lambda: self._ledger.notification_failed(notification.id, what, again))
         if again is None:
-            log.error("%s was not told: %s (%s)%s", notification.notifier, notification.news["title"], what,
-                      f"; {error.fix}" if error.fix else "", extra={"action": "notify.failed"})  # fmt: skip
+            log.error("%s was not told: %s (%s)%s", self._name, notification.news["title"], what,
+                      f"; {error.fix}" if error.fix else "",
+                      extra={"action": "notify.failed", **about_notification(notification)})  # fmt: skip
         else:
             log.log(logging.INFO if tried else logging.WARNING, "%s cannot be told yet: %s; it is tried again in %.0f s",
-                    notification.notifier, what, wait, extra={"action": "notify.retried"})  # fmt: skip
+                    self._name, what, wait, extra={"action": "notify.retried", **about_notification(notification)})  # fmt: skip
 
     def _write(self, id: int, write: Callable[[], None]) -> None:
         """Write down what came of an attempt, now or as soon as the ledger takes it."""
@@ -182,6 +212,21 @@ class Sender:
 
         self._unwritten[id] = once
         once()
+
+
+def _close(lines: list[Line], seconds: float) -> None:
+    """End threads, all at once: they get so long, and a moment after they were broken off."""
+    end = time.monotonic() + seconds
+    for line in lines:
+        line.ask_to_end()
+    for line in lines:
+        line.thread.join(max(0.0, end - time.monotonic()))
+    left = [line for line in lines if line.thread.is_alive()]
+    for line in left:
+        line.break_off()
+    end = time.monotonic() + MOMENT
+    for line in left:
+        line.thread.join(max(0.0, end - time.monotonic()))
 
 
 def tell_all(notifiers: tuple[Notify, ...], news: News) -> list[tuple[Notify, str, QconvdError | None]]:

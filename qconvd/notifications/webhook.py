@@ -9,17 +9,18 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.utils import parsedate_to_datetime
+from html import unescape
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 from qconvd import __version__
 from qconvd.config.notify import WebhookNotifier, check_url
 from qconvd.notifications.attempt import BreakOff, NotSent
 from qconvd.notifications.bodies import body
 from qconvd.notifications.deadline import Connections, Deadline
-from qconvd.notifications.news import News, one_line
+from qconvd.notifications.news import LONGEST_REASON, News, one_line
 
 TRIED_AGAIN = {408, 425, 429}
 """Answers of the 4xx that may be others later (RFC 9110, RFC 8470, RFC 6585)."""
@@ -27,6 +28,8 @@ LONGEST_WAIT = 86400.0
 """Seconds that a server's Retry-After may ask for."""
 SHORTEST_SECRET = 5
 """Characters; a shorter piece of an address may be a word like any other."""
+SHORTEST_BEGINNING = 8
+"""Characters of a secret that an answer may end with by chance, less one."""
 LIMIT = 4096
 """Bytes of a file with an address or a token, and of an answer that are read."""
 KEEP = "put the whole address into it, in one line and nothing else, readable for the user that runs qconvd (chmod 600)"
@@ -42,9 +45,9 @@ def send(notifier: WebhookNotifier, news: News, stop: BreakOff) -> str:
         headers["Authorization"] = f"Bearer {token}"
     request = urllib.request.Request(url, made.data, headers, method="POST")
     try:
-        return _post(request, notifier.timeout, stop)
+        return _post(request, notifier.timeout, stop, _secrets(url, token))
     except NotSent as error:
-        raise NotSent(_without(error.what, url, token), fix=_without(error.fix, url, token), again=error.again,
+        raise NotSent(_cut(_without(error.what, url, token)), fix=_without(error.fix, url, token), again=error.again,
                       after=error.after) from None  # fmt: skip
 
 
@@ -69,7 +72,7 @@ def address(notifier: WebhookNotifier) -> str:
         raise NotSent(f"does not hold an address: {error}", where=str(place), fix=fix) from None
 
 
-def _post(request: urllib.request.Request, timeout: float, stop: BreakOff) -> str:
+def _post(request: urllib.request.Request, timeout: float, stop: BreakOff, secrets: Sequence[str]) -> str:
     deadline = Deadline(timeout, stop)
     opener = urllib.request.OpenerDirector()
     for handler in (urllib.request.ProxyHandler(), Connections(deadline)):
@@ -78,7 +81,7 @@ def _post(request: urllib.request.Request, timeout: float, stop: BreakOff) -> st
     try:
         with opener.open(request, timeout=timeout) as answer:
             status, headers = answer.status, answer.headers
-            said = b"" if status < 300 else answer.read1(LIMIT)
+            said = b"" if 200 <= status < 300 else answer.read1(LIMIT)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if deadline.over or isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
             what = f"{host} did not answer within {timeout:g} s"
@@ -87,10 +90,14 @@ def _post(request: urllib.request.Request, timeout: float, stop: BreakOff) -> st
         raise NotSent(what, again=True, fix="look whether the address is right and the server runs") from None
     finally:
         deadline.close()
-    if status < 300:
+    if 200 <= status < 300:
         return f"answered {status}"
-    words = one_line(said.decode("utf-8", "replace"))[:200]
+    words = one_line(said.decode("utf-8", "replace"))
+    # What a server answers may hold what it was asked: then nothing of it is shown, also if the end of it was cut off.
+    words = "" if _holds(words, secrets) else words[:200]
     what = f"{host} answers {status} {http.client.responses.get(status, '')}".rstrip() + (f": {words}" if words else "")
+    if status < 200:
+        raise NotSent(what, again=True, fix="its server breaks off its answers; look at its log")
     if status < 400:
         raise NotSent(f"{host} sends to another address ({status})", fix="write the address that it is at now")
     again = status >= 500 or status in TRIED_AGAIN
@@ -131,11 +138,30 @@ def _read(place: Path, what: str, fix: str) -> str:
     return text
 
 
-def _without(text: str, url: str, token: str) -> str:
-    """What a server answers may hold what it was asked."""
+def _secrets(url: str, token: str) -> list[str]:
+    """What of an address nobody is to see, the longest first, as it is written and as servers decode it."""
     parts = urlsplit(url)
-    pieces = re.split(r"[/?&=]", f"{parts.path}?{parts.query}")
-    for secret in (url, parts.path, parts.query, token, *sorted(pieces, key=len, reverse=True)):
-        if len(secret) > SHORTEST_SECRET:
-            text = text.replace(secret, "(secret)")
+    pieces = {url, parts.path, parts.query, token, *re.split(r"[/?&=]", f"{parts.path}?{parts.query}")}
+    spelled = pieces | {unquote(piece) for piece in pieces} | {unquote_plus(piece) for piece in pieces}
+    return sorted((p for p in spelled if len(p) > SHORTEST_SECRET), key=len, reverse=True)
+
+
+def _holds(text: str, secrets: Sequence[str]) -> bool:
+    """Whether a secret is in a text, or begins at its end."""
+    texts = (text, unescape(text), text.replace("\\/", "/"))
+    return any(
+        secret in told or any(told.endswith(secret[:length]) for length in range(SHORTEST_BEGINNING, len(secret)))
+        for told in texts
+        for secret in secrets
+    )
+
+
+def _without(text: str, url: str, token: str) -> str:
+    """What an error says of itself may hold what was asked."""
+    for secret in _secrets(url, token):
+        text = text.replace(secret, "(secret)")
     return text
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 1]}…"

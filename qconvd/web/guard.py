@@ -74,8 +74,8 @@ def is_token(token: Token, said: str) -> bool:
 
 
 def _ours(site: Site, host: str) -> bool:
-    name = urlsplit(f"//{host}")
     try:
+        name = urlsplit(f"//{host}")
         hostname = name.hostname or ""
         _ = name.port
     except ValueError:
@@ -95,8 +95,12 @@ def _ours(site: Site, host: str) -> bool:
 def _same_site(request: Request, host: str) -> None:
     origin = request.headers.get("origin")
     if origin is not None:
-        said = urlsplit(origin)
-        if said.scheme not in ("http", "https") or said.netloc.lower() != host:
+        try:
+            said = urlsplit(origin)
+            ours = said.scheme in ("http", "https") and said.netloc.lower() == host
+        except ValueError:
+            ours = False
+        if not ours:
             raise Turned(403, "another site may not ask this daemon", "")
     site = request.headers.get("sec-fetch-site", "none")
     # A link from elsewhere to a page of ours is followed; nothing else of another site's is.

@@ -52,6 +52,28 @@ def refused(notifier: Notify, news: dict[str, Any] = NEWS) -> NotSent:
 # Webhooks
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"x" * 165 + b" /services/T0/secret-hook-xyz", b"no such: secret-hook xyz", b"no such: secret-hook&#x2d;xyz",
+        b"no secret-ho",
+    ],
+)  # fmt: skip
+def test_no_part_of_an_address_comes_back_from_a_server(tmp_path: Path, answer: bytes) -> None:
+    with receiver() as here:
+        here.answers.append((404, {}, answer))
+        url = here.url.partition("/services")[0] + "/services/T0/secret-hook%20xyz?secret-hook-xyz"
+        error = refused(entry(tmp_path, webhook=url))
+    assert error.what == "127.0.0.1 answers 404 Not Found"
+
+
+def test_an_answer_that_breaks_off_is_none(tmp_path: Path) -> None:
+    with receiver() as here:
+        here.answers.append((103, {}, b""))
+        error = refused(entry(tmp_path, webhook={"url": here.url, "timeout": "1s"}))
+    assert error.again
+
+
 def test_what_each_service_is_sent(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("very-secret-token\n")
     with receiver() as here:

@@ -109,7 +109,9 @@ def test_a_failure_says_why_and_where_to_look(told: Told, bench: Bench, clock: C
     finish(bench, clock, Outcome(False, "is truncated", error))
     assert told() == ["all: m: 1 of 2 artifacts failed", "usual: m: 1 of 2 artifacts failed"]
     news = bench.ledger.notifications()[0].news
-    assert news["text"] == ("q8_0 failed: model.safetensors: is truncated\nfp16, 2.0 KiB\n`qconvd job 1` shows it all.")
+    assert news["text"] == (
+        "q8_0 failed: model.safetensors: is truncated\nfp16, 2.0 KiB\ncopy it again\n`qconvd job 1` shows it all."
+    )
     assert (news["event"], news["reason"], news["fix"]) == ("failed", "model.safetensors: is truncated", "copy it again")
 
 
@@ -161,15 +163,14 @@ def test_what_is_told_and_that_it_was_is_one_transaction(
 ) -> None:
     bench.want(Wish("fp16"))
     bench.to_done()
-    own, first = Reporter(ledger), ledger.notify
+    own, first = Reporter(ledger), ledger.notify_all
 
-    def full(notifier: str, news: Any) -> int:
-        if notifier == "usual":
-            raise OSError(28, "No space left on device")
-        return first(notifier, news)
+    def full(wanted: Any) -> list[int]:
+        first(wanted)
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger, "notify", full)
+        patch.setattr(ledger, "notify_all", full)
         with pytest.raises(OSError, match="No space"):
             own.tick(config)
     assert ledger.notifications() == [] and plugin.heard == []
@@ -264,7 +265,7 @@ def test_a_refused_model_and_a_full_disk_are_told_once(
 ) -> None:
     ledger.source_refused("/inbox/x", "x", "p", QconvdError("is a web page", where="/inbox/x", fix="download it again"))
     assert told() == ["all: x is not converted"]
-    assert ledger.notifications()[0].news["text"] == "is a web page\ndownload it again"
+    assert ledger.notifications()[0].news["text"] == "is a web page\ndownload it again\n/inbox/x"
     assert plugin.heard == [], "plugins hear it as a change of the model's state"
     ledger.pause("by hand", "moving house")
     assert told() == []

@@ -17,7 +17,7 @@ from qconvd.ledger import Ledger
 from qconvd.notifications import sender as sending
 from qconvd.notifications.attempt import NotSent
 from qconvd.notifications.news import of_test
-from qconvd.notifications.sender import Sender
+from qconvd.notifications.sender import Line, Sender
 from receiver import nobody, receiver
 
 
@@ -49,6 +49,10 @@ def until(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("notify ")]
 
 
 def states(book: Ledger) -> list[str]:
@@ -94,7 +98,7 @@ def test_the_pauses_grow_to_an_hour_and_then_it_is_over(
 ) -> None:
     id, now = book.notify("hook", news(1)), [1e9]
     monkeypatch.setattr(sending.time, "time", lambda: now[0])
-    own = Sender(book)
+    own = Line(book, hook(nobody()), sending.send)
     waits = []
     for _ in range(5):
         own._failed(book.notification(id), NotSent("away", again=True))
@@ -105,7 +109,7 @@ def test_the_pauses_grow_to_an_hour_and_then_it_is_over(
 
 
 def test_a_server_that_says_at_once_again_and_again_does_not_use_up_the_attempts(book: Ledger) -> None:
-    id, own = book.notify("hook", news(1)), Sender(book)
+    id, own = book.notify("hook", news(1)), Line(book, hook(nobody()), sending.send)
     for seconds in (0.0, 0.0, 0.0, 7200.0):
         began = time.time()
         own._failed(book.notification(id), NotSent("away", again=True, after=seconds))
@@ -124,6 +128,23 @@ def test_one_that_is_away_holds_up_no_other(book: Ledger, sender: Sender) -> Non
     assert [t.notifier for t in book.notifiers_in_trouble()] == ["away"]
 
 
+def test_one_that_is_slow_holds_up_no_other(book: Ledger) -> None:
+    """It is not done before the other was told."""
+    told = threading.Event()
+
+    def send(notifier: Notify, _: Any, __: Any) -> str:
+        assert notifier.name == "hook" or told.wait(60)
+        told.set()
+        return "told"
+
+    own = Sender(book, send)
+    for name in ("slow", "hook"):
+        book.notify(name, news(1))
+    own.configure((hook(nobody(), "slow"), hook(nobody())))
+    until(lambda: states(book) == ["sent", "sent"])
+    own.close(5)
+
+
 def test_one_that_hangs_is_left_and_tried_later(book: Ledger, sender: Sender) -> None:
     with receiver() as here:
         here.hangs = True
@@ -135,7 +156,7 @@ def test_one_that_hangs_is_left_and_tried_later(book: Ledger, sender: Sender) ->
 
 def test_nothing_has_a_thread_as_long_as_nobody_is_to_be_told(book: Ledger, sender: Sender) -> None:
     sender.configure(())
-    assert "notifications" not in [t.name for t in threading.enumerate()]
+    assert threads() == []
     sender.drain(0)
     sender.close(5)
 
@@ -144,7 +165,11 @@ def test_entries_that_go_take_what_waits_for_them_along(book: Ledger, sender: Se
     book.notify("old", news(1))
     sender.configure(())
     assert states(book) == ["dropped"]
-    assert caplog.messages == ["1 notifications are dropped: their entries are not in the configuration any more"]
+    assert caplog.messages == ["a notification for old is dropped: it is not in the configuration any more"]
+    for number in (2, 3):
+        book.notify("old", news(number))
+    sender.configure(())
+    assert caplog.messages[1:] == ["2 notifications for old are dropped: it is not in the configuration any more"]
 
 
 def test_the_end_does_not_wait_for_who_hangs_and_the_next_start_sends_it(book: Ledger) -> None:
@@ -155,7 +180,7 @@ def test_the_end_does_not_wait_for_who_hangs_and_the_next_start_sends_it(book: L
         first.configure((hook(here.url, timeout="60s"),))
         assert here.came.wait(20)
         first.close(0.1)
-        until(lambda: "notifications" not in [t.name for t in threading.enumerate()])
+        until(lambda: threads() == [])
         assert (states(book), book.notifications()[0].attempts) == (["waiting"], 0)
         here.hangs = False
         second = Sender(book)

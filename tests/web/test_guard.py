@@ -22,7 +22,18 @@ def test_its_own_names_and_bare_addresses_are_served(web: Port, host: str) -> No
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8484", "localhost.evil.example", "127.0.0.1.evil.example", "", "a@127.0.0.1", "x y"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:8484",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "a@127.0.0.1",
+        "x y",
+        "[",
+        "[x]",
+    ],
 )
 def test_a_foreign_name_is_not_served(web: Port, host: str) -> None:
     reply = web.get(STATUS, Host=host)
@@ -45,7 +56,8 @@ def test_further_names_are_served(opened: Callable[..., Port]) -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://localhost:1"}, {"Sec_Fetch_Site": "cross-site"},
+    [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://localhost:1"}, {"Origin": "http://["},
+     {"Sec_Fetch_Site": "cross-site"},
      {"Sec_Fetch_Site": "same-site"}],
 )  # fmt: skip
 def test_another_site_changes_nothing(web: Port, headers: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ CREATE TABLE notification (
 ) STRICT;
 
 CREATE INDEX notification_waiting ON notification (notifier, id) WHERE state = 'waiting';
+CREATE INDEX notification_over ON notification (changed_at) WHERE state != 'waiting';
 
 -- How far the history was looked through, since when the pause lasts that was told of, and how many notifications came to which
 -- end: rows of `notification` are pruned, a counter must not go back.
