@@ -80,6 +80,7 @@ def test_a_server_that_fails_twice_gets_it_the_third_time_and_the_rest_in_order(
 
 
 def test_what_is_refused_for_good_is_not_tried_again(book: Ledger, sender: Sender, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
     with receiver() as here:
         here.answers.append((404, {}, b"no_service"))
         book.notify("hook", news(1))
@@ -96,6 +97,7 @@ def test_what_is_refused_for_good_is_not_tried_again(book: Ledger, sender: Sende
 def test_the_pauses_grow_to_an_hour_and_then_it_is_over(
     book: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    caplog.set_level(logging.WARNING)
     id, now = book.notify("hook", news(1)), [1e9]
     monkeypatch.setattr(sending.time, "time", lambda: now[0])
     own = Line(book, hook(nobody()), sending.send)
