@@ -40,8 +40,10 @@ class Retention:
         if keep.logs is not None:
             self._remove(self._logs(config.state), self._clock() - keep.logs)
         if keep.moved is not None:
-            for watch in config.folders:
-                self._remove(_entries(watch.folder / DONE), self._clock() - keep.moved)
+            for done in (watch.folder / DONE for watch in config.folders):
+                # Who may write to a watched folder could have other folders emptied by a link of this name.
+                if not done.is_symlink():
+                    self._remove(_entries(done), self._clock() - keep.moved)
 
     def _logs(self, state: Path) -> Iterator[Path]:
         """Logs of tasks that have ended, and of jobs, which are written when they have."""
@@ -67,9 +69,6 @@ class Retention:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    # Who may write to a watched folder could have other folders emptied by a link of this name.
-    if folder.is_symlink():
-        return
     try:
         yield from sorted(folder.iterdir())
     except OSError:

@@ -81,6 +81,16 @@ def test_models_that_were_moved_away(ledger: Ledger, tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").exists(), "a link is removed, not what it leads to"
 
 
+def test_logs_may_lie_behind_a_link(ledger: Ledger, tmp_path: Path) -> None:
+    (elsewhere := tmp_path / "var-log").mkdir()
+    (elsewhere / "7.log").touch()
+    loaded = load(tmp_path, "{logs: 30d}")
+    loaded.state.mkdir(exist_ok=True)
+    (loaded.state / "logs").symlink_to(elsewhere)
+    Retention(ledger, lambda: time.time() + 31 * 86400).tick(loaded)
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_no_link_makes_it_empty_another_folder(ledger: Ledger, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     (precious / "sub").mkdir(parents=True)
