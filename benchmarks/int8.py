@@ -160,16 +160,10 @@ def on_all_cores(run: Callable[[], object]) -> float:
 
 def comparing(model: Path, target: str, out: Path) -> float:
     """CPU seconds that verifying an artifact against its model takes, SHA-256 included."""
-    from qconvd.checkpoints import inspect
     from qconvd.engine.manifest import manifest_paths, read_manifest
-    from qconvd.formats import planned
-    from qconvd.plugins import plugins
     from qconvd.quality.verify import verify
-    from qconvd.targets import resolve_list
 
-    (wanted,) = resolve_list(target)
-    found = inspect(model)
-    plan = planned(plugins().formats[wanted.format], found, wanted.options)
+    _, found, plan = planning(model, target)
     (place,) = (p for folder in out.iterdir() for p in manifest_paths(folder))
     began = time.process_time()
     verify(place.parent, read_manifest(place), plan=plan, model=found)
@@ -184,14 +178,8 @@ def kernels(model: Path, target: str) -> float:
     import numpy as np
 
     from qconvd.api import Device
-    from qconvd.checkpoints import inspect
-    from qconvd.formats import planned
-    from qconvd.plugins import plugins
-    from qconvd.targets import resolve_list
 
-    (wanted,) = resolve_list(target)
-    fmt = plugins().formats[wanted.format]
-    plan = planned(fmt, inspect(model), wanted.options)
+    fmt, _, plan = planning(model, target)
     units = [u for u in plan.units if "scheme" in u.options] or plan.units
     unit = max(units, key=lambda u: prod(u.shape))
     x = np.random.default_rng(1).standard_normal(unit.shape, np.float32)
@@ -199,6 +187,18 @@ def kernels(model: Path, target: str) -> float:
     encoder = fmt.encoder(plan, Device())
     seconds = on_all_cores(lambda: encoder.encode(unit, (0, len(x)), [x], {}))
     return seconds * sum(prod(u.shape) for u in units) / prod(unit.shape)
+
+
+def planning(model: Path, target: str) -> tuple[Any, Any, Any]:
+    """A target's format, the model as it is read, and the plan."""
+    from qconvd.checkpoints import inspect
+    from qconvd.formats import planned
+    from qconvd.plugins import plugins
+    from qconvd.targets import resolve_list
+
+    (wanted,) = resolve_list(target)
+    fmt, found = plugins().formats[wanted.format], inspect(model)
+    return fmt, found, planned(fmt, found, wanted.options)
 
 
 def command(model: Path, target: str, out: Path) -> list[str]:

@@ -1,10 +1,13 @@
-"""A ledger with a clock that stands still, and targets without a format behind them."""
+"""A ledger with a clock that stands still, and targets without a format behind them; fixtures of both for a conftest.py."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from qconvd.ledger import Ledger, Outcome, Source, Task
 
@@ -70,3 +73,25 @@ class Bench:
 
     def states(self) -> dict[str, str]:
         return {t.id: t.state for t in self.ledger.targets()}
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    ledger = Ledger(tmp_path / "state" / "ledger.sqlite", clock=clock)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def bench(ledger: Ledger, clock: Clock) -> Bench:
+    return Bench(ledger, clock)
+
+
+@pytest.fixture
+def wish() -> type[Wish]:
+    return Wish

@@ -55,7 +55,7 @@ def weights(checkpoint: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     method = json.loads((checkpoint / "config.json").read_text()).get("quantization_config", {}).get("quant_method")
-    if method == "compressed-tensors":
+    if method in ("compressed-tensors", "bitsandbytes"):
         return compressed_files.weights(checkpoint)
     stored = {k: v for p in sorted(checkpoint.glob("*.safetensors")) for k, v in load_file(p).items()}
     if method == "gptq":

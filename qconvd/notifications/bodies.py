@@ -19,7 +19,7 @@ from typing import Any
 
 from qconvd.config.notify import WebhookNotifier
 from qconvd.notifications.attempt import NotSent
-from qconvd.notifications.news import News, one_line
+from qconvd.notifications.news import News, cut, one_line
 
 NTFY_BYTES, SLACK_CHARACTERS, DISCORD_CHARACTERS = 4096, 3000, 2000
 JSON, TEXT = "application/json", "text/plain; charset=utf-8"
@@ -47,10 +47,10 @@ def body(notifier: WebhookNotifier, news: News) -> Body:
         case _ if own is not None:
             return Body(_checked(own, notifier.template), {"Content-Type": JSON})
         case "slack":
-            return _json({"text": f"*{_slack(news['title'])}*\n{_slack(_cut(news['text'], SLACK_CHARACTERS))}"})
+            return _json({"text": f"*{_slack(news['title'])}*\n{_slack(cut(news['text'], SLACK_CHARACTERS))}"})
         case "discord":
             text = f"**{_discord(news['title'])}**\n{_discord(news['text'])}"
-            return _json({"content": _cut(text, DISCORD_CHARACTERS), "allowed_mentions": {"parse": []}})
+            return _json({"content": cut(text, DISCORD_CHARACTERS), "allowed_mentions": {"parse": []}})
         case _:
             return _json(dict(news))
 
@@ -99,7 +99,3 @@ def _json(data: dict[str, Any]) -> Body:
 def _bytes(text: str, most: int) -> bytes:
     data = text.encode("utf-8", "replace")
     return data if len(data) <= most else data[: most - 3].decode("utf-8", "ignore").encode() + "…".encode()
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

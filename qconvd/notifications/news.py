@@ -34,7 +34,7 @@ def of_job(end: JobEnd) -> dict[str, Any]:
         case "failed":
             title = "failed" if failed == total == 1 else f"{failed} of {count(total, 'artifact')} failed"
             if told := str(end.failed[0].error.get("fix", "")):
-                last = [_cut(one_line(told)), *last]
+                last = [cut(one_line(told)), *last]
         case "cancelled":
             title = "cancelled" if not made else f"cancelled, {made} of {count(total, 'artifact')} made"
         case "confirm":
@@ -53,7 +53,7 @@ def of_job(end: JobEnd) -> dict[str, Any]:
 def of_refused(source: Source) -> dict[str, Any]:
     """A model that will not be converted."""
     fix = source.error.get("fix", "")
-    text = _lines([_cut(one_line(source.reason)), _cut(one_line(fix)) if fix else "", _cut(one_line(source.locator))], [])
+    text = _lines([cut(one_line(source.reason)), cut(one_line(fix)) if fix else "", cut(one_line(source.locator))], [])
     return _news(
         "refused",
         f"{_called(source)} is not converted",
@@ -68,7 +68,7 @@ def of_refused(source: Source) -> dict[str, Any]:
 def of_pause(pause: Pause) -> dict[str, Any]:
     """The daemon holds back by itself."""
     title = f"qconvd on {socket.gethostname()} is paused: a disk is nearly full"
-    return _news("paused", title, _cut(one_line(pause.reason)), pause.since, reason=pause.reason)
+    return _news("paused", title, cut(one_line(pause.reason)), pause.since, reason=pause.reason)
 
 
 def of_test(at: float) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def of_test(at: float) -> dict[str, Any]:
 
 
 def _called(source: Source) -> str:
-    return _cut(one_line(source.name), LONGEST_NAME)
+    return cut(one_line(source.name), LONGEST_NAME)
 
 
 def one_line(text: str) -> str:
@@ -92,7 +92,7 @@ def count(number: int, what: str) -> str:
 
 def _news(event: Kind, title: str, text: str, at: float, **more: Any) -> dict[str, Any]:
     empty: dict[str, Any] = dict(job=None, model="", recipe="", seconds=None, artifacts=[], reason="", fix="")
-    said = {"event": event, "title": _cut(one_line(title), LONGEST_TITLE), "text": text, "at": at, "host": socket.gethostname()}
+    said = {"event": event, "title": cut(one_line(title), LONGEST_TITLE), "text": text, "at": at, "host": socket.gethostname()}
     return {**said, **empty, **more}
 
 
@@ -106,11 +106,11 @@ def _lines(artifacts: Sequence[str], last: Sequence[str]) -> str:
 
 def _artifact(target: Target, source: Source) -> str:
     if target.state == "failed":
-        return f"{one_line(target.label)} failed: {_cut(one_line(target.told(source)))}"
+        return f"{one_line(target.label)} failed: {cut(one_line(target.told(source)))}"
     size = int(target.artifact.get("nbytes", 0))
     # Of what is done the state says enough, unless it is known from elsewhere or is at a place of its own.
     told = "" if target.reason in ("done", "") or target.reason.startswith("verified") else f", {one_line(target.reason)}"
-    return _cut(f"{one_line(target.label)}, {show_size(size)}{told}" if size else f"{one_line(target.label)}{told}")
+    return cut(f"{one_line(target.label)}, {show_size(size)}{told}" if size else f"{one_line(target.label)}{told}")
 
 
 def _as_data(target: Target, source: Source) -> dict[str, Any]:
@@ -133,5 +133,6 @@ def _seconds(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _cut(text: str, most: int = LONGEST_REASON) -> str:
+def cut(text: str, most: int = LONGEST_REASON) -> str:
+    """A text of at most so many characters; an ellipsis says that there was more."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

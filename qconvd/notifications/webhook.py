@@ -20,7 +20,7 @@ from qconvd.config.notify import WebhookNotifier, check_url
 from qconvd.notifications.attempt import BreakOff, NotSent
 from qconvd.notifications.bodies import body
 from qconvd.notifications.deadline import Connections, Deadline
-from qconvd.notifications.news import LONGEST_REASON, News, one_line
+from qconvd.notifications.news import News, cut, one_line
 
 TRIED_AGAIN = {408, 425, 429}
 """Answers of the 4xx that may be others later (RFC 9110, RFC 8470, RFC 6585)."""
@@ -39,15 +39,16 @@ def send(notifier: WebhookNotifier, news: News, stop: BreakOff) -> str:
     """POST it; returns what the server answered. Raises `NotSent`, whose words hold neither the address nor a token."""
     url = address(notifier)
     token = "" if notifier.token_file is None else _read(notifier.token_file, "a token", "put the token into it, in one line")
+    secrets = _secrets(url, token)
     made = body(notifier, news)
     headers = {"User-Agent": f"qconvd/{__version__}", "Accept": "*/*", **made.headers}
     if token:
         headers["Authorization"] = f"Bearer {token}"
     request = urllib.request.Request(url, made.data, headers, method="POST")
     try:
-        return _post(request, notifier.timeout, stop, _secrets(url, token))
+        return _post(request, notifier.timeout, stop, secrets)
     except NotSent as error:
-        raise NotSent(_cut(_without(error.what, url, token)), fix=_without(error.fix, url, token), again=error.again,
+        raise NotSent(cut(_without(error.what, secrets)), fix=_without(error.fix, secrets), again=error.again,
                       after=error.after) from None  # fmt: skip
 
 
@@ -156,12 +157,8 @@ def _holds(text: str, secrets: Sequence[str]) -> bool:
     )
 
 
-def _without(text: str, url: str, token: str) -> str:
+def _without(text: str, secrets: Sequence[str]) -> str:
     """What an error says of itself may hold what was asked."""
-    for secret in _secrets(url, token):
+    for secret in secrets:
         text = text.replace(secret, "(secret)")
     return text
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 1]}…"

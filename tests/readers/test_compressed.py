@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsC
 
 from compressed_files import weights
 from converted import Converted, converted
-from reader_logits import round_activations
+from reader_logits import loaded, round_activations
 
 pytestmark = [pytest.mark.readers, pytest.mark.filterwarnings("ignore")]
 TEXT = "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do."
@@ -48,15 +48,6 @@ def load(folder: Path, **more: Any) -> Any:
 def logits(model: Any, tokens: Any) -> torch.Tensor:
     with torch.inference_mode():
         return torch.as_tensor(model(tokens).logits).float()
-
-
-def plain(source: Path, stored: Mapping[str, torch.Tensor]) -> Any:
-    """The model that was converted, in float32, with the weights that an artifact stands for."""
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    missing, unexpected = model.load_state_dict({k: v.float() for k, v in stored.items()}, strict=False)
-    assert not unexpected
-    assert missing in ([], ["lm_head.weight"])
-    return model
 
 
 def in_float32(model: Any) -> Any:
@@ -116,7 +107,7 @@ def test_compressed_tensors(glass: Path, tmp_path: Path, format: str, options: d
     artifact = made(glass, tmp_path, format, **options)
     tokens = AutoTokenizer.from_pretrained(artifact.folder)(TEXT, return_tensors="pt")["input_ids"]
     theirs = logits(load(artifact.folder, dtype=torch.float32), tokens)
-    ours = plain(glass, weights(artifact.folder))
+    ours = loaded(artifact.folder)
     before = logits(ours, tokens)
     about = json.loads((artifact.folder / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
     if about["input_activations"]:
@@ -138,7 +129,7 @@ def test_bitsandbytes(glass: Path, tmp_path: Path, format: str, options: dict[st
     model = load(artifact.folder)
     assert type(model.model.layers[0].mlp.down_proj).__name__ in ("Linear8bitLt", "Linear4bit")
     stored = weights(artifact.folder)
-    ours = plain(glass, stored)
+    ours = loaded(artifact.folder)
     if format == "int8":
         multiply_as_llm_int8(ours, quantized(artifact))
         hold_linears(in_float32(model), ours, quantized(artifact))
@@ -155,7 +146,7 @@ def test_zero_points_load_when_transformers_is_told_to_dequantize(glass: Path, t
     artifact = made(glass, tmp_path, "int4", group_size=group_size, sym=False)
     tokens = AutoTokenizer.from_pretrained(artifact.folder)(TEXT, return_tensors="pt")["input_ids"]
     model = load(artifact.folder, dtype=torch.float32, quantization_config=CompressedTensorsConfig(dequantize=True))
-    assert near(logits(model, tokens), logits(plain(glass, weights(artifact.folder)), tokens))
+    assert near(logits(model, tokens), logits(loaded(artifact.folder), tokens))
     # Without: it makes room for zero points that are not packed. When this loads, the note in readers.py may go.
     with pytest.raises(RuntimeError, match="mismatch"):
         load(artifact.folder)
