@@ -379,7 +379,7 @@ def test_files_that_are_taken_away_are_noticed_while_they_are_written(
     what, fix = str(result["a"]).splitlines()
     where, _, what = what.rpartition(": ")
     # Of a folder that is being removed, its files go first, and one that is looked for meanwhile is gone already.
-    assert where in {str(made.work / gone), str(made.work / "files" / "model-1.tiny")}
+    assert where == str(made.work / gone) or (gone == "files" and Path(where).parent == made.work / "files")
     assert what == "was removed or moved away while it was being written"
     assert fix == "  leave `.qconvd` in the output folder alone while something is converted"
     assert isinstance(result["b"], Manifest)

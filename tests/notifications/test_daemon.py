@@ -53,11 +53,16 @@ notify:
         assert ntfy.decode().splitlines()[0].startswith("fp16, ")
         slack = next(json.loads(body) for _, headers, body in here.got if "title" not in headers)
         assert slack["text"].startswith("*odd is not converted*\n")
-        with home.ledger() as ledger:
-            assert sorted((n.notifier, n.state) for n in ledger.notifications()) == [
-                ("away", "waiting"), ("command tell", "sent"), ("command tell", "sent"), ("mail me@example.org", "sent"),
-                ("webhook 127.0.0.1", "sent"), ("webhook slack", "sent"),
-            ]  # fmt: skip
+        expected = [
+            ("away", "waiting"), ("command tell", "sent"), ("command tell", "sent"), ("mail me@example.org", "sent"),
+            ("webhook 127.0.0.1", "sent"), ("webhook slack", "sent"),
+        ]  # fmt: skip
+        with home.ledger() as ledger:  # a program has written its file before its end is noted
+
+            def states() -> list[tuple[str, str]]:
+                return sorted((n.notifier, n.state) for n in ledger.notifications())
+
+            home.wait(lambda: states() == expected, f"{expected}")
         metrics = web.get("/metrics").text
         shown = [home.log(), metrics, *(web.get(p).text for p in ("/", "/api/v1/status", "/api/v1/jobs", "/jobs/1"))]
         shown.append(Path(home.state / "ledger.sqlite").read_bytes().decode("latin-1"))
