@@ -24,7 +24,7 @@ from qconvd.config import Config, Log
 from qconvd.departures import Departures
 from qconvd.errors import ConfigError, HubRefused, QconvdError
 from qconvd.hub.tokens import hub_token
-from qconvd.in_force import note_config
+from qconvd.in_force import note_address, note_config
 from qconvd.ledger import PENDING, Ledger
 from qconvd.ledger.database import unusable
 from qconvd.logs.about import about_target
@@ -252,6 +252,8 @@ class Daemon:
             self._web.configure(config, listen=not self._once)
         except QconvdError as error:
             log.error("%s", error, extra={"action": "web.not_listening"})
+        with suppress(OSError):  # a full disk is told of elsewhere; whoever does not find it written asks through the ledger
+            note_address(config.state, self._web.address)
 
     def _reload(self) -> str:
         """Read the configuration again. A bad one raises and changes nothing."""

@@ -1,4 +1,6 @@
-"""Which config file a daemon was started with, noted in its state folder: so it is found though the file is wrong by now."""
+"""What a daemon notes of itself in its state folder: the config file that it was started with, so that it is found though the
+file is wrong by now, and where it listens.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,41 @@ import re
 from pathlib import Path
 from typing import Any
 
+from qconvd import __version__
 from qconvd.executors.runner import record
 from qconvd.located_yaml import parse
 
 NAME = "daemon.json"
+ADDRESS = "listening.json"
 DEFAULT = "./state"
 SIZE_LIMIT = 1 << 20
 
 
 def note_config(state: Path, config: Path) -> None:
     """Note that a daemon was started on this state folder with this file, which was right then."""
-    if _noted(state) != (about := {"config": str(config)}):
+    if _noted(state / NAME) != (about := {"config": str(config)}):
         record(state / NAME, about)
+
+
+def note_address(state: Path, address: str) -> None:
+    """Note that this process listens at an address (`host:port` or `unix:/path`), or at none if that is empty.
+
+    It is worth nothing after a crash, so it is never synced. Raises OSError if the folder cannot be written.
+    """
+    path = state / ADDRESS
+    if not address:
+        path.unlink(missing_ok=True)
+        return
+    draft = path.with_name(f".{ADDRESS}.new")
+    draft.write_text(json.dumps({"pid": os.getpid(), "address": address, "version": __version__}))
+    draft.replace(path)
+
+
+def address_of(state: Path, daemon: int) -> str:
+    """Where the daemon with this process id listens, if it is of our version; otherwise empty."""
+    noted = _noted(state / ADDRESS)
+    found = noted.get("address")
+    return found if isinstance(found, str) and (noted.get("pid"), noted.get("version")) == (daemon, __version__) else ""
 
 
 def state_of(config: Path) -> Path | None:
@@ -33,7 +58,7 @@ def state_of(config: Path) -> Path | None:
             state = config.absolute().parent / Path(value).expanduser()
         except RuntimeError:
             continue  # the home folder of somebody who is not there
-        noted = _noted(state).get("config")
+        noted = _noted(state / NAME).get("config")
         if isinstance(noted, str) and os.path.realpath(noted) == os.path.realpath(config):
             return state
     return None
@@ -54,9 +79,9 @@ def _said(config: Path) -> list[str]:
     return [value for value in values if isinstance(value, str)]
 
 
-def _noted(state: Path) -> dict[str, Any]:
+def _noted(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads((state / NAME).read_bytes())
+        data = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}  # also a path with a null byte
     return data if isinstance(data, dict) else {}

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 NAME = "sightings.json"
+AWAITED = ("arriving", "incomplete", "refused")
+"""What becomes a job by itself, when it is all there and may be had."""
 Kind = Literal["arriving", "incomplete", "refused", "unwanted", "unreadable"]
 
 
@@ -28,11 +30,6 @@ class Sighting:
     fix: str = ""
     recipes: tuple[str, ...] = ()
     """What is to be made of it when it is complete."""
-
-    @property
-    def awaited(self) -> bool:
-        """Whether it becomes a job by itself, when it is all there and may be had."""
-        return self.kind in ("arriving", "incomplete", "refused")
 
 
 class SightingsBoard:

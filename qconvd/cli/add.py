@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from qconvd.cli.options import ConfigFile, Model
+from qconvd.cli.reached import Url, elsewhere, reached
 
 
 def add(
@@ -16,6 +18,7 @@ def add(
         typer.Option("--recipe", "-r", help="What to make of it: a recipe of the config file; the only one may be left out."),
     ] = None,
     config: ConfigFile = None,
+    url: Url = None,
 ) -> None:
     """Hand a model to the running daemon.
 
@@ -24,13 +27,17 @@ def add(
     """
     from qconvd import checkpoints
     from qconvd.cli.options import load_config
-    from qconvd.cli.requests import ask
+    from qconvd.cli.requests import told
     from qconvd.errors import QconvdError
     from qconvd.hub.address import is_address, parse
     from qconvd.hub.client import Hub
     from qconvd.ledger import Ledger
     from qconvd.suggest import did_you_mean
 
+    if elsewhere(config, url):  # the disk, the recipes and the Hub that count are those over there
+        with reached(config, url) as daemon:
+            told(daemon.add(_locator(model), recipe))
+        return
     loaded = load_config(config)
     if recipe is None:
         if len(loaded.recipes) != 1:
@@ -41,15 +48,20 @@ def add(
         raise QconvdError(
             f"there is no recipe {recipe!r}{did_you_mean(recipe, loaded.recipes)}", where=str(loaded.path), fix=fix
         )
+    # The reason why it cannot be converted is told now, whether a daemon runs or not.
     if is_address(str(model)):
         address = parse(str(model))
         hub = Hub.of(loaded.hub)
         hub.commit_of(address.repo, address.revision)
         hub.may_read(address.repo)
-        Ledger(loaded.state / "ledger.sqlite").close()
-        ask(loaded.path, "add", path=address.locator, recipe=recipe)
-        return
-    # The reason why it cannot be converted is told now, whether a daemon runs or not.
-    checkpoints.inspect(model)
+    else:
+        checkpoints.inspect(model)
     Ledger(loaded.state / "ledger.sqlite").close()
-    ask(loaded.path, "add", path=str(model.absolute()), recipe=recipe)
+    with reached(loaded.path, None) as daemon:
+        told(daemon.add(_locator(model), recipe))
+
+
+def _locator(model: Path) -> str:
+    from qconvd.hub.address import is_address, parse
+
+    return parse(str(model)).locator if is_address(str(model)) else str(model.absolute())

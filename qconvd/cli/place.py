@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """A config file and the state folder that belongs to it. `mistakes` is empty if the file on disk is right."""
+    """A config file and the state folder that belongs to it. `mistakes` is empty if the file on disk is right.
+
+    `token_file`: where the token of its HTTP port is, if the config says so.
+    """
 
     config: Path
     state: Path
     mistakes: tuple[str, ...] = ()
+    token_file: Path | None = None
 
     @property
     def ledger(self) -> Path:
@@ -57,7 +61,7 @@ def find_place(file: Path | None) -> Place:
         place = Place(path.absolute(), state, error.problems or (str(error),))
         _tell(place, error)
         return place
-    return Place(loaded.path, loaded.state)
+    return Place(loaded.path, loaded.state, token_file=loaded.web.token_file)
 
 
 @contextmanager

@@ -26,6 +26,13 @@ class Pause:
         return f"paused ({self.cause})" + (f": {self.reason}" if self.reason else "")
 
 
+def checked_priority(priority: int) -> int:
+    """A priority as it may be. Raises `QconvdError` for one out of range."""
+    if not -HIGHEST <= priority <= HIGHEST:
+        raise QconvdError(f"{priority} is no priority", fix=f"write a whole number from -{HIGHEST} to {HIGHEST}")
+    return priority
+
+
 class Control(Asking):
     """Pauses and priorities."""
 
@@ -49,8 +56,7 @@ class Control(Asking):
 
     def prioritize(self, job: int, priority: int) -> None:
         """What is made for this job goes before (above 0) or after (below 0) what others want. Raises `QconvdError`."""
-        if not -HIGHEST <= priority <= HIGHEST:
-            raise QconvdError(f"{priority} is no priority", fix=f"write a whole number from -{HIGHEST} to {HIGHEST}")
+        checked_priority(priority)
         with self.transaction() as db:
             if not db.execute("UPDATE job_number SET priority = ? WHERE id = ?", (priority, job)).rowcount:
                 raise QconvdError(f"there is no job {job}", fix="`qconvd jobs` lists them")

@@ -32,13 +32,30 @@ class Said(Data):
     answer: str
 
 
+class Progress(Data):
+    """How far a conversion is: bytes of the artifact."""
+
+    done: int
+    total: int
+    seconds: float
+    told: str = Field(description="The same in words.")
+
+
+class RunningTarget(Data):
+    """An artifact that a worker is at."""
+
+    id: str
+    label: str
+    progress: Progress | None
+
+
 class Running(Data):
     """A task that a worker is at."""
 
     task: int
     kind: TaskKind
     model: str
-    targets: list[str]
+    targets: list[RunningTarget]
     attempt: int
     device: str
     since: float
@@ -49,7 +66,38 @@ class Pause(Data):
 
     cause: Literal["by hand", "quiet hours", "disk"]
     reason: str
+    told: str = Field(description="Both in words.")
     since: float
+
+
+class Unreached(Data):
+    """Somebody who is to be notified and could not be, the last time."""
+
+    notifier: str
+    reason: str
+    told: str = Field(description="All of it in words.")
+    since: float = Field(description="Of when the first notification is that was not taken.")
+    waiting: int
+
+
+class Refused(Data):
+    """What lies where models are expected and is none, or none that can be read."""
+
+    path: str
+    name: str
+    reason: str
+    fix: str
+
+
+class Seen(Data):
+    """A path of which nothing is made, and why."""
+
+    kind: Literal["arriving", "incomplete", "refused", "unwanted", "unreadable"]
+    path: str
+    name: str
+    reason: str
+    fix: str
+    recipes: list[str]
 
 
 class Status(Data):
@@ -57,6 +105,7 @@ class Status(Data):
 
     version: str
     pid: int
+    config: str = Field(description="The file that it was started with.")
     ready: bool
     trouble: str = Field(description="What keeps it from working; empty if nothing does.")
     pauses: list[Pause]
@@ -65,6 +114,9 @@ class Status(Data):
     tasks: dict[TaskState, int] = Field(description="Only those that are queued or running.")
     running: list[Running]
     bytes_per_second: float = Field(description="What is written now, of all conversions together.")
+    notifications: list[Unreached]
+    refused: list[Refused]
+    seen: list[Seen]
 
 
 class Watched(Data):
@@ -93,17 +145,6 @@ class Model(Data):
     changed_at: float
 
 
-class Seen(Data):
-    """A path of which nothing is made, and why."""
-
-    kind: Literal["arriving", "incomplete", "refused", "unwanted", "unreadable"]
-    path: str
-    name: str
-    reason: str
-    fix: str
-    recipes: list[str]
-
-
 class Models(Data):
     """What is watched, which models are known, and what else was seen there."""
 
@@ -111,14 +152,6 @@ class Models(Data):
     models: list[Model]
     seen: list[Seen]
     next: int | None = Field(description="Give it as `before` for more models; none if these were the last.")
-
-
-class Progress(Data):
-    """How far a conversion is: bytes of the artifact."""
-
-    done: int
-    total: int
-    seconds: float
 
 
 class Target(Data):
@@ -130,6 +163,7 @@ class Target(Data):
     options: dict[str, Any]
     state: TargetState
     reason: str
+    told: str = Field(description="The reason, with the place that it speaks of.")
     error: dict[str, Any]
     failures: int
     folder: str
@@ -151,6 +185,7 @@ class Job(Data):
     priority: int
     state: JobState
     reason: str
+    told: str = Field(description="The reason, with the place that it speaks of.")
     created_at: float
     changed_at: float
     targets: list[Target]
@@ -179,6 +214,7 @@ class Publication(Data):
     """A place that an artifact is published to."""
 
     target: str
+    place: str = Field(description="Destination and revision, for people.")
     destination: str
     revision: str
     state: str
@@ -221,6 +257,25 @@ class Log(Data):
 
     lines: list[str]
     cut: bool = Field(description="Whether there was more before.")
+
+
+class Outcome(Data):
+    """What an artifact is at, for where its log is read."""
+
+    label: str
+    state: TargetState
+    reason: str
+
+
+class LogPiece(Data):
+    """A job's history with what its workers wrote between, from one place on."""
+
+    lines: list[str]
+    next: str = Field(description="Give it as `after` for what comes then.")
+    more: bool = Field(description="Whether there is more already.")
+    over: bool = Field(description="Whether nothing will come any more by itself.")
+    tasks: int = Field(description="How many tasks were mentioned so far, here and before.")
+    targets: list[Outcome]
 
 
 class File(Data):

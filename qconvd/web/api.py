@@ -72,6 +72,10 @@ def job_log(call: Call) -> answers.Log:
     return _there(lambda: call.reader.log(call.path.job, call.query.lines))
 
 
+def log(call: Call) -> answers.LogPiece:
+    return _there(lambda: call.reader.log_piece(call.query.of, call.query.after, call.query.events))
+
+
 def job_artifacts(call: Call) -> answers.Artifacts:
     return _there(lambda: call.reader.artifacts(call.path.job))
 
@@ -94,6 +98,11 @@ def plan(call: Call) -> answers.Plan:
 
 def request(call: Call) -> answers.Said:
     return _there(lambda: call.asker.asked(call.path.request))
+
+
+async def ask(call: Call) -> answers.Said:
+    _there(lambda: [call.reader.ledger.find(id) for id in call.body.of])
+    return await call.asker.ask(call.body.kind, ids=call.body.of)
 
 
 async def add(call: Call) -> answers.Said:
@@ -164,6 +173,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              refusals=_NO_JOB),
     Endpoint("GET", "/jobs/{job}/log", job_log, "The end of what its workers wrote", answers.Log, params=questions.JobPath,
              query=questions.LogQuery, refusals=_NO_JOB),
+    Endpoint("GET", "/log", log, "A job's history with what its workers wrote, in pieces that can be followed",
+             answers.LogPiece, query=questions.LogPieceQuery, refusals=_NO_JOB),
     Endpoint("GET", "/jobs/{job}/artifacts", job_artifacts, "What it has made, with sizes, errors and hashes",
              answers.Artifacts, params=questions.JobPath, refusals=_NO_JOB),
     Endpoint("POST", "/jobs/{job}/retry", retry, "Try again what failed or was cancelled", **_OF_JOB),
@@ -180,6 +191,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/config", config, "The configuration in force, without secrets", answers.ConfigSummary),
     Endpoint("POST", "/reload", reload, "Read the configuration again", answers.Said, body=questions.Nothing,
              refusals=_REFUSED),
+    Endpoint("POST", "/requests", ask, "Retry, cancel, reconvert or publish several jobs, or single targets", answers.Said,
+             body=questions.Ask, refusals={**_NO_JOB, **_REFUSED}),
     Endpoint("GET", "/requests/{request}", request, "What became of a request", answers.Said, params=questions.RequestPath,
              refusals={404: "There is no such request."}),
 )  # fmt: skip

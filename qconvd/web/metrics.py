@@ -130,7 +130,7 @@ class Metrics:
         oldest = ledger.rows(query, PENDING)[0][0]
         age = max(0.0, time.time() - oldest) if oldest is not None else 0.0
         yield Family("qconvd_queue_age_seconds", "gauge", "How long the oldest artifact that waits has been waiting.").set(age)
-        rate = self._reader.status().bytes_per_second
+        rate = self._reader.bytes_per_second()
         yield Family("qconvd_conversion_bytes_per_second", "gauge", "Bytes that are written now, by all workers.").set(rate)
 
     def _so_far(self) -> Iterator[Family]:

@@ -71,19 +71,20 @@ class Overview:
 
     def summary(self) -> dict[str, Any]:
         """The figures at the top of the page."""
-        status = self._reader.status()
+        states = self._reader.job_states()
         since = time.time() - DAY
         made = self._reader.ledger.rows(
             "SELECT count(*) AS n, coalesce(sum(json_extract(artifact, '$.nbytes')), 0) AS bytes FROM target"
             " WHERE state = 'done' AND changed_at > ?", (since,),
         )[0]  # fmt: skip
-        pending = sum(n for state, n in status.jobs.items() if state not in ("done", "failed", "cancelled"))
+        pending = sum(n for state, n in states.items() if state not in ("done", "failed", "cancelled"))
         working = len({run.job.id for run in self.running()})
         return {
             "trouble": self._site.unready(), "pauses": self._reader.ledger.pauses(),
+            "unreached": self._reader.ledger.notifiers_in_trouble(),
             "working": working, "waiting": max(0, pending - working),
-            "done": status.jobs.get("done", 0), "failed": status.jobs.get("failed", 0), "jobs": sum(status.jobs.values()),
-            "rate": status.bytes_per_second, "made": made["n"], "made_bytes": made["bytes"],
+            "done": states["done"], "failed": states["failed"], "jobs": states.total(),
+            "rate": self._reader.bytes_per_second(), "made": made["n"], "made_bytes": made["bytes"],
         }  # fmt: skip
 
     def running(self) -> list[Run]:

@@ -87,6 +87,7 @@ class Pages:
         waiting, more = self._overview.queue()
         return {
             "summary": self._overview.summary(), "watched": self._reader.watched(), "seen": self._reader.sightings(),
+            "refused": self._reader.refused(),
             "running": self._overview.running(), "waiting": waiting, "more": more, "history": self._overview.history(),
             "machine": self._reader.devices(), "recipes": self._recipes(),
         }  # fmt: skip

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from qconvd.documents.log import CURSOR
 from qconvd.ledger.control import HIGHEST
 from qconvd.ledger.records import TargetState
 
@@ -16,6 +17,10 @@ Number = Annotated[int, Field(ge=0, le=LARGEST)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 _MODEL = "`owner/name` or `hub:owner/name@revision` on the Hub, the address of its page, or an absolute path."
 ModelName = Annotated[Text, Field(description=_MODEL)]
+
+
+TargetId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z-]{1,64}$")]
+JobOrTarget = Annotated[TargetId, Field(description="A job's number, or a target's id.")]
 
 
 class Question(BaseModel):
@@ -68,6 +73,16 @@ class LogQuery(Question):
     lines: int = Field(200, ge=1, le=2000, description="At most so many lines, the last ones.")
 
 
+class LogPieceQuery(Question):
+    """Which log, from where on."""
+
+    of: JobOrTarget
+    after: Annotated[str, StringConstraints(max_length=8192, pattern=f"^{CURSOR}$")] = Field(
+        "", description="The `next` of the piece before; left out: from the beginning."
+    )
+    events: bool = Field(False, description="Also what the workers told the daemon, in JSON lines.")
+
+
 class PlanQuery(Question):
     """What to plan."""
 
@@ -97,4 +112,11 @@ class Priority(Question):
 class Which(Question):
     """Which targets of a job; left out: all of them."""
 
-    targets: list[Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z-]{1,64}$")]] | None = Field(None, max_length=1000)
+    targets: list[TargetId] | None = Field(None, max_length=1000)
+
+
+class Ask(Question):
+    """What is to be done with several jobs, or single targets, at once."""
+
+    kind: Literal["retry", "cancel", "reconvert", "publish"]
+    of: list[JobOrTarget] = Field(min_length=1, max_length=1000)

@@ -10,16 +10,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qconvd import __version__
 from qconvd.config import Config, WatchHub
 from qconvd.destinations import places
 from qconvd.devices import Devices
+from qconvd.documents.jobs import job_data, job_details
+from qconvd.documents.log import log_piece
+from qconvd.documents.status import job_states, refused_data, status_data
 from qconvd.engine.manifest import Manifest, read_manifest
 from qconvd.errors import QconvdError
 from qconvd.executors.base import MARK
 from qconvd.hub.tokens import redacted
-from qconvd.job_data import event_data, job_data, publication_data
-from qconvd.ledger import Event, Job, Ledger, Target
+from qconvd.ledger import Ledger, Target
 from qconvd.progress import read_progress
 from qconvd.sightings import Sighting, read_sightings
 from qconvd.web import answers
@@ -48,34 +49,22 @@ class Reader:
 
     def status(self) -> answers.Status:
         """The daemon at a glance."""
+        found = status_data(
+            self.ledger, self._site.state, config=self.config.path, daemon=os.getpid(), states=self.job_states()
+        )
+        return answers.Status(**found, ready=not self._site.unready(), trouble=self._site.trouble)
+
+    def bytes_per_second(self) -> float:
+        """What is written now, of all conversions together."""
         progress = read_progress(self._site.state)
-        with self.ledger.snapshot():
-            running = self.ledger.tasks("running")
-            labels = {id: self.ledger.target(id).label for task in running for id in task.targets}
-            tasks = [
-                answers.Running(
-                    task=t.id, kind=t.kind, model=self.ledger.source(t.source).name, targets=[labels[id] for id in t.targets],
-                    attempt=t.attempt, device=str(t.placed.get("kind", t.device)), since=t.changed_at,
-                )
-                for t in running
-            ]  # fmt: skip
-            pauses = [answers.Pause(cause=p.cause, reason=p.reason, since=p.since) for p in self.ledger.pauses()]
-            queued = self._counts("task", "queued", "running")
-            targets = self._counts("target")
-        return answers.Status(
-            version=__version__, pid=os.getpid(), ready=not self._site.unready(), trouble=self._site.trouble, pauses=pauses,
-            jobs=self.job_states(), targets=targets, tasks=queued, running=tasks,
-            bytes_per_second=sum(progress[id].rate for t in running for id in t.targets if id in progress),
-        )  # fmt: skip
+        return sum(progress[id].rate for t in self.ledger.tasks("running") for id in t.targets if id in progress)
 
     def job_states(self) -> Counter[str]:
         """How many jobs are in each state; those that were replaced are left out."""
         # All jobs have to be looked at; as long as nobody writes to the ledger, once is enough.
         mark = self.ledger.mark()
         if self._job_states is None or self._job_states[0] != mark:
-            found = Counter(Job.state_of(states) for states in self._states_of_jobs())
-            found.pop("superseded", None)
-            self._job_states = mark, Counter[str](found)
+            self._job_states = mark, job_states(self.ledger)
         return self._job_states[1]
 
     def watched(self) -> list[answers.Watched]:
@@ -91,6 +80,10 @@ class Reader:
                 trouble=trouble.reason if trouble else "", fix=trouble.fix if trouble else "",
             ))  # fmt: skip
         return found
+
+    def refused(self) -> list[dict[str, Any]]:
+        """What lies where models are expected and is none, or none that can be read."""
+        return refused_data(self.ledger)
 
     def sightings(self) -> list[Sighting]:
         """Paths of which nothing is made."""
@@ -129,18 +122,11 @@ class Reader:
 
     def job(self, id: int) -> answers.JobDetails:
         """A job with its history. Raises `QconvdError` if there is none."""
-        with self.ledger.snapshot():
-            found = self.ledger.job(id)
-            history = self.history_of(found)
-            published = [p for t in found.targets for p in self.ledger.publications(target=t.id) if p.state != "unwanted"]
-        return answers.JobDetails.model_validate({
-            **job_data(found, read_progress(self._site.state)),
-            "publications": [publication_data(p) for p in published], "history": [event_data(e) for e in history],
-        })  # fmt: skip
+        return answers.JobDetails.model_validate(job_details(self.ledger, self._site.state, id))
 
-    def history_of(self, job: Job) -> list[Event]:
-        """What happened to a job's targets, the oldest first."""
-        return sorted((e for t in job.targets for e in self.ledger.history(target=t.id)), key=lambda e: e.id)
+    def log_piece(self, of: str, after: str, events: bool) -> answers.LogPiece:
+        """A piece of a job's history with its workers' words. Raises `QconvdError` if there is no such job or target."""
+        return answers.LogPiece(**log_piece(self.ledger, self._site.state, of, after, events=events))
 
     def history(self, since: int | None, limit: int) -> answers.History:
         """Rows of the ledger's history after `since`, or the last ones."""
@@ -210,18 +196,6 @@ class Reader:
             path=str(config.path), output=str(config.output), state=str(config.state), watched=self.watched(), recipes=recipes,
             limits=config.limits.model_dump(mode="json"), names=config.names,
         )  # fmt: skip
-
-    def _counts(self, table: str, *states: str) -> dict[str, int]:
-        where = f"WHERE state IN ({', '.join('?' * len(states))})" if states else ""
-        return {r[0]: r[1] for r in self.ledger.rows(f"SELECT state, count(*) FROM {table} {where} GROUP BY state", states)}
-
-    def _states_of_jobs(self) -> Iterable[set[str]]:
-        rows = self.ledger.rows(
-            "SELECT group_concat(DISTINCT target.state) AS states FROM job_number"
-            " JOIN target ON target.source = job_number.source"
-            " JOIN wanted ON wanted.target = target.id AND wanted.recipe = job_number.recipe GROUP BY job_number.id"
-        )
-        return (set(r["states"].split(",")) for r in rows)
 
 
 def row_data(row: Any) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import pytest
 
 from command_line import Qconvd
 from daemon_kit import Home, copy_in, move_in, tiny_model
+from qconvd.client.http import OverHttp
+from qconvd.client.ledger import OverLedger
 from qconvd.ledger import Ledger
 
 TIME = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
@@ -32,26 +34,49 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return home
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Home]:
-    """A home with a running daemon and an empty inbox."""
-    home = Home(tmp_path / "home").start()
+@pytest.fixture(params=["ledger", "http"])
+def daemon(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """A home with a running daemon and an empty inbox, which is asked through its ledger, or over HTTP."""
+    home = Home(tmp_path / "home")
+    over_http = request.param == "http"
+    home.web = "{listen: '127.0.0.1:0'}" if over_http else "{listen: off}"
+    home.configure()
+    wrongly: list[str] = []
+    _watch(monkeypatch, home, OverLedger if over_http else OverHttp, wrongly)
+    home.start()
     home.said("qconvd runs")
     yield home
     home.stop()
+    assert wrongly == [], "asked in the other way"
+
+
+def _watch(monkeypatch: pytest.MonkeyPatch, home: Home, way: type, wrongly: list[str]) -> None:
+    """Note when a home whose daemon runs is asked in a way."""
+    begin = way.__init__
+
+    def begun(self: object, *arguments: object) -> None:
+        if home.process is not None and home.process.poll() is None:
+            wrongly.append(way.__name__)
+        begin(self, *arguments)
+
+    monkeypatch.setattr(way, "__init__", begun)
 
 
 def test_jobs(qconvd: Qconvd, done: Home) -> None:
     said = qconvd("jobs", "--config", done.config)
     assert said.code == 0
     assert said.out == (
-        "JOB  MODEL  RECIPE    STATE       DONE\n"
-        "  1  tiny   everyday  done         1/1\n"
-        "  -  half   everyday  incomplete           has a config.json but no weights yet\n"
+        "JOB  MODEL    RECIPE    STATE       DONE\n"
+        "  1  tiny     everyday  done         1/1\n"
+        "  -  half     everyday  incomplete\n"
+        "    has a config.json but no weights yet\n"
+        "  -  adapter            refused\n"
+        "    is an adapter (LoRA) for 'org/base', not a whole model\n"
     )
-    job, half = qconvd("jobs", "--config", done.config, "--json").json
+    job, half, adapter = qconvd("jobs", "--config", done.config, "--json").json
     assert (job["model"], job["state"], job["targets"][0]["folder"]) == ("tiny", "done", "tiny-fp16")
     assert (half["job"], half["model"], half["state"], half["targets"]) == (None, "half", "incomplete", [])
+    assert (adapter["job"], adapter["state"], adapter["source"]) == (None, "refused", f"{done.inbox}/adapter")
     assert half["reason"] == "has a config.json but no weights yet"
 
 
@@ -94,10 +119,9 @@ def test_status_without_a_daemon(qconvd: Qconvd, done: Home) -> None:
     assert f"{incomplete} add the model's safetensors" in words
     assert all(len(line) <= 80 or "/" in line for line in said.out.splitlines())
     data = qconvd("status", "--config", done.config, "--json").json
-    assert (data["daemon"], data["jobs"], data["running"]) == (None, {"done": 1}, [])
+    assert (data["pid"], data["jobs"], data["running"]) == (None, {"done": 1}, [])
     assert data["refused"][0]["path"] == f"{done.inbox}/adapter"
     assert [(x["kind"], x["path"]) for x in data["seen"]] == [("incomplete", f"{done.inbox}/half")]
-    assert data["config_mistakes"] == []
 
 
 @pytest.mark.parametrize("command", ["jobs", "status"])
@@ -132,7 +156,7 @@ def test_pause_resume_and_priority(qconvd: Qconvd, daemon: Home) -> None:
     copy_in(daemon, tiny_model(daemon.root / "away" / "tiny"))
     daemon.says("tiny", "paused (by hand): new disk")
     assert "\nPaused (by hand): new disk.\n" in qconvd("status", *on).out
-    (pause,) = qconvd("status", "--json", *on).json["paused"]
+    (pause,) = qconvd("status", "--json", *on).json["pauses"]
     assert (pause["cause"], pause["reason"]) == ("by hand", "new disk")
     assert qconvd("priority", "1", "-5", *on).out == "job 1 has priority -5\n"
     assert "priority  -5\n" in qconvd("job", "1", *on).out
@@ -282,7 +306,6 @@ def test_a_config_that_is_broken_by_now(qconvd: Qconvd, daemon: Home, how: str) 
         said = qconvd(*arguments, "--config", daemon.config)
         assert (said.code, said.err) == (0, notice), arguments
         assert words in said.out
-    assert len(qconvd("status", "--config", daemon.config, "--json").json["config_mistakes"]) == (2 if how == "key" else 1)
     assert qconvd("reload", "--config", daemon.config).code == 78
     assert qconvd("check", "--config", daemon.config).code == 78
     assert daemon.stop() == 0

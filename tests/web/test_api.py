@@ -94,7 +94,7 @@ def test_a_job_that_runs_is_cancelled(home: Home) -> None:
     frozen = home.freeze("convert") if move_in(home, tiny_model(home.root / "away" / "m")) else []
     assert frozen
     running = web.get(f"{API}/status").json["running"]
-    assert [(r["kind"], r["model"], r["targets"]) for r in running] == [("convert", "m", ["fp16"])]
+    assert [(r["kind"], r["model"], [t["label"] for t in r["targets"]]) for r in running] == [("convert", "m", ["fp16"])]
     assert web.post(f"{API}/jobs/1/cancel", {}).json["answer"] == "1 artifact cancelled"
     assert web.get(f"{API}/jobs?state=cancelled").json["jobs"][0]["state"] == "cancelled"
     assert web.get(f"{API}/jobs?state=done").json == {"jobs": [], "next": None}

@@ -48,6 +48,16 @@ def test_names_and_reasons_from_models_are_text(web: Port) -> None:
     assert "&lt;script&gt;" in web.get("/jobs/1").text
 
 
+def test_what_is_refused_and_who_cannot_be_told_is_shown(web: Port) -> None:
+    web.ledger.source_refused("/models/odd", "odd", "", QconvdError("is a web page", fix="download it again"))
+    web.ledger.notification_failed(web.ledger.notify(f"hook {EVIL}", {}), "answers 503", None)
+    text = web.get("/").text
+    seen = re.search(r"<h3>Seen there</h3>(.*?)</ul>", text, re.DOTALL)
+    assert seen
+    assert " ".join(re.sub(r"<[^>]+>", " ", seen[1]).split()) == "odd not converted is a web page download it again"
+    assert "<strong>Cannot be told:</strong> hook &lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;: answers 503" in text
+
+
 def test_buttons_work_without_scripts(web: Port, job: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qconvd.web.asking.WAIT", 0.1)
     form = re.search(r'name="form" value="(\w+)"', web.get("/jobs/1").text)

@@ -1,0 +1,212 @@
+"""A running daemon, over its HTTP API: at an address, or a socket with a path."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import ssl
+from collections.abc import Sequence
+from urllib.parse import urlencode, urlsplit
+
+from qconvd.client.base import NOT_YET, WAIT, Answer, Document
+from qconvd.errors import QconvdError
+
+PREFIX = "/api/v1"
+UNIX = "unix:"
+"""As in the configuration, which takes a tenth of a second to import."""
+PATIENCE = WAIT + 20
+"""Seconds to wait for an answer: the daemon waits for itself first."""
+SHORT = 3.0
+"""Seconds to wait for a daemon that could also be asked without HTTP."""
+PAGE = 500
+"""Jobs that are asked for at a time."""
+TOKEN_VARIABLE = "QCONVD_WEB_TOKEN"
+ABSENT = "is a daemon running there, with its HTTP port on?"
+LARGEST = 1 << 28
+"""Bytes of an answer; whoever sends more is no daemon of ours."""
+
+
+class NotReached(QconvdError):
+    """Nobody answers there."""
+
+
+class NotServed(QconvdError):
+    """It is not us whom the daemon serves: the token is missing or wrong, or its name is another."""
+
+
+class OverHttp:
+    """Asks the daemon at `url`: `http://host:port`, `https://…`, or `unix:/path`. `token` is what it wants to see."""
+
+    def __init__(self, url: str, token: str = "") -> None:
+        self.url = url
+        self._token = token
+        self._patience = PATIENCE
+        self._connection: http.client.HTTPConnection | None = None
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def hello(self) -> None:
+        """Raise `NotReached` or `NotServed` unless the daemon answers, and soon."""
+        self._patience = SHORT
+        try:
+            self._get("/jobs", limit=1)
+        finally:
+            self.close()
+            self._patience = PATIENCE
+
+    def status(self) -> Document:
+        return self._get("/status")
+
+    def jobs(self) -> list[Document]:
+        found: list[Document] = []
+        before: int | None = None
+        while True:
+            page = self._get("/jobs", limit=PAGE, **({} if before is None else {"before": before}))
+            found += page["jobs"]
+            before = page["next"]
+            if before is None:
+                return found[::-1]
+
+    def job(self, number: str) -> Document:
+        return self._get(f"/jobs/{_number(number)}")
+
+    def log(self, of: str, after: str = "", *, events: bool = False) -> Document:
+        return self._get("/log", of=_id(of), after=after, events=str(events).lower())
+
+    def ask(self, kind: str, ids: Sequence[str]) -> Answer:
+        return self._post("/requests", kind=kind, of=[_id(id) for id in ids])
+
+    def prioritize(self, job: str, priority: int) -> Answer:
+        return self._post(f"/jobs/{_number(job)}/priority", priority=priority)
+
+    def pause(self, reason: str) -> Answer:
+        return self._post("/pause", reason=reason)
+
+    def resume(self) -> Answer:
+        return self._post("/resume")
+
+    def reload(self) -> Answer:
+        return self._post("/reload")
+
+    def add(self, locator: str, recipe: str | None) -> Answer:
+        return self._post("/models", model=locator, recipe=recipe)
+
+    def _get(self, path: str, **query: object) -> Document:
+        return self._answered("GET", f"{path}?{urlencode(query)}" if query else path, None)[1]
+
+    def _post(self, path: str, **body: object) -> Answer:
+        status, found = self._answered("POST", path, json.dumps(body).encode())
+        state, said = str(found.get("state", "")), str(found.get("answer", ""))
+        if status == 202 or state == "open":
+            return Answer("open", NOT_YET)
+        return Answer(state, said)
+
+    def _answered(self, method: str, path: str, body: bytes | None) -> tuple[int, Document]:
+        """What the daemon says to a request. Raises `NotReached`, `NotServed`, or what it says of a failure."""
+        headers = {"Accept": "application/json", "Host": self._host}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        status, raw = self._exchanged(method, f"{PREFIX}{path}", body, headers)
+        try:
+            found = json.loads(raw)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise NotReached("who answers there is no daemon of qconvd", where=self.url, fix="look at the address and the port")
+        if status in (200, 202) or (status == 409 and "answer" in found):
+            return status, found
+        what, where, fix = (str(found.get(key, "")) for key in ("message", "where", "fix"))
+        if status == 401:
+            fix = f"put it into ${TOKEN_VARIABLE}"
+        if status in (401, 403, 421, 503):
+            raise NotServed(what, where=where or self.url, fix=fix)
+        raise QconvdError(what or f"answers {status}", where=where, fix=fix)
+
+    def _exchanged(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+        # A daemon closes a connection that was silent for a while: what only looks is asked once more.
+        for attempt in range(2):
+            fresh = self._connection is None
+            try:
+                if self._connection is None:
+                    self._connection = self._connected()
+                self._connection.request(method, path, body, headers)
+                reply = self._connection.getresponse()
+                return reply.status, reply.read(LARGEST)
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if method == "GET" and not fresh and attempt == 0:
+                    continue
+                raise NotReached(_why(error), where=self.url, fix=ABSENT) from error
+        raise AssertionError
+
+    def _connected(self) -> http.client.HTTPConnection:
+        if self.url.startswith(UNIX):
+            return _UnixConnection(self.url.removeprefix(UNIX), self._patience)
+        name = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if name.scheme == "https" else http.client.HTTPConnection
+        return kind(name.hostname or "", name.port, timeout=self._patience)
+
+    @property
+    def _host(self) -> str:
+        return "localhost" if self.url.startswith(UNIX) else urlsplit(self.url).netloc
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, patience: float) -> None:
+        super().__init__("localhost", timeout=patience)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def checked(url: str) -> str:
+    """An address as people write it, as `OverHttp` takes it. Raises `QconvdError` for what is none."""
+    if url.startswith(f"{UNIX}/"):
+        return url
+    text = url if "://" in url else f"http://{url}"
+    try:
+        name = urlsplit(text)
+        whole = name.scheme in ("http", "https") and bool(name.hostname) and name.port != 0
+    except ValueError:
+        whole = False
+    if not whole or name.path.strip("/") or name.query or name.fragment or name.username is not None:
+        fix = "write http://host:8484, https://host, or unix:/path/of/the.sock"
+        raise QconvdError(f"{url!r} is no address of a daemon", fix=fix)
+    return f"{name.scheme}://{name.netloc}"
+
+
+def _number(job: str) -> str:
+    """A job's number as it stands in a path. Raises `QconvdError` for what is no number, as a ledger does."""
+    if not job.isdecimal() or not job.isascii():
+        raise QconvdError(f"there is no job {job}", fix="`qconvd jobs` lists them")
+    return str(int(job))
+
+
+def _id(text: str) -> str:
+    """A job's number or a target's id. Raises `QconvdError` for what is neither, as a ledger does."""
+    if not re.fullmatch(r"[0-9A-Za-z-]{1,64}", text):
+        raise QconvdError(f"there is no target {text}")
+    return text
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"does not speak TLS as it should: {error.reason or error}"
+    if isinstance(error, TimeoutError):
+        return "does not answer"
+    if isinstance(error, socket.gaierror):
+        return "its name is not known"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be reached: {error.strerror}"
+    return "breaks off, as no daemon of qconvd does"

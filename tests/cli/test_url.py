@@ -1,0 +1,285 @@
+"""Commands over HTTP: a daemon elsewhere, and when one here is asked in its ledger instead."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import Qconvd
+from daemon_kit import Home, copy_in, tiny_model
+from qconvd.client import http
+from qconvd.client.ledger import OverLedger
+from qconvd.documents import log as log_module
+from qconvd.errors import QconvdError
+from web_kit import Port
+
+ABSENT = "  is a daemon running there, with its HTTP port on?\n"
+
+
+@pytest.fixture
+def away(home: Home, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A daemon with a token, on a socket with a path. Nothing here knows its config."""
+    (home.root / "token").write_text("very-secret-token\n")
+    home.web = f"{{listen: 'unix:{home.root}/s', token_file: ./token}}"
+    home.configure()
+    home.start()
+    home.said("listens on")
+    monkeypatch.setenv("QCONVD_WEB_TOKEN", "very-secret-token")
+    return home
+
+
+def test_everything_over_a_socket_with_a_token(qconvd: Qconvd, away: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QCONVD_URL", f"unix:{away.root}/s")
+    model = tiny_model(away.root / "away" / "m")
+    assert qconvd("add", model).out == "job 1: 1 artifact will be made\n"
+    away.done(1)
+    assert away.process is not None
+    where = f"The daemon at unix:{away.root}/s runs (process {away.process.pid})."
+    assert qconvd("status").out.startswith(f"{where}\nJobs: 1 done.")
+    assert "  1  m      everyday  done    1/1" in qconvd("jobs").out
+    assert f"source  {model}" in qconvd("job", "1").out
+    assert "verified and in its place" in qconvd("logs", "1", "--follow").out
+    (target,) = qconvd("job", "1", "--json").json["targets"]
+    assert qconvd("logs", target["id"]).out == qconvd("logs", "1").out
+    assert qconvd("retry", "1", target["id"]).out == "nothing to try again\n"
+    assert qconvd("reconvert", target["id"]).out == "1 artifact will be made again\n"
+    assert qconvd("cancel", "1").code == 0
+    said = qconvd("publish", "1")
+    assert said.code == 3 and "does not publish" in said.err
+    assert qconvd("priority", "1", "-7").out == "job 1 has priority -7\n"
+    assert qconvd("pause", "lunch").out == "paused: no task is started until `qconvd resume`\n"
+    assert "Paused (by hand): lunch." in qconvd("status").out
+    assert qconvd("resume").out == "goes on\n"
+    assert qconvd("resume").code == 3
+    assert qconvd("reload").out == "the configuration was read again\n"
+    away.config.write_text(away.config.read_text() + "frob: 1\n")
+    bad = qconvd("reload")
+    assert bad.code == 3 and "frob: there is no key 'frob' here" in bad.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["job", "99"], "there is no job 99\n  `qconvd jobs` lists them"),
+        (["job", "../x"], "there is no job ../x\n  `qconvd jobs` lists them"),
+        (["logs", "nothing"], "there is no target nothing\n"),
+        (["logs", "no thing"], "there is no target no thing\n"),
+        (["retry", "../x"], "there is no target ../x\n"),
+        (["retry", "99"], "there is no job 99\n  `qconvd jobs` lists them"),
+        (["priority", "99", "1"], "there is no job 99\n  `qconvd jobs` lists them"),
+        (["add", "/nowhere/at/all"], "/nowhere/at/all: "),
+        (
+            ["add", "/nowhere", "-r", "evryday"],
+            "there is no recipe 'evryday' (did you mean everyday?)\n  known are everyday",
+        ),
+    ],
+)
+def test_what_is_not_there(qconvd: Qconvd, away: Home, arguments: list[str], message: str) -> None:
+    said = qconvd(*arguments, "--url", f"unix:{away.root}/s")
+    assert (said.code, said.out) == (3, "")
+    assert said.err.startswith(f"qconvd: {message}"), said.err
+
+
+def test_a_wrong_token(qconvd: Qconvd, away: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"unix:{away.root}/s"
+    for token in ("wrong", ""):
+        monkeypatch.setenv("QCONVD_WEB_TOKEN", token)
+        said = qconvd("status", "--url", url)
+        fix = "put it into $QCONVD_WEB_TOKEN"
+        assert (said.code, said.err) == (3, f"qconvd: {url}: the token is missing or wrong\n  {fix}\n")
+    # The config says where the token is.
+    copy_in(away, tiny_model(away.root / "away" / "m"))
+    away.done(1)
+    monkeypatch.delenv("QCONVD_WEB_TOKEN")
+    assert qconvd("jobs", "--json", "--config", away.config).json[0]["model"] == "m"
+
+
+@pytest.mark.parametrize(
+    "url", ["", "ftp://host", "http://", "http://host/path", "http://me:secret@host", "http://host:x", "http://h?q", "unix:x"]
+)
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(QconvdError) as refused:
+        http.checked(url)
+    assert str(refused.value) == (
+        f"{url!r} is no address of a daemon\n  write http://host:8484, https://host, or unix:/path/of/the.sock"
+    )
+
+
+def test_one_daemon_at_a_time(qconvd: Qconvd, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = qconvd("status", "--url", "h:1", "--config", home.config)
+    assert said.code == 2 and "--config and --url name two daemons; leave out one of them" in said.err
+    # What a variable says is not meant by who names a config.
+    monkeypatch.setenv("QCONVD_URL", "127.0.0.1:1")
+    assert home.once() == 0
+    assert qconvd("status", "--config", home.config).out.startswith("No daemon runs")
+    assert "http://127.0.0.1:1: cannot be reached" in qconvd("status").err
+
+
+def test_addresses() -> None:
+    for url, meant in {
+        "host:8484": "http://host:8484", "http://host:8484/": "http://host:8484", "https://h": "https://h", "[::1]:1":
+        "http://[::1]:1", "unix:/a/b": "unix:/a/b",
+    }.items():  # fmt: skip
+        assert http.checked(url) == meant
+
+
+@contextmanager
+def listener(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """An address at which every connection is answered by a function."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    answer(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def web_page(connection: socket.socket) -> None:
+    connection.recv(4096)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>")
+
+
+def greeting(connection: socket.socket) -> None:
+    connection.sendall(b"220 mail.example.org ESMTP\r\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (web_page, "who answers there is no daemon of qconvd\n  look at the address and the port\n"),
+        (greeting, f"breaks off, as no daemon of qconvd does\n{ABSENT}"),
+        (lambda connection: connection.recv(4096) and None, f"breaks off, as no daemon of qconvd does\n{ABSENT}"),
+    ],
+)
+def test_others_that_answer(qconvd: Qconvd, answer: Callable[[socket.socket], None], what: str) -> None:
+    with listener(answer) as address:
+        said = qconvd("status", "--url", address)
+    assert (said.code, said.err) == (3, f"qconvd: http://{address}: {what}")
+
+
+def test_nobody_there(qconvd: Qconvd, tmp_path: Path) -> None:
+    with listener(web_page) as address:
+        pass
+    said = qconvd("jobs", "--url", f"http://{address}", "--json")
+    assert (said.code, said.err) == (3, f"qconvd: http://{address}: cannot be reached: Connection refused\n{ABSENT}")
+    assert said.json["error"] == "NotReached"
+    said = qconvd("jobs", "--url", f"unix:{tmp_path}/s")
+    assert said.err == f"qconvd: unix:{tmp_path}/s: cannot be reached: No such file or directory\n{ABSENT}"
+
+
+def test_no_tls(qconvd: Qconvd) -> None:
+    with listener(greeting) as address:
+        said = qconvd("jobs", "--url", f"https://{address}")
+    assert said.code == 3 and said.err.startswith(f"qconvd: https://{address}: does not speak TLS as it should: "), said.err
+
+
+def test_a_daemon_that_is_not_served_by_http_is_asked_in_its_ledger(
+    qconvd: Qconvd, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token may not be read, the port is somebody else's by now, or the daemon is of another version."""
+    home.web = "{listen: '127.0.0.1:0'}"
+    home.configure()
+    home.start()
+    home.said("qconvd runs")
+    asked = []
+    begin = OverLedger.__init__
+    monkeypatch.setattr(OverLedger, "__init__", lambda self, *told: asked.append(1) or begin(self, *told))
+    noted = home.state / "listening.json"
+    first = json.loads(noted.read_text())
+
+    def status(**changed: Any) -> int:
+        noted.write_text(json.dumps({**first, **changed}))
+        before = len(asked)
+        found = qconvd("status", "--json", "--config", home.config).json
+        assert found["pid"] == first["pid"]
+        return len(asked) - before
+
+    assert status() == 0
+    assert status(pid=1) == 1
+    assert status(version="0.0.1") == 1
+    with listener(web_page) as address:
+        assert status(address=address) == 1
+    assert status(address=address) == 1
+    monkeypatch.setattr(http, "SHORT", 0.2)
+    gone = threading.Event()
+    with listener(lambda _: gone.wait(20) or None) as address:
+        assert status(address=address) == 1
+        gone.set()
+    (home.root / "token").write_text("t")
+    noted.write_text(json.dumps(first))
+    text = home.config.read_text()
+    home.config.write_text(text.replace("127.0.0.1:0'", "127.0.0.1:0', token_file: ./token"))
+    assert qconvd("reload", "--config", home.config).code == 0
+    (home.root / "token").unlink()
+    assert status() == 1
+    home.config.write_text(text.replace("'127.0.0.1:0'", "off"))
+    assert qconvd("reload", "--config", home.config).code == 0
+    assert not noted.exists()
+    home.stop()
+
+
+def test_both_ways_say_the_same(qconvd: Qconvd, home: Home) -> None:
+    home.web = "{listen: '127.0.0.1:0'}"
+    home.configure("[fp16, bf16]")
+    (home.inbox / "odd").mkdir()
+    (home.inbox / "odd" / "pytorch_model.bin").write_text("<!DOCTYPE html><html>not found</html>")
+    copy_in(home, tiny_model(home.root / "away" / "m"))
+    home.start()
+    home.done(2)
+    home.wait(lambda: "odd" in home.log(), "the odd one to be seen")
+
+    def everything() -> list[Any]:
+        said = [
+            qconvd(*words, "--config", home.config)
+            for words in (["jobs"], ["job", "1"], ["logs", "1"], ["logs", "1", "--events"])
+        ]
+        data = [qconvd(*words, "--json", "--config", home.config).json for words in (["jobs"], ["job", "1"], ["status"])]
+        return [*((s.code, s.out, s.err) for s in said), *data[:2], {k: v for k, v in data[2].items() if k != "ready"}]
+
+    over_http = everything()
+    (home.state / "listening.json").unlink()
+    assert everything() == over_http
+
+
+def test_jobs_come_in_pages_and_logs_in_pieces(qconvd: Qconvd, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        copy_in(home, tiny_model(home.root / "away" / f"m{number}", seed=number + 1))
+    home.web = "{listen: '127.0.0.1:0'}"
+    home.configure()
+    home.start()
+    home.done(5)
+    monkeypatch.setattr(http, "PAGE", 2)
+    assert [j["job"] for j in qconvd("jobs", "--json", "--config", home.config).json] == [1, 2, 3, 4, 5]
+    whole = qconvd("logs", "3", "--config", home.config).out
+    (home.state / "listening.json").unlink()
+    monkeypatch.setattr(log_module, "PIECE", 1)
+    assert qconvd("logs", "3", "--config", home.config).out == whole
+
+
+def test_a_connection_that_was_closed_meanwhile(tmp_path: Path) -> None:
+    web = Port(tmp_path)
+    daemon = http.OverHttp(f"http://{web.address}")
+    assert daemon.jobs() == []
+    assert daemon._connection is not None and daemon._connection.sock is not None
+    daemon._connection.sock.shutdown(socket.SHUT_RDWR)
+    assert daemon.jobs() == []
+    daemon._connection.sock.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(http.NotReached):  # what changes something is not asked twice
+        daemon.pause("")
+    daemon.close()
+    web.close()
