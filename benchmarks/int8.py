@@ -8,11 +8,10 @@ Perplexity: of Pride and Prejudice, as in benchmarks/perplexity.py: windows of 5
 transformers loads every artifact with compressed-tensors or bitsandbytes and computes on the CPU in float32. Where the scheme
 rounds activations (w8a8, LLM.int8(), fp8), so do they. Zero points load dequantized only, which makes no difference there.
 
-Cost: whole commands, verification included, in CPU seconds and peak RSS; beside them `cp` of the same model, and what of the
-command is arithmetic: encoding as the kernels do it by themselves, SHA-256 of what was made, and comparing it with the model
-(what `verify` takes, less another SHA-256). The first two are measured on all cores at once, as the command runs: hardware
-threads that share a core take longer each. `start` is the same command on a model of a million weights. `rest` is what remains;
-it should not exceed twice `cp`.
+Cost: whole commands, verification included, in CPU seconds and peak RSS; beside them `cp` of the same model. What of this is
+arithmetic is measured in a second run, where each call of it is timed in its thread: encoding; SHA-256 and checksums; comparing
+the artifact with the model and looking for NaN. `rest` is what that run takes besides, for reading and writing above all; it
+should not exceed twice `cp`. `start` is the command on a model of a million weights.
 benchmarks/make_llama.py makes models.
 """
 
@@ -23,13 +22,16 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from math import exp, prod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from math import exp
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 from measure import cost, machine
@@ -54,11 +56,14 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--cost", type=Path)
     parser.add_argument("--small", type=Path)
+    parser.add_argument("--parts-of", help=argparse.SUPPRESS)
     a = parser.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
     if a.model:
         perplexities(a.model, novels(a.novels)[TEST][SKIPPED:], a.windows, a.work)
-    if a.cost:
+    if a.parts_of:
+        print(json.dumps(parts_of(a.cost, a.parts_of, a.work)))
+    elif a.cost:
         costs(a.cost, a.small, a.work)
 
 
@@ -127,66 +132,83 @@ def costs(model: Path, small: Path, work: Path) -> None:
         with TemporaryDirectory(dir=work) as out:
             copied = cost(["cp", "-r", str(model), out], log)
             shutil.rmtree(Path(out) / model.name)
-            own = kernels(model, target)
-            made = cost(command(model, target, Path(out)), log)
-            hashed = hashing(Path(out))
-            compared = comparing(model, target, Path(out)) - hashed
+            itself = [sys.executable, __file__, "--work", str(work), "--cost", str(model), "--parts-of", target]
+            parts = json.loads(subprocess.run(itself, check=True, capture_output=True, text=True).stdout)
             start = cost(command(small, target, Path(out) / "small"), log).cpu
-            rest = made.cpu - own - hashed - compared - start
-            figures = (made.cpu, own, hashed, compared, start, rest, 2 * copied.cpu)
+            made = cost(command(model, target, Path(out)), log)
+            figures = (made.cpu, *(parts[p] for p in PARTS), start, parts["all"] - sum(parts[p] for p in PARTS), 2 * copied.cpu)
             print(f"| `{target}` | {' | '.join(f'{x:.1f}' for x in figures)} | {made.rss / 1e6:.0f} |", flush=True)
 
 
-def hashing(folder: Path) -> float:
-    """CPU seconds that SHA-256 of all files takes, reading left out."""
-    piece = bytes(1 << 24)
-    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    return on_all_cores(lambda: hashlib.sha256(piece)) * size / len(piece)
+PARTS = ("encoding", "SHA-256", "comparing")
 
 
-def on_all_cores(run: Callable[[], object]) -> float:
-    """CPU seconds of a call that releases the GIL, when every core makes it: the least of some."""
+def parts_of(model: Path, target: str, work: Path) -> dict[str, float]:
+    """CPU seconds of a conversion and its verification in this process, and what of them is arithmetic.
 
-    def timed() -> float:
-        began = time.thread_time()
-        run()
-        return time.thread_time() - began
-
-    cores = os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as pool:
-        rounds = [[f.result() for f in [pool.submit(timed) for _ in range(cores)]] for _ in range(4)]
-    return min(sum(seconds) / cores for seconds in rounds[1:])
-
-
-def comparing(model: Path, target: str, out: Path) -> float:
-    """CPU seconds that verifying an artifact against its model takes, SHA-256 included."""
-    from qconvd.engine.manifest import manifest_paths, read_manifest
+    Every call that only computes is timed where the engine makes it: expressions and encoders, SHA-256 and checksums, decoders,
+    bounds and comparisons, counts of NaN.
+    """
+    from qconvd.api import Device
+    from qconvd.engine import run, writer
+    from qconvd.engine.plan import Prepares
+    from qconvd.engine.run import Limits
+    from qconvd.engine.target import ConvertTarget
+    from qconvd.engine.written import written
+    from qconvd.plugins import plugins
+    from qconvd.quality import rows, scan
     from qconvd.quality.verify import verify
 
-    _, found, plan = planning(model, target)
-    (place,) = (p for folder in out.iterdir() for p in manifest_paths(folder))
-    began = time.process_time()
-    verify(place.parent, read_manifest(place), plan=plan, model=found)
-    return time.process_time() - began
-
-
-def kernels(model: Path, target: str) -> float:
-    """CPU seconds that the encoder alone takes for all that it encodes: those of the largest tensor, by the number of weights.
-
-    The weights are random, which is no matter to kernels that do the same for all. They are compiled by this.
-    """
-    import numpy as np
-
-    from qconvd.api import Device
-
-    fmt, _, plan = planning(model, target)
-    units = [u for u in plan.units if "scheme" in u.options] or plan.units
-    unit = max(units, key=lambda u: prod(u.shape))
-    x = np.random.default_rng(1).standard_normal(unit.shape, np.float32)
-    x = x.astype(np.float16) if unit.inputs[0].dtype == "F16" else (x.view(np.uint32) >> 16).astype(np.uint16)
+    spent: Counter[str] = Counter()
+    fmt, found, plan = planning(model, target)
     encoder = fmt.encoder(plan, Device())
-    seconds = on_all_cores(lambda: encoder.encode(unit, (0, len(x)), [x], {}))
-    return seconds * sum(prod(u.shape) for u in units) / prod(unit.shape)
+    if isinstance(encoder, Prepares):
+        list(encoder.prepare(plan))
+
+    def timed(what: str, call: Any) -> Any:
+        def measured(*arguments: Any, **named: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return call(*arguments, **named)
+            finally:
+                spent[what] += time.thread_time() - began
+
+        return measured
+
+    class Hash:
+        def __init__(self) -> None:
+            self._hash = hashlib.sha256()
+            self.update = timed("SHA-256", self._hash.update)
+            self.hexdigest, self.copy = self._hash.hexdigest, self._hash.copy
+
+    run.evaluate = timed("encoding", run.evaluate)
+    run.checksum = timed("SHA-256", run.checksum)
+    writer.hashlib = SimpleNamespace(sha256=Hash)
+    encoder.encode = timed("encoding", encoder.encode)
+    rows.to_float32 = timed("comparing", rows.to_float32)
+    rows.Comparison._hold = timed("comparing", rows.Comparison._hold)
+    counter = scan._counter
+
+    def timed_counter(dtype: str) -> tuple[int, Any]:
+        size, count = counter(dtype)
+        return size, count and timed("comparing", count)
+
+    scan._counter = timed_counter
+    for name in ("decode", "bound"):
+        setattr(type(fmt), name, timed("comparing", getattr(type(fmt), name)))
+    with TemporaryDirectory(dir=work) as out:
+        plan = replace(plan, files=tuple(replace(f, path=f.path.replace("{stem}", found.name)) for f in plan.files))
+        made = ConvertTarget("t", plan, encoder, Path(out), {"artifact": found.name, "format": fmt.name, "options": {}})
+        began = time.process_time()
+        result = run.convert(found, [made], Limits(MEMORY, os.cpu_count() or 1), operations=plugins().operations,
+                             cancelled=lambda: False, on_event=lambda _: None)["t"]  # fmt: skip
+        if isinstance(result, Exception):
+            raise result
+        verify(Path(out) / "files", result, plan=plan, model=found, formats=plugins().formats, pieces=written(Path(out), plan))
+        return {"all": time.process_time() - began, **spent}
+
+
+MEMORY = 1 << 30
 
 
 def planning(model: Path, target: str) -> tuple[Any, Any, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from qconvd.checkpoints.base import TensorInfo
-from qconvd.dtypes import ELEMENT_BYTES, FLOATS, as_float32
+from qconvd.dtypes import ELEMENT_BYTES, FLOATS
 from qconvd.engine.expr import Cast, Expr, Read
 from qconvd.engine.plan import Array, Buffer, Encoded, OutputTensor, Unit, UnitReport
 from qconvd.errors import Unsupported
@@ -48,12 +48,12 @@ def rest_unit(tensor: TensorInfo, format: str, cast: bool, options: Mapping[str,
 
 def encode_rest(unit: Unit, x: Array) -> Encoded:
     """Rows in the type that the plan's expression gave them already. Raises `QconvdError` for a NaN that is refused."""
-    import numpy as np
+    from qconvd.engine.elements import not_finite
 
     report = UnitReport(weights=x.size)
     if (dtype := unit.inputs[0].dtype) in FLOATS:
-        values = as_float32(x, dtype)
-        report = report._replace(nan=int(np.isnan(values).sum()), inf=int(np.isinf(values).sum()))
+        nan, inf = not_finite(x, dtype)
+        report = report._replace(nan=nan, inf=inf)
         check_report(unit, report, unit.options)
     return Encoded((x.reshape(-1),), report)
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qconvd.engine.elements import cast, matrix, numpy_dtype, to_float32
+from qconvd.engine import elements
+from qconvd.engine.elements import cast, matrix, not_finite, numpy_dtype, to_float32
 from qconvd.errors import Unsupported
 
 BF16 = np.arange(1 << 16, dtype=np.uint16)
@@ -34,6 +35,17 @@ def test_every_f16_becomes_the_right_bf16() -> None:
 def test_every_bf16_becomes_the_right_f16() -> None:
     expected = torch.from_numpy(BF16.view(np.int16)).view(torch.bfloat16).to(torch.float16).numpy()
     np.testing.assert_array_equal(cast(BF16, "BF16", "F16"), expected)
+
+
+def test_sixteen_bits_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elements, "IN_CACHE", 1000)  # of which 65,536 is no multiple
+    parts = np.ascontiguousarray(BF16.reshape(256, 256).T)
+    np.testing.assert_array_equal(cast(parts, "BF16", "F16"), cast(BF16, "BF16", "F16").reshape(256, 256).T)
+    for dtype, exponent in (("BF16", 0x7F80), ("F16", 0x7C00)):
+        odd = int(((BF16 & 0x7FFF) > exponent).sum())
+        assert not_finite(parts.view(np.float16) if dtype == "F16" else parts, dtype) == (odd, 2)
+    assert not_finite(np.zeros(0, np.uint16), "BF16") == (0, 0)
+    assert not_finite(np.array([np.nan, -np.inf, 1, np.inf], np.float32), "F32") == (1, 2)
 
 
 @settings(max_examples=400, deadline=None)
