@@ -79,11 +79,10 @@ def _listening(place: Place) -> OverHttp | None:
         return None
     from qconvd.client.http import UNIX, NotReached, NotServed, OverHttp
 
-    daemon = OverHttp(address if address.startswith(UNIX) else f"http://{address}", _token_of(place) or _token_here())
     try:
+        daemon = OverHttp(address if address.startswith(UNIX) else f"http://{address}", _token_of(place) or _token_here())
         daemon.hello()
     except (NotReached, NotServed):
-        daemon.close()
         return None
     return daemon
 

@@ -24,6 +24,9 @@ PAGE = 500
 """Jobs that are asked for at a time."""
 TOKEN_VARIABLE = "QCONVD_WEB_TOKEN"
 ABSENT = "is a daemon running there, with its HTTP port on?"
+OTHER = "look at the address and the port, and at the version that runs there"
+NOTHING = "there is nothing here"
+"""What a daemon says of a path that it does not have."""
 LARGEST = 1 << 28
 """Bytes of an answer; whoever sends more is no daemon of ours."""
 
@@ -40,6 +43,11 @@ class OverHttp:
     """Asks the daemon at `url`: `http://host:port`, `https://…`, or `unix:/path`. `token` is what it wants to see."""
 
     def __init__(self, url: str, token: str = "") -> None:
+        if token and not re.fullmatch(r"[!-~]+", token):
+            # Nothing else can stand in a header.
+            raise NotServed(
+                "the token is none", where=url, fix="a token is one word of plain letters and digits: copy it again"
+            )
         self.url = url
         self._token = token
         self._patience = PATIENCE
@@ -55,29 +63,29 @@ class OverHttp:
         """Raise `NotReached` or `NotServed` unless the daemon answers, and soon."""
         self._patience = SHORT
         try:
-            self._get("/jobs", limit=1)
+            self._get("/jobs", "jobs", limit=1)
         finally:
             self.close()
             self._patience = PATIENCE
 
     def status(self) -> Document:
-        return self._get("/status")
+        return self._get("/status", "seen")
 
     def jobs(self) -> list[Document]:
         found: list[Document] = []
         before: int | None = None
         while True:
-            page = self._get("/jobs", limit=PAGE, **({} if before is None else {"before": before}))
+            page = self._get("/jobs", "jobs", limit=PAGE, **({} if before is None else {"before": before}))
             found += page["jobs"]
             before = page["next"]
             if before is None:
                 return found[::-1]
 
     def job(self, number: str) -> Document:
-        return self._get(f"/jobs/{_number(number)}")
+        return self._get(f"/jobs/{_number(number)}", "history")
 
     def log(self, of: str, after: str = "", *, events: bool = False) -> Document:
-        return self._get("/log", of=_id(of), after=after, events=str(events).lower())
+        return self._get("/log", "lines", of=_id(of), after=after, events=str(events).lower())
 
     def ask(self, kind: str, ids: Sequence[str]) -> Answer:
         return self._post("/requests", kind=kind, of=[_id(id) for id in ids])
@@ -97,17 +105,18 @@ class OverHttp:
     def add(self, locator: str, recipe: str | None) -> Answer:
         return self._post("/models", model=locator, recipe=recipe)
 
-    def _get(self, path: str, **query: object) -> Document:
-        return self._answered("GET", f"{path}?{urlencode(query)}" if query else path, None)[1]
+    def _get(self, path: str, key: str, **query: object) -> Document:
+        """A document that has this key, as all from a daemon like us have."""
+        return self._answered("GET", f"{path}?{urlencode(query)}" if query else path, None, key)[1]
 
     def _post(self, path: str, **body: object) -> Answer:
-        status, found = self._answered("POST", path, json.dumps(body).encode())
+        status, found = self._answered("POST", path, json.dumps(body).encode(), "answer")
         state, said = str(found.get("state", "")), str(found.get("answer", ""))
         if status == 202 or state == "open":
             return Answer("open", NOT_YET)
         return Answer(state, said)
 
-    def _answered(self, method: str, path: str, body: bytes | None) -> tuple[int, Document]:
+    def _answered(self, method: str, path: str, body: bytes | None, key: str) -> tuple[int, Document]:
         """What the daemon says to a request. Raises `NotReached`, `NotServed`, or what it says of a failure."""
         headers = {"Accept": "application/json", "Host": self._host}
         if body is not None:
@@ -119,13 +128,15 @@ class OverHttp:
             found = json.loads(raw)
         except ValueError:
             found = None
-        if not isinstance(found, dict):
-            raise NotReached("who answers there is no daemon of qconvd", where=self.url, fix="look at the address and the port")
-        if status in (200, 202) or (status == 409 and "answer" in found):
+        if not isinstance(found, dict) or (key not in found and "message" not in found):
+            raise NotReached("who answers there is no daemon of this qconvd", where=self.url, fix=OTHER)
+        if key in found:
             return status, found
         what, where, fix = (str(found.get(key, "")) for key in ("message", "where", "fix"))
         if status == 401:
             fix = f"put it into ${TOKEN_VARIABLE}"
+        if (status, what) == (404, NOTHING):
+            raise NotReached("the daemon there does not know what it is asked", where=self.url, fix=OTHER)
         if status in (401, 403, 421, 503):
             raise NotServed(what, where=where or self.url, fix=fix)
         raise QconvdError(what or f"answers {status}", where=where, fix=fix)
@@ -201,6 +212,8 @@ def _id(text: str) -> str:
 
 
 def _why(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"does not speak TLS as it should: {error.reason or error}"
     if isinstance(error, TimeoutError):

@@ -21,7 +21,7 @@ LONGEST_LINE = 1 << 16
 """Characters after which a line of a worker's is broken: what is no text may have no line's end."""
 BEGINNINGS = ("converting", "publishing")
 """States that a target gets when a task starts; all other changes are what came of it."""
-CURSOR = r"(\d{1,15}(;\d{1,15}:\d{1,15})*)?"
+CURSOR = r"([0-9]{1,15}(;[0-9]{1,15}:[0-9]{1,15})*)?"
 """What `next` looks like: the last event that was told, and for each task how far its log was read."""
 
 
@@ -59,7 +59,7 @@ class _Cursor:
 
     @classmethod
     def of(cls, text: str) -> _Cursor:
-        if not re.fullmatch(CURSOR, text, re.ASCII):
+        if not re.fullmatch(CURSOR, text):
             raise QconvdError(f"{text!r} is no place in a log", fix="`after` is the `next` of the piece before")
         event, *read = text.split(";")
         return cls(int(event or 0), {int(task): int(place) for task, _, place in (one.partition(":") for one in read)})

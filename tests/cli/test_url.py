@@ -20,6 +20,7 @@ from qconvd.documents import log as log_module
 from qconvd.errors import QconvdError
 from web_kit import Port
 
+OTHER = "  look at the address and the port, and at the version that runs there\n"
 ABSENT = "  is a daemon running there, with its HTTP port on?\n"
 
 
@@ -94,6 +95,9 @@ def test_a_wrong_token(qconvd: Qconvd, away: Home, monkeypatch: pytest.MonkeyPat
         said = qconvd("status", "--url", url)
         fix = "put it into $QCONVD_WEB_TOKEN"
         assert (said.code, said.err) == (3, f"qconvd: {url}: the token is missing or wrong\n  {fix}\n")
+    monkeypatch.setenv("QCONVD_WEB_TOKEN", "tökén")
+    fix = "a token is one word of plain letters and digits: copy it again"
+    assert qconvd("status", "--url", url).err == f"qconvd: {url}: the token is none\n  {fix}\n"
     # The config says where the token is.
     copy_in(away, tiny_model(away.root / "away" / "m"))
     away.done(1)
@@ -150,8 +154,12 @@ def listener(answer: Callable[[socket.socket], None]) -> Iterator[str]:
 
 
 def web_page(connection: socket.socket) -> None:
+    says(connection, 200, b"<html>")
+
+
+def says(connection: socket.socket, status: int, body: bytes) -> None:
     connection.recv(4096)
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>")
+    connection.sendall(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
 
 
 def greeting(connection: socket.socket) -> None:
@@ -161,7 +169,14 @@ def greeting(connection: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("answer", "what"),
     [
-        (web_page, "who answers there is no daemon of qconvd\n  look at the address and the port\n"),
+        (web_page, f"who answers there is no daemon of this qconvd\n{OTHER}"),
+        (lambda c: says(c, 200, b'{"hello": 1}'), f"who answers there is no daemon of this qconvd\n{OTHER}"),
+        (lambda c: says(c, 200, b"[]"), f"who answers there is no daemon of this qconvd\n{OTHER}"),
+        (
+            lambda c: says(c, 404, b'{"message": "there is nothing here"}'),
+            f"the daemon there does not know what it is asked\n{OTHER}",
+        ),
+        (lambda c: says(c, 503, b'{"message": "away", "fix": "come again"}'), "away\n  come again\n"),
         (greeting, f"breaks off, as no daemon of qconvd does\n{ABSENT}"),
         (lambda connection: connection.recv(4096) and None, f"breaks off, as no daemon of qconvd does\n{ABSENT}"),
     ],
