@@ -42,7 +42,7 @@ def test_sixteen_bits_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = np.ascontiguousarray(BF16.reshape(256, 256).T)
     np.testing.assert_array_equal(cast(parts, "BF16", "F16"), cast(BF16, "BF16", "F16").reshape(256, 256).T)
     for dtype, exponent in (("BF16", 0x7F80), ("F16", 0x7C00)):
-        odd = int(((BF16 & 0x7FFF) > exponent).sum())
+        odd = int(np.greater(BF16 & 0x7FFF, exponent).sum())
         assert not_finite(parts.view(np.float16) if dtype == "F16" else parts, dtype) == (odd, 2)
     assert not_finite(np.zeros(0, np.uint16), "BF16") == (0, 0)
     assert not_finite(np.array([np.nan, -np.inf, 1, np.inf], np.float32), "F32") == (1, 2)
