@@ -96,7 +96,7 @@ class Port(Client):
         self.server = WebServer({})
         self.server.configure(self.config)
         self.server.turned()
-        super().__init__(self.server.address)
+        super().__init__(self.server.address or "127.0.0.1:0")
 
     def close(self) -> None:
         self.server.close()

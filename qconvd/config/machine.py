@@ -63,7 +63,9 @@ class Devices(Section):
 
     cpu: bool = Field(True, description="Whether to convert on the CPU.")
     cuda: Literal["auto", "none"] | tuple[str, ...] = Field(
-        "auto", description="GPUs: all that are there, none, or a list of UUIDs as `nvidia-smi -L` shows them."
+        "auto",
+        description="GPUs: all that are there, none, or a list of UUIDs as `nvidia-smi -L` shows them. "
+        "Each has one task at a time.",
     )
     cuda_reserve: Size = Field(1 << 30, ge=0, description="Memory of each GPU that is left alone.")
 

@@ -37,8 +37,7 @@ class WebServer:
         self._site = Site()
         self._asked, self._address = "", ""
         self._listening: socket.socket | None = None
-        self._serving: Serving | None = None
-        self._thread: threading.Thread | None = None
+        self._serves: _Serves | None = None
 
     @property
     def address(self) -> str:
@@ -58,13 +57,9 @@ class WebServer:
         if not where:
             return
         listening = sockets.bound(where)
-        from qconvd.web.serving import Serving  # starlette and uvicorn, which a daemon without a page does without
-
         self._asked, self._listening, self._address = where, listening, sockets.shown(listening)
         self._site.listens_at(self._address)
-        self._serving = Serving(self._site, self._posts)
-        self._thread = threading.Thread(target=self._serving.run, args=(listening,), name="web", daemon=True)
-        self._thread.start()
+        self._serves = _Serves(self._site, self._posts, listening)
         log.info("listens on %s", _as_url(self.address), extra={"action": "web.listening", "address": self.address})
         if not self._site.only_here and self._site.token_error():
             log.warning("other machines reach %s, and no token is set: only webhooks are heard there; %s", self.address,
@@ -76,12 +71,47 @@ class WebServer:
 
     def close(self) -> None:
         """Stop listening."""
-        if self._serving is not None and self._thread is not None and self._listening is not None:
-            self._serving.stop()
-            self._thread.join(END_SECONDS)
+        if self._serves is not None and self._listening is not None:
+            self._serves.stop()
             sockets.released(self._listening, self._address)
         self._asked, self._address = "", ""
-        self._listening, self._serving, self._thread = None, None, None
+        self._listening, self._serves = None, None
+
+
+class _Serves:
+    """The thread of one listening socket."""
+
+    def __init__(self, site: Site, posts: Mapping[str, Post], listening: socket.socket) -> None:
+        self._site, self._posts, self._listening = site, posts, listening
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._serving: Serving | None = None
+        self._thread = threading.Thread(target=self._run, name="web", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the thread end, and wait for that."""
+        with self._lock:
+            self._stopped, serving = True, self._serving
+        if serving is not None:
+            serving.stop()
+        self._thread.join(END_SECONDS)
+
+    def _run(self) -> None:
+        # starlette and uvicorn take a quarter of a second, for which the daemon's thread does not wait: who connects meanwhile
+        # is in the socket's queue. A daemon without a page does without them.
+        try:
+            from qconvd.web.serving import Serving
+
+            serving = Serving(self._site, self._posts)
+        except Exception:
+            log.exception("the HTTP server cannot be started", extra={"action": "web.ended"})
+            return
+        with self._lock:
+            if self._stopped:
+                return
+            self._serving = serving
+        serving.run(self._listening)
 
 
 def _as_url(address: str) -> str:

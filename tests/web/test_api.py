@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from daemon_kit import Home, end, move_in, tiny_model
 from qconvd.ledger import Ledger
 from qconvd.web.api import ENDPOINTS, PREFIX
 from qconvd.web.asking import locator_of
-from web_kit import Port, client_of
+from web_kit import Client, Port, client_of
 
 API = "/api/v1"
 
@@ -188,6 +189,17 @@ def test_a_busy_port_is_told_and_all_else_goes_on(home: Home, web: Port) -> None
     home.wait(lambda: f"{web.address}: cannot listen: Address already in use" in home.log(), "the error")
     home.wait(lambda: "is watched by events" in home.log(), "the watch")
     end(home)
+
+
+def test_a_port_is_closed_before_it_served(opened: Callable[..., Port]) -> None:
+    web = opened("{listen: off}")
+    for _ in range(3):
+        web.server.listen("127.0.0.1:0")
+        address = web.server.address
+        web.server.listen(None)
+        with pytest.raises(ConnectionRefusedError):
+            Client(address).get("/healthz")
+    assert web.server.address == ""
 
 
 def test_once_opens_no_port(home: Home) -> None:
