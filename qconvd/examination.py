@@ -168,24 +168,14 @@ def _hub(config: Config | None) -> Iterator[Finding]:
 
 
 def _notifiers(config: Config | None) -> Iterator[Finding]:
-    """Whether who is to be told can be: files and programs, not whether somebody answers."""
-    from shutil import which
-
-    from qconvd.notifications.attempt import NotSent
-    from qconvd.notifications.webhook import address
+    """Whether who is to be told can be: files, templates and programs, not whether somebody answers."""
+    from qconvd.notifications.sender import trouble
 
     for entry in config.notify if config else ():
-        found, fix = "`qconvd notify test` tries it", ""
-        if entry.webhook is not None and not entry.webhook.credential:
-            try:
-                address(entry.webhook)
-            except NotSent as error:
-                found, fix = f"{error.where}: {error.what}", error.fix
-        program = str(entry.mail.sendmail) if entry.mail else entry.command.run[0] if entry.command else ""
-        if program and which(program) is None:
-            found = f"{program} is not there, or no program"
-            fix = "install a program that sends mail, or name it in `sendmail:`" if entry.mail else "name another one"
-        yield Finding(entry.name, "bad" if fix else "good", found, fix)
+        if (wrong := trouble(entry)) is None:
+            yield Finding(entry.name, "good", "`qconvd notify test` tries it")
+        else:
+            yield Finding(entry.name, "bad", f"{wrong.where}: {wrong.what}" if wrong.where else wrong.what, wrong.fix)
 
 
 def _folders(config: Config) -> Iterator[Finding]:

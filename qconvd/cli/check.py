@@ -17,6 +17,7 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
     from qconvd.cli.options import load_config
     from qconvd.config import WatchHub
     from qconvd.destinations import places
+    from qconvd.notifications.sender import trouble
     from qconvd.quantities import show_duration, show_size
 
     found = load_config(config)
@@ -67,6 +68,9 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
     for entry in found.notify:
         of = f", for {' and '.join(entry.recipes)}" if entry.recipes else ""
         print(output.filled(f"{entry.name} is told of: {', '.join(entry.on)}{of}."))
+        if (wrong := trouble(entry)) is not None:
+            print(output.filled(f"WRONG: {f'{wrong.where}: ' if wrong.where else ''}{wrong.what}", "  "))
+            print(output.filled(wrong.fix, "    "))
     free = found.limits.disk_reserve
     output.pairs([
         ("output", found.output), ("state", found.state), ("left free", show_size(free)), ("names", found.names), *_hub(found),

@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-from qconvd.config.values import AnyPath, Duration, Section, Words, one_or_many
+from qconvd.config.values import AnyPath, Duration, Section, Words, any_path, one_or_many
 
 EventName: TypeAlias = Literal["done", "failed", "cancelled", "confirm", "refused", "paused"]
 WEBHOOK_SECONDS, COMMAND_SECONDS = 10.0, 30.0
@@ -138,16 +147,23 @@ class CommandNotifier(Section):
     """What to run. It is started without a shell; the news are JSON on its stdin, and `QCONVD_…` in its environment."""
 
     run: tuple[str, ...] = Field(
-        min_length=1, description="The program and its arguments; `command: [./tell.sh, -v]` is short."
+        min_length=1,
+        description="The program and its arguments; `command: [./tell.sh, -v]` is short. "
+        "A name without a slash is looked for in `$PATH`.",
     )
     timeout: Duration = Field(COMMAND_SECONDS, gt=0, le=300, description="How long it may take before it is killed.")
 
     @field_validator("run", mode="before")
     @classmethod
-    def _words(cls, value: Any) -> Any:
+    def _words(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str):
             raise ValueError("write the program and its arguments as a list: [./tell.sh, --loud]")
-        return [str(word) for word in value] if isinstance(value, list | tuple) else value
+        if not isinstance(value, list | tuple):
+            return value
+        words = [str(word) for word in value]
+        if words and "/" in words[0]:  # as a shell has it, any other name is looked for in $PATH
+            words[0] = str(any_path(words[0], info))
+        return words
 
     @field_validator("run")
     @classmethod

@@ -58,7 +58,7 @@ def _hours(value: Any) -> Any:
     return start, end % (24 * 60)
 
 
-def _path(value: Any, info: ValidationInfo) -> Any:
+def any_path(value: Any, info: ValidationInfo) -> Any:
     """Paths are relative to the config file; `~` is the home folder."""
     if isinstance(value, Path):
         value = str(value)
@@ -99,7 +99,7 @@ LongDuration = Annotated[float, BeforeValidator(_long_duration), WithJsonSchema(
 Count = Annotated[
     int, BeforeValidator(_count), WithJsonSchema({"type": ["string", "integer"], "format": "number of parameters"})
 ]
-AnyPath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string", "format": "path"})]
+AnyPath = Annotated[Path, BeforeValidator(any_path), WithJsonSchema({"type": "string", "format": "path"})]
 QuietHours = Annotated[tuple[int, int], BeforeValidator(_hours), WithJsonSchema({"type": "string", "format": "times of day"})]
 _Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
 Workers = Annotated[_Workers, BeforeValidator(_whole_number, json_schema_input_type=_Workers)]

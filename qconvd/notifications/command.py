@@ -12,6 +12,7 @@ from qconvd.notifications import program
 from qconvd.notifications.attempt import BreakOff, NotSent
 from qconvd.notifications.news import News, one_line
 
+FIX = "name a program that is there and may be run by the user that runs qconvd; paths are relative to the config file"
 LONGEST = 4000
 """Characters of a variable; what is longer stands on stdin."""
 TEMPORARY = 75
@@ -21,8 +22,7 @@ TEMPORARY = 75
 def send(notifier: CommandNotifier, news: News, stop: BreakOff) -> str:
     """Run it; returns what happened. Raises `NotSent`: every failure is tried again, for nobody knows what it means."""
     stdin = json.dumps(news, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-    fix = "name a program that is there and may be run by the user that runs qconvd; relative paths start at its folder"
-    ended = program.run(notifier.run, stdin, {**cleaned(os.environ), **variables(news)}, notifier.timeout, stop, fix)
+    ended = program.run(notifier.run, stdin, {**cleaned(os.environ), **variables(news)}, notifier.timeout, stop, FIX)
     if ended.code:
         how = f"exit code {ended.code}" if ended.code > 0 else f"signal {-ended.code}"
         raise NotSent(f"{notifier.run[0]} failed ({how})" + (f": {one_line(ended.said)}" if ended.said else ""), again=True,

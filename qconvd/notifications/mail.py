@@ -15,6 +15,7 @@ from qconvd.notifications.attempt import BreakOff, NotSent
 from qconvd.notifications.command import cleaned
 from qconvd.notifications.news import News, one_line
 
+FIX = "install a program that sends mail (msmtp-mta, postfix), or name it in `sendmail:`"
 LASTING = {64, 65, 67, 77}
 """Of sysexits.h: a wrong command line, wrong data, an address that nobody has, no permission."""
 
@@ -22,8 +23,7 @@ LASTING = {64, 65, 67, 77}
 def send(notifier: MailNotifier, news: News, stop: BreakOff) -> str:
     """Hand it over; returns what happened. Raises `NotSent`."""
     words = [str(notifier.sendmail), "-i", *notifier.to]
-    fix = "install a program that sends mail (msmtp-mta, postfix), or name it in `sendmail:`"
-    ended = program.run(words, bytes(message(notifier, news)), cleaned(os.environ), notifier.timeout, stop, fix)
+    ended = program.run(words, bytes(message(notifier, news)), cleaned(os.environ), notifier.timeout, stop, FIX)
     if ended.code:
         said = f": {one_line(ended.said)}" if ended.said else ""
         raise NotSent(f"{notifier.sendmail} failed (exit code {ended.code}){said}", again=ended.code not in LASTING,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from qconvd.notifications.attempt import BreakOff, NotSent
 
@@ -25,6 +28,13 @@ class Ended:
 
     code: int
     said: str
+
+
+def look_for(words: Sequence[str], fix: str) -> None:
+    """Raise `NotSent` if a program is not there, or is none that we may run."""
+    if shutil.which(words[0]) is None:
+        why = errno.EACCES if Path(words[0]).exists() else errno.ENOENT
+        raise NotSent(f"{words[0]} cannot be run: {os.strerror(why)}", fix=fix)
 
 
 def run(words: Sequence[str], stdin: bytes, environment: Mapping[str, str], timeout: float, stop: BreakOff, fix: str) -> Ended:

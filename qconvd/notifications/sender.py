@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -13,7 +14,7 @@ from qconvd.errors import QconvdError
 from qconvd.ledger import Ledger, Notification
 from qconvd.logs.about import about_notification
 from qconvd.notifications.attempt import BreakOff, NotSent
-from qconvd.notifications.news import News
+from qconvd.notifications.news import News, of_test
 
 log = logging.getLogger(__name__)
 PAUSES = (30.0, 120.0, 600.0, 2700.0)
@@ -39,6 +40,31 @@ def send(notifier: Notify, news: News, stop: BreakOff) -> str:
 
     assert notifier.command is not None
     return command.send(notifier.command, news, stop)
+
+
+def trouble(notifier: Notify) -> NotSent | None:
+    """Why a notifier could not be told now, as far as that is known without telling: files, templates, programs."""
+    if notifier.webhook is not None and notifier.webhook.credential and "CREDENTIALS_DIRECTORY" not in os.environ:
+        return None  # which only the service has
+    try:
+        _look(notifier, of_test(time.time()))
+    except NotSent as error:
+        return error
+    return None
+
+
+def _look(notifier: Notify, news: News) -> None:
+    if notifier.webhook is not None:
+        from qconvd.notifications import webhook
+
+        webhook.prepared(notifier.webhook, news)
+        return
+    from qconvd.notifications import command, mail, program
+
+    if notifier.mail is not None:
+        program.look_for([str(notifier.mail.sendmail)], mail.FIX)
+    elif notifier.command is not None:
+        program.look_for(notifier.command.run, command.FIX)
 
 
 class Sender:

@@ -37,6 +37,16 @@ KEEP = "put the whole address into it, in one line and nothing else, readable fo
 
 def send(notifier: WebhookNotifier, news: News, stop: BreakOff) -> str:
     """POST it; returns what the server answered. Raises `NotSent`, whose words hold neither the address nor a token."""
+    request, secrets = prepared(notifier, news)
+    try:
+        return _post(request, notifier.timeout, stop, secrets)
+    except NotSent as error:
+        raise NotSent(cut(_without(error.what, secrets)), fix=_without(error.fix, secrets), again=error.again,
+                      after=error.after) from None  # fmt: skip
+
+
+def prepared(notifier: WebhookNotifier, news: News) -> tuple[urllib.request.Request, Sequence[str]]:
+    """What is to be sent, and what of it nobody is to see. Raises `NotSent` for a file or a template that cannot be used."""
     url = address(notifier)
     token = "" if notifier.token_file is None else _read(notifier.token_file, "a token", "put the token into it, in one line")
     secrets = _secrets(url, token)
@@ -44,12 +54,7 @@ def send(notifier: WebhookNotifier, news: News, stop: BreakOff) -> str:
     headers = {"User-Agent": f"qconvd/{__version__}", "Accept": "*/*", **made.headers}
     if token:
         headers["Authorization"] = f"Bearer {token}"
-    request = urllib.request.Request(url, made.data, headers, method="POST")
-    try:
-        return _post(request, notifier.timeout, stop, secrets)
-    except NotSent as error:
-        raise NotSent(cut(_without(error.what, secrets)), fix=_without(error.fix, secrets), again=error.again,
-                      after=error.after) from None  # fmt: skip
+    return urllib.request.Request(url, made.data, headers, method="POST"), secrets
 
 
 def address(notifier: WebhookNotifier) -> str:

@@ -76,8 +76,8 @@ def test_doctor_looks_whether_they_can_be_told(qconvd: Qconvd, tmp_path: Path) -
     found = {f["what"]: f for f in qconvd("doctor", "--json").json}
     assert found["webhook slack"]["state"] == "bad"
     assert found["webhook slack"]["found"] == f"{tmp_path}/slack: cannot be read: No such file or directory"
-    assert found["command tell"]["found"] == "./tell is not there, or no program"
-    assert found["mail a@b.c"]["fix"] == "install a program that sends mail, or name it in `sendmail:`"
+    assert found["command tell"]["found"] == f"{tmp_path}/tell cannot be run: No such file or directory"
+    assert found["mail a@b.c"]["fix"].startswith("install a program that sends mail (")
     assert (found["webhook example.org"]["state"], found["webhook hook"]["state"]) == ("good", "good")
 
 
@@ -144,6 +144,32 @@ def test_check_says_who_is_told_of_what(qconvd: Qconvd, tmp_path: Path) -> None:
     said = qconvd("check").out
     assert "webhook example.org is told of: failed, done.\nmail a@x is told of: paused, for r.\n" in said
     assert "secret" not in said
+
+
+def test_check_says_who_could_not_be_told(qconvd: Qconvd, tmp_path: Path) -> None:
+    (tmp_path / "tell").write_text("#!/bin/sh\n")
+    (tmp_path / "bad").write_text("{{ title")
+    (tmp_path / "config.yaml").write_text(f"""{CONFIG}notify:
+- webhook: {{url_file: ./nowhere}}
+- webhook: {{url: "https://example.org/secret-hook", template: ./bad}}
+- command: [./gone, -v]
+- command: [./tell]
+- command: ["true"]
+- mail: {{to: a@x, sendmail: ./sendmail}}
+""")
+    said = qconvd("check")
+    assert said.code == 0 and "secret" not in said.out
+    words = " ".join(said.out.split())
+    run = "name a program that is there and may be run by the user that runs qconvd; paths are relative to the config file"
+    for told in (
+        f"WRONG: {tmp_path}/nowhere: cannot be read: No such file or directory put the whole address into it, in one line",
+        f"WRONG: {tmp_path}/bad:1: the template cannot be used: unexpected end of template",
+        f"WRONG: {tmp_path}/gone cannot be run: No such file or directory {run}",
+        f"WRONG: {tmp_path}/tell cannot be run: Permission denied {run}",
+        f"WRONG: {tmp_path}/sendmail cannot be run: No such file or directory install a program that sends mail",
+    ):
+        assert told in words, said.out
+    assert words.count("WRONG") == 5
 
 
 def test_a_lone_address_is_not_shown(qconvd: Qconvd, tmp_path: Path) -> None:
