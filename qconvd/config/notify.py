@@ -21,7 +21,7 @@ from pydantic import (
 
 from qconvd.config.values import AnyPath, Duration, Section, Words, any_path, one_or_many
 
-EventName: TypeAlias = Literal["done", "failed", "cancelled", "confirm", "refused", "paused"]
+EventName: TypeAlias = Literal["done", "failed", "cancelled", "confirm", "refused", "paused", "resumed"]
 WEBHOOK_SECONDS, COMMAND_SECONDS = 10.0, 30.0
 EITHER = "an entry is either `webhook: …` or `mail: …` or `command: […]`"
 SENDMAIL = Path("/usr/sbin/sendmail")
@@ -190,7 +190,8 @@ class Notify(Section):
             ("failed", "done"),
             min_length=1,
             description="Of what: jobs that are done, have failed (in part, too), were cancelled or wait for `qconvd publish` "
-            "(`confirm`); a model that is refused; the daemon, when it is paused because a disk is nearly full.",
+            "(`confirm`); a model that is refused; the daemon, when it is paused because a disk is nearly full, and when "
+            "it goes on.",
         )
     )
     recipes: Words = Field((), description="Of jobs: only those of these recipes; all, if left out.")

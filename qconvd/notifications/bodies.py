@@ -25,7 +25,7 @@ NTFY_BYTES, SLACK_CHARACTERS, DISCORD_CHARACTERS = 4096, 3000, 2000
 JSON, TEXT = "application/json", "text/plain; charset=utf-8"
 PRIORITIES = {"failed": "4", "paused": "4", "refused": "4"}
 TAGS = {"done": "white_check_mark", "failed": "x", "cancelled": "no_entry_sign", "confirm": "question", "refused": "warning",
-        "paused": "warning"}  # fmt: skip
+        "paused": "warning", "resumed": "arrow_forward"}  # fmt: skip
 """ntfy's names of emojis."""
 _MARKDOWN = re.compile(r"([\\*_~|<>\[\]])")
 

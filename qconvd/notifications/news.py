@@ -11,7 +11,7 @@ from qconvd.ledger import Pause, Source, Target
 from qconvd.notifications.jobs import JobEnd
 from qconvd.quantities import show_size
 
-Kind: TypeAlias = Literal["done", "failed", "cancelled", "confirm", "refused", "paused", "test"]
+Kind: TypeAlias = Literal["done", "failed", "cancelled", "confirm", "refused", "paused", "resumed", "test"]
 News: TypeAlias = Mapping[str, Any]
 """Always all of: `event`, `title`, `text`, `at`, `host`, `job`, `model`, `recipe`, `seconds`, `artifacts`, `reason`, `fix`."""
 
@@ -69,6 +69,11 @@ def of_pause(pause: Pause) -> dict[str, Any]:
     """The daemon holds back by itself."""
     title = f"qconvd on {socket.gethostname()} is paused: a disk is nearly full"
     return _news("paused", title, cut(one_line(pause.reason)), pause.since, reason=pause.reason)
+
+
+def of_resume(at: float) -> dict[str, Any]:
+    """The disk has room again."""
+    return _news("resumed", f"qconvd on {socket.gethostname()} goes on", "The disk has room again.", at)
 
 
 def of_test(at: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,8 +37,9 @@ class Reporter:
         self._seen = mark
         events = self._ledger.history(since=self._last)
         pause = next((p for p in self._ledger.pauses() if p.cause == "disk"), None)
-        paused = pause is not None and pause.since != self._ledger.told_until("pause")
-        if not events and not paused:
+        told = self._ledger.told_until("pause")
+        paused, resumed = pause is not None and pause.since != told, pause is None and told > 0
+        if not events and not paused and not resumed:
             return
         ends = ended(self._ledger, events)
         found = [news.of_job(end) for end in ends]
@@ -45,12 +47,14 @@ class Reporter:
         found += [news.of_refused(source) for source in map(self._ledger.source, refused) if source.state == "refused"]
         if pause is not None and paused:
             found.append(news.of_pause(pause))
+        elif resumed:
+            found.append(news.of_resume(time.time()))
         last = max([self._last, *(e.id for e in events)])
         if found or last - self._written > LONGEST_UNWRITTEN:
             with self._ledger.transaction():
                 self._ledger.tell_until("event", last)
-                if pause is not None:
-                    self._ledger.tell_until("pause", pause.since)
+                if paused or resumed:
+                    self._ledger.tell_until("pause", pause.since if pause is not None else 0)
                 waiting = self._ledger.notify_all([(n.name, one) for one in found for n in config.notify if n.wants(one)])
             self._written = last
             if waiting:

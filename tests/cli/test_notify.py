@@ -125,7 +125,7 @@ NO_URL = "webhook.url: this is no address of a webhook; it begins with https://"
         ("{mail: a@x, command: ['true']}", f": {EITHER}"),
         (
             "{mail: a@x, on: dne}",
-            ".on[0]: 'dne' is none of done, failed, cancelled, confirm, refused, paused (did you mean done?)",
+            ".on[0]: 'dne' is none of done, failed, cancelled, confirm, refused, paused, resumed (did you mean done?)",
         ),
         ("{mail: a@x, recipes: [rr]}", ".recipes[0]: there is no recipe 'rr' (did you mean r?)"),
     ],

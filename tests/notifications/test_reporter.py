@@ -25,7 +25,7 @@ recipes: {everyday: {targets: [fp16]}, other: {targets: [fp16]}}
 notify:
 - command: ["true"]
   called: all
-  on: [done, failed, cancelled, confirm, refused, paused]
+  on: [done, failed, cancelled, confirm, refused, paused, resumed]
 - command: ["true"]
   called: usual
 - command: ["true"]
@@ -278,6 +278,9 @@ def test_a_refused_model_and_a_full_disk_are_told_once(
     Reporter(ledger).tick(config)
     assert told() == [], "the same pause, after a restart"
     ledger.resume("disk")
+    (title,) = told()
+    assert title.startswith("all: qconvd on ") and title.endswith(" goes on")
+    assert told() == [], "once"
     clock.now += 60
     ledger.pause("disk", "less than 10GB was free for /out")
     assert len(told()) == 1, "another one"
