@@ -199,9 +199,9 @@ def checked(url: str) -> str:
 
 def _number(job: str) -> str:
     """A job's number as it stands in a path. Raises `QconvdError` for what is no number, as a ledger does."""
-    if not job.isdecimal() or not job.isascii():
+    if not re.fullmatch(r"0*[1-9][0-9]{0,14}", job):
         raise QconvdError(f"there is no job {job}", fix="`qconvd jobs` lists them")
-    return str(int(job))
+    return job.lstrip("0")
 
 
 def _id(text: str) -> str:

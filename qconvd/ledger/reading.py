@@ -23,6 +23,9 @@ from qconvd.ledger.records import (
     task_of,
 )
 
+DIGITS = 18
+"""No job's number has more: SQLite could not hold it."""
+
 
 class Reading(Database):
     """What is known of sources, jobs, targets and tasks."""
@@ -33,7 +36,8 @@ class Reading(Database):
 
     def job(self, id: int | str) -> Job:
         """One job by its number. Raises `QconvdError`."""
-        number = int(id) if str(id).isdecimal() else -1
+        digits = str(id).lstrip("0")
+        number = int(digits) if digits.isdecimal() and len(digits) <= DIGITS else -1
         found = self._jobs("SELECT * FROM job WHERE id = ?", (number,))
         if not found:
             raise QconvdError(f"there is no job {id}", fix="`qconvd jobs` lists them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -101,8 +102,9 @@ def request(call: Call) -> answers.Said:
 
 
 async def ask(call: Call) -> answers.Said:
-    _there(lambda: [call.reader.ledger.find(id) for id in call.body.of])
-    return await call.asker.ask(call.body.kind, ids=call.body.of)
+    ids = list(dict.fromkeys(call.body.of))
+    await _looked(lambda: [call.reader.ledger.find(id) for id in ids])
+    return await call.asker.ask(call.body.kind, ids=ids)
 
 
 async def add(call: Call) -> answers.Said:
@@ -138,13 +140,18 @@ async def resume(call: Call) -> answers.Said:
 
 
 async def priority(call: Call) -> answers.Said:
-    _there(lambda: call.reader.ledger.job(call.path.job))
+    await _looked(lambda: call.reader.ledger.job(call.path.job))
     return await call.asker.ask("priority", job=str(call.path.job), priority=call.body.priority)
 
 
 async def _of_job(call: Call, kind: str) -> answers.Said:
-    ids = _there(lambda: call.asker.targets_of(call.path.job, call.body.targets))
+    ids = await _looked(lambda: call.asker.targets_of(call.path.job, call.body.targets))
     return await call.asker.ask(kind, ids=ids)
+
+
+async def _looked(look: Callable[[], T]) -> T:
+    """What a number stands for, without holding up everybody else meanwhile. Raises `Missing`."""
+    return await asyncio.to_thread(_there, look)
 
 
 def _there(look: Callable[[], T]) -> T:

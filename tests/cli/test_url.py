@@ -70,6 +70,8 @@ def test_everything_over_a_socket_with_a_token(qconvd: Qconvd, away: Home, monke
     [
         (["job", "99"], "there is no job 99\n  `qconvd jobs` lists them"),
         (["job", "../x"], "there is no job ../x\n  `qconvd jobs` lists them"),
+        (["job", "9" * 5000], f"there is no job {'9' * 5000}\n  `qconvd jobs` lists them"),
+        (["logs", "9" * 20], f"there is no job {'9' * 20}\n  `qconvd jobs` lists them"),
         (["logs", "nothing"], "there is no target nothing\n"),
         (["logs", "no thing"], "there is no target no thing\n"),
         (["retry", "../x"], "there is no target ../x\n"),

@@ -311,6 +311,9 @@ def test_requests_are_answered_once_in_the_order_asked(ledger: Ledger) -> None:
     [
         (lambda book: book.job("7"), "there is no job 7"),
         (lambda book: book.job("seven"), "there is no job seven"),
+        (lambda book: book.job("9" * 20), f"there is no job {'9' * 20}"),
+        (lambda book: book.find("1" * 5000), f"there is no job {'1' * 5000}"),
+        (lambda book: book.find("0" * 5000), f"there is no job {'0' * 5000}"),
         (lambda book: book.target("zz"), "there is no target zz"),
         (lambda book: book.find("zz"), "there is no target zz"),
         (lambda book: book.task(5), "there is no task 5"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,7 @@ def test_a_job_that_runs_is_cancelled(home: Home) -> None:
     [
         ("/jobs/99", 404, "there is no job 99"), ("/jobs/99/log", 404, "there is no job 99"),
         ("/jobs/99/artifacts", 404, "there is no job 99"), ("/requests/7", 404, "the ledger knows no request 7"),
+        (f"/log?of={'9' * 64}", 404, "there is no job 9999"), ("/log?of=1&after=x", 422, "query.after: "),
         ("/jobs/x", 422, "path.job: 'x' is not a whole number"), ("/jobs/0", 422, "path.job: '0' is too little"),
         (f"/jobs/{1 << 70}", 422, "path.job:"), ("/jobs?limit=0", 422, "query.limit: '0' is too little"),
         ("/jobs?limit=1&limit=2", 422, "query: limit is given twice"), ("/jobs?state=x", 422, "query.state: 'x' is none of"),
@@ -126,7 +129,10 @@ def test_what_cannot_be_answered(web: Port, path: str, status: int, told: str) -
 @pytest.mark.parametrize(
     ("path", "body", "status", "told"),
     [
-        ("/jobs/1/retry", {}, 404, "there is no job 1"), ("/models", {}, 422, "body.model: this key is missing"),
+        ("/jobs/1/retry", {}, 404, "there is no job 1"),
+        ("/requests", {"kind": "retry", "of": ["9" * 64]}, 404, "there is no job 9999"),
+        ("/requests", {"kind": "retry", "of": ["1"] * 1001}, 422, "body.of: "),
+        ("/models", {}, 422, "body.model: this key is missing"),
         ("/models", {"model": "/m", "recipe": "s"}, 400, "there is no recipe 's'"),
         ("/models", [], 422, "body: this must be a mapping of keys"), ("/models", b"{", 400, "the body is not valid JSON"),
         ("/models", b"[" * 100_000, 400, "the body is not valid JSON"), ("/models", b'{"model": NaN}', 400, "the body is not"),
@@ -146,6 +152,20 @@ def test_a_request_that_nobody_answers_stays(web: Port, monkeypatch: pytest.Monk
     assert (reply.status, reply.json["state"]) == (202, "open")
     assert [(r.kind, dict(r.arguments)) for r in web.ledger.requests()] == [("add", {"path": "hub:alice/m", "recipe": "r"})]
     assert (web.config.state / "wake").exists()
+
+
+def test_nobody_waits_while_many_jobs_are_looked_up(web: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    answered = threading.Event()
+    monkeypatch.setattr("qconvd.web.asking.WAIT", 0.1)
+    monkeypatch.setattr(Ledger, "find", lambda _, id: looked.append(id) or answered.wait(20))
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(web.post, f"{API}/requests", {"kind": "retry", "of": ["2", "1", "2"] * 300})
+        assert web.get("/healthz").status == 200
+        answered.set()
+        assert asked.result().status == 202
+    assert looked == ["2", "1"]
+    assert [r.arguments for r in web.ledger.requests()] == [{"ids": ["2", "1"]}]
 
 
 def test_jobs_come_in_pages(web: Port) -> None:
