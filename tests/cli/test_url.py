@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from command_line import Qconvd
-from daemon_kit import Home, copy_in, tiny_model
+from daemon_kit import Home, copy_in, end, tiny_model
 from qconvd.client import http
 from qconvd.client.ledger import OverLedger
 from qconvd.documents import log as log_module
@@ -63,6 +63,15 @@ def test_everything_over_a_socket_with_a_token(qconvd: Qconvd, away: Home, monke
     away.config.write_text(away.config.read_text() + "frob: 1\n")
     bad = qconvd("reload")
     assert bad.code == 3 and "frob: there is no key 'frob' here" in bad.err
+
+
+def test_a_reload_that_moves_the_port_is_answered_there(qconvd: Qconvd, away: Home) -> None:
+    away.config.write_text(away.config.read_text().replace(f"unix:{away.root}/s", f"unix:{away.root}/t"))
+    assert qconvd("reload", "--url", f"unix:{away.root}/s").out == "the configuration was read again\n"
+    away.said(f"listens on unix:{away.root}/t")
+    assert qconvd("status", "--url", f"unix:{away.root}/t").code == 0
+    assert "cannot be reached" in qconvd("status", "--url", f"unix:{away.root}/s").err
+    end(away)
 
 
 @pytest.mark.parametrize(

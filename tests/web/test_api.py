@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,18 @@ def test_a_busy_port_is_told_and_all_else_goes_on(home: Home, web: Port) -> None
     home.wait(lambda: f"{web.address}: cannot listen: Address already in use" in home.log(), "the error")
     home.wait(lambda: "is watched by events" in home.log(), "the watch")
     end(home)
+
+
+def test_who_waits_for_the_daemon_is_told_when_the_port_closes(web: Port, caplog: pytest.LogCaptureFixture) -> None:
+    with ThreadPoolExecutor() as others:
+        waiting = others.submit(web.post, f"{API}/resume")
+        deadline = time.monotonic() + 20
+        while not web.ledger.requests() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        web.server.close()
+        reply = waiting.result(20)
+    assert (reply.status, reply.json["state"]) == (202, "open")
+    assert caplog.records == []
 
 
 def test_once_opens_no_port(home: Home) -> None:
