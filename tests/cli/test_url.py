@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -255,6 +259,55 @@ def test_a_daemon_that_is_not_served_by_http_is_asked_in_its_ledger(
     assert qconvd("reload", "--config", home.config).code == 0
     assert not noted.exists()
     home.stop()
+
+
+AS_ANOTHER = """
+import os, sys
+import qconvd.client.http, qconvd.client.ledger
+from qconvd.cli import main
+
+def said(*words):
+    sys.argv = ["qconvd", *words, "--config", sys.argv[-1]]
+    try:
+        main()
+    except SystemExit as ended:
+        return ended.code
+
+said("pause")  # everything is imported before the rights are given up: Python itself may lie where only root may read
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+sys.exit(said("pause"))
+"""
+
+
+def test_who_may_neither_read_the_token_nor_write_the_ledger_is_told_of_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QCONVD_WEB_TOKEN", raising=False)
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        Path(folder).chmod(0o755)
+        home = Home(Path(folder) / "home", configure=False)
+        (home.root / "token").write_text("very-secret-token\n")
+        home.web = f"{{listen: 'unix:{home.root}/s', token_file: ./token}}"
+        home.configure()
+        home.start()
+        home.said("qconvd runs")
+        (home.root / "s").chmod(0o666)
+        home.config.write_text(home.config.read_text().replace(", token_file: ./token", ""))
+
+        def told() -> str:
+            command = [sys.executable, "-c", AS_ANOTHER, str(home.config)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+            assert done.returncode == 3, done.stderr
+            return done.stderr
+
+        (home.state / "ledger.sqlite").chmod(0o444)
+        assert told() == f"qconvd: unix:{home.root}/s: the token is missing or wrong\n  put it into $QCONVD_WEB_TOKEN\n"
+        home.state.chmod(0 if os.geteuid() else 0o700)
+        fix = "read it as root or a member of its group, or ask a running daemon: --url http://127.0.0.1:8484"
+        assert f"qconvd: {home.state}: cannot be read: Permission denied\n  {fix}\n" in told()
+        home.state.chmod(0o755)
+        end(home)
 
 
 def test_both_ways_say_the_same(qconvd: Qconvd, home: Home) -> None:
