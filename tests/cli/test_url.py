@@ -101,12 +101,30 @@ def test_what_is_not_there(qconvd: Qconvd, away: Home, arguments: list[str], mes
     assert said.err.startswith(f"qconvd: {message}"), said.err
 
 
+def test_a_model_is_called_as_it_is_over_there(
+    qconvd: Qconvd, away: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QCONVD_URL", f"unix:{away.root}/s")
+    monkeypatch.chdir(tmp_path)
+    whole = "  write the whole path that it has over there, from / on"
+    nothing = f"qconvd: {tmp_path}/alice/m: there is nothing at this path\n{whole}"
+    assert qconvd("add", "alice/m").err == f"{nothing}; or, if it is meant to be on the Hub, hub:alice/m\n"
+    assert qconvd("add", "a/b/m").err == f"qconvd: {tmp_path}/a/b/m: there is nothing at this path\n{whole}\n"
+    for name in ("hub:alice/m", "https://huggingface.co/alice/m"):
+        assert qconvd("add", name).err.startswith("qconvd: hub:alice/m: "), name
+    tiny_model(tmp_path / "alice" / "m")
+    assert qconvd("add", "alice/m").out == "job 1: 1 artifact will be made\n"
+    away.said(f"asked to add {tmp_path}/alice/m everyday: job 1: ")
+    assert qconvd("cancel", "1").code == 0
+    away.said("asked to cancel 1: ")
+
+
 def test_a_wrong_token(qconvd: Qconvd, away: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"unix:{away.root}/s"
-    for token in ("wrong", ""):
+    fixes = {"wrong": "what was sent is another: look at $QCONVD_WEB_TOKEN", "": "put it into $QCONVD_WEB_TOKEN"}
+    for token, fix in fixes.items():
         monkeypatch.setenv("QCONVD_WEB_TOKEN", token)
         said = qconvd("status", "--url", url)
-        fix = "put it into $QCONVD_WEB_TOKEN"
         assert (said.code, said.err) == (3, f"qconvd: {url}: the token is missing or wrong\n  {fix}\n")
     monkeypatch.setenv("QCONVD_WEB_TOKEN", "tökén")
     fix = "a token is one word of plain letters and digits: copy it again"
@@ -214,6 +232,14 @@ def test_no_tls(qconvd: Qconvd) -> None:
     with listener(greeting) as address:
         said = qconvd("jobs", "--url", f"https://{address}")
     assert said.code == 3 and said.err.startswith(f"qconvd: https://{address}: does not speak TLS as it should: "), said.err
+    fix = "a daemon itself speaks http://; https:// is for a proxy before it, with a certificate that this machine knows"
+    assert said.err.endswith(f"\n  {fix}\n")
+
+
+def test_an_address_without_a_port(qconvd: Qconvd) -> None:
+    said = qconvd("jobs", "--url", "no-such-host.invalid")
+    fix = f"{ABSENT[:-1]} Without a port, 80 is asked, and 443 with https; a daemon's own is 8484\n"
+    assert said.err == f"qconvd: http://no-such-host.invalid: its name is not known\n{fix}"
 
 
 def test_a_daemon_that_is_not_served_by_http_is_asked_in_its_ledger(
