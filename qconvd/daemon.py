@@ -73,6 +73,7 @@ class Daemon:
         self._stops = 0
         self._trouble = ""
         self._reload_asked = False
+        self._listens_as: Config | None = None
         self._notifier = Notifier()
         self._extend_at = 0.0
         self._counted: object = None
@@ -107,6 +108,7 @@ class Daemon:
             try:
                 self._work.recover()
                 self._configure(config)
+                self._listen()
                 log.info("qconvd runs: state %s, output %s", config.state, config.output, extra={"action": "daemon.ready"})
                 # Watches are armed: what is dropped in from now on is noticed, whatever the first scan has still to look at.
                 self._notifier.status("Looking through the watched folders for the first time", "READY=1")
@@ -178,6 +180,8 @@ class Daemon:
             lambda: self._pauses.tick(config),
             self._arrive,
             lambda: self._requests.tick(config),
+            # Whoever asked for a reload over the port has the answer before the port moves.
+            self._listen,
             self._work.tick,
             # A request may have read the configuration again.
             lambda: self._departures.tick(self._config),
@@ -229,7 +233,7 @@ class Daemon:
         self._remote.configure(config)
         self._sender.configure(config.notify)
         self._ask_again(config)
-        self._listen(config)
+        self._web.configure(config)
 
     def _ask_again(self, config: Config) -> None:
         """What the Hub refused: to publish, if it was with another token than there is now; to give, in any case."""
@@ -246,10 +250,14 @@ class Daemon:
                 with suppress(QconvdError):
                     self._ledger.retry([target.id], "the Hub is asked again")
 
-    def _listen(self, config: Config) -> None:
+    def _listen(self) -> None:
         """Open the HTTP port that the configuration names, unless it is for `once`. If that does not work, all else goes on."""
+        config = self._config
+        if self._listens_as is config:
+            return
+        self._listens_as = config
         try:
-            self._web.configure(config, listen=not self._once)
+            self._web.listen(None if self._once else config.web.listen)
         except QconvdError as error:
             log.error("%s", error, extra={"action": "web.not_listening"})
         with suppress(OSError):  # a full disk is told of elsewhere; whoever does not find it written asks through the ledger

@@ -43,7 +43,8 @@ class Requests:
             except QconvdError as error:
                 answer, ok = str(error), False
             self._ledger.answer(request.id, answer, ok=ok)
-            about = " ".join(str(v) for v in request.arguments.values() if v not in ("", None))
+            said = [v if isinstance(v, list) else [v] for v in request.arguments.values() if v not in ("", None)]
+            about = " ".join(str(v) for several in said for v in several)
             log.log(logging.INFO if ok else logging.WARNING, "asked to %s: %s", f"{request.kind} {about}".strip(), answer,
                     extra={"action": "request.done" if ok else "request.refused", "request": request.kind})  # fmt: skip
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -488,6 +491,43 @@ def test_where_the_config_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("QCONVD_CONFIG", "gone.yaml")
     with pytest.raises(ConfigError, match=r"^\$QCONVD_CONFIG=gone\.yaml: there is no such file"):
         configuration.find()
+
+
+FIND = """
+import os
+from pathlib import Path
+from qconvd import config
+from qconvd.errors import ConfigError
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+for find in (config.find, lambda: config.load(Path("closed.yaml"))):
+    try:
+        print(find())
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def test_a_config_that_is_not_for_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where the service's config is, and where this user's would be; pytest's own folders are closed to others.
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        (home / "xdg" / "qconvd").mkdir(parents=True)
+        (home / "xdg" / "qconvd" / "config.yaml").touch()
+        (home / "closed.yaml").touch(mode=0)
+        home.chmod(0o755)
+        (home / "xdg" / "qconvd").chmod(0)
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "xdg"))
+        monkeypatch.delenv("QCONVD_CONFIG", raising=False)
+        done = subprocess.run([sys.executable, "-c", FIND], capture_output=True, text=True, check=False, cwd=home)
+        (home / "xdg" / "qconvd").chmod(0o700)
+    fix = "  read it as root or a member of its group, name another, or ask a running daemon: --url http://127.0.0.1:8484\n"
+    assert done.stdout == (
+        f"{home}/xdg/qconvd/config.yaml: cannot be read: Permission denied\n{fix}"
+        f"closed.yaml: cannot be read: Permission denied\n{fix}"
+    ), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ class Port(Client):
         self.ledger = Ledger(self.config.state / "ledger.sqlite")
         self.server = WebServer({})
         self.server.configure(self.config)
+        self.server.listen(self.config.web.listen)
         self.server.turned()
         super().__init__(self.server.address or "127.0.0.1:0")
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from qconvd.cli.options import ConfigFile, Model
+from qconvd.cli.options import ConfigFile, ModelAnywhere
 from qconvd.cli.reached import Url, elsewhere, reached
 
 
 def add(
-    model: Model,
+    model: ModelAnywhere,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", "-r", help="What to make of it: a recipe of the config file; the only one may be left out."),
@@ -26,7 +28,7 @@ def add(
     Without a daemon it is taken when one is started.
     """
     from qconvd import checkpoints
-    from qconvd.cli.options import load_config
+    from qconvd.cli.options import load_config, named
     from qconvd.cli.requests import told
     from qconvd.errors import QconvdError
     from qconvd.hub.address import is_address, parse
@@ -36,8 +38,9 @@ def add(
 
     if elsewhere(config, url):  # the disk, the recipes and the Hub that count are those over there
         with reached(config, url) as daemon:
-            told(daemon.add(_locator(model), recipe))
+            told(daemon.add(_over_there(model), recipe))
         return
+    model = named(model)
     loaded = load_config(config)
     if recipe is None:
         if len(loaded.recipes) != 1:
@@ -59,6 +62,24 @@ def add(
     Ledger(loaded.state / "ledger.sqlite").close()
     with reached(loaded.path, None) as daemon:
         told(daemon.add(_locator(model), recipe))
+
+
+def _over_there(model: Path) -> str:
+    """What a model is called where the daemon is. Raises `QconvdError` for a name that says nothing there."""
+    from qconvd.errors import QconvdError
+    from qconvd.hub.address import is_address, of_page, parse
+
+    text = str(model)
+    if (page := of_page(text)) is not None:
+        return page.locator
+    if is_address(text) or os.path.lexists(model):  # what is here may be there as well: the same machine, or the same disk
+        return _locator(model)
+    if model.is_absolute():
+        return text
+    fix = "write the whole path that it has over there, from / on"
+    with suppress(QconvdError):
+        fix = f"{fix}; or, if it is meant to be on the Hub, {parse(text).locator}"
+    raise QconvdError("there is nothing at this path", where=str(model.absolute()), fix=fix)
 
 
 def _locator(model: Path) -> str:

@@ -74,6 +74,7 @@ def check(config: ConfigFile = None, json: AsJson = False) -> None:
     free = found.limits.disk_reserve
     output.pairs([
         ("output", found.output), ("state", found.state), ("left free", show_size(free)), ("names", found.names), *_hub(found),
+        ("page", _page(found)),
     ])  # fmt: skip
 
 
@@ -91,6 +92,28 @@ def _hub(config: Config) -> list[tuple[str, object]]:
         return [("the Hub", f"WRONG: {error}")]
     without = "without a token: only public models, and nothing is published there"
     return [("the Hub", f"{hub.endpoint}, {f'with {hub.token}' if hub.token else without}")]
+
+
+def _page(config: Config) -> str:
+    """Where the HTTP port is, and who is served there."""
+    from qconvd.config import UNIX
+    from qconvd.errors import QconvdError
+    from qconvd.hub.tokens import web_token
+    from qconvd.web.sockets import only_here
+
+    listen = config.web.listen
+    if listen is None:
+        return "off"
+    where = listen if listen.startswith(UNIX) else f"http://{listen}"
+    try:
+        token = web_token(config.web.token_file)
+    except QconvdError as error:
+        return f"{where}, WRONG: {error}"
+    if token is not None:
+        return f"{where}, with {token}"
+    if only_here(listen):
+        return f"{where}, for this machine only"
+    return f"{where}, without a token: of other machines only webhooks are heard; name a file in `web.token_file`"
 
 
 def _models(watch: WatchHub) -> str:

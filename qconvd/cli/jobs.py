@@ -29,7 +29,6 @@ def jobs(
     Models that are not complete, or cannot be converted, have no number; they come last, with what is missing or wrong.
     """
     from qconvd.cli import output
-    from qconvd.hub.address import is_address
     from qconvd.sightings import AWAITED
 
     with reached(config, url) as daemon:
@@ -46,7 +45,7 @@ def jobs(
         ]
         rows += [("-", j["model"], j["recipe"], j["state"], "", "") for j in awaited]
         reasons = [[_said(j["state"], j["told"])] for j in found]
-        reasons += [[j["told"], j["fix"] if is_address(j["source"]) else ""] for j in awaited]
+        reasons += [[j["told"], j["fix"]] for j in awaited]
         output.table(("JOB", "MODEL", "RECIPE", "STATE", "DONE", ""), rows, right=(0, 4, 5), sentences=reasons)
     else:
         print("There are no jobs yet.")

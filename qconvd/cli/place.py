@@ -81,12 +81,17 @@ def opened(file: Path | None) -> Iterator[tuple[Place, Ledger]]:
 
 
 def check_ledger(place: Place) -> None:
-    """Raise `QconvdError` if no daemon ever ran with this config: there is nothing to ask."""
-    from qconvd.checkpoints.files import is_there
+    """Raise `QconvdError` if no daemon ever ran with this config, or if who asks may not know: there is nothing to ask."""
     from qconvd.errors import QconvdError
 
-    if not is_there(place.ledger):
-        raise QconvdError("no daemon has run with this config yet", where=str(place.state), fix="start one with `qconvd run`")
+    try:
+        place.ledger.stat()
+    except PermissionError as error:
+        fix = "read it as root or a member of its group, or ask a running daemon: --url http://127.0.0.1:8484"
+        raise QconvdError(f"cannot be read: {error.strerror}", where=str(place.state), fix=fix) from error
+    except OSError as error:
+        fix = "start one with `qconvd run`"
+        raise QconvdError("no daemon has run with this config yet", where=str(place.state), fix=fix) from error
 
 
 def _tell(place: Place, error: ConfigError) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from qconvd.cli.place import Place
     from qconvd.client import Daemon
-    from qconvd.client.http import OverHttp
+    from qconvd.client.http import NotServed, OverHttp
 
 URL_VARIABLE = "QCONVD_URL"
 
@@ -51,40 +51,47 @@ def reached(file: Path | None, url: str | None) -> Iterator[Daemon]:
     from qconvd.cli.place import check_ledger, find_place
     from qconvd.client.ledger import OverLedger
     from qconvd.ledger import Ledger
-    from qconvd.ledger.database import in_words
+    from qconvd.ledger.database import LedgerUnusable, in_words
 
     place = find_place(file)
     check_ledger(place)
-    if (daemon := _listening(place)) is not None:
+    daemon, refused = _listening(place)
+    if daemon is not None:
         try:
             yield daemon
         finally:
             daemon.close()
         return
-    ledger = Ledger(place.ledger)
     try:
-        with in_words(ledger.path):
+        with closing(Ledger(place.ledger)) as ledger, in_words(ledger.path):
             yield OverLedger(ledger, place.state, place.config)
-    finally:
-        ledger.close()
+    except LedgerUnusable:
+        if refused is None:
+            raise
+        raise refused from None
 
 
-def _listening(place: Place) -> OverHttp | None:
-    """The daemon of a place, if one of this version listens and serves us. Who may read its ledger can do without."""
+def _listening(place: Place) -> tuple[OverHttp | None, NotServed | None]:
+    """The daemon of a place, if one of this version listens and serves us, and why it does not serve us.
+
+    Who may use its ledger can do without.
+    """
     from qconvd.in_force import address_of
 
     pid = place.daemon
     address = address_of(place.state, pid) if pid else ""
     if not address:
-        return None
+        return None, None
     from qconvd.client.http import UNIX, NotReached, NotServed, OverHttp
 
     try:
         daemon = OverHttp(address if address.startswith(UNIX) else f"http://{address}", _token_of(place) or _token_here())
         daemon.hello()
-    except (NotReached, NotServed):
-        return None
-    return daemon
+    except NotReached:
+        return None, None
+    except NotServed as error:
+        return None, error
+    return daemon, None
 
 
 def _token_of(place: Place) -> str:

@@ -21,7 +21,8 @@ def status(config: ConfigFile = None, json: AsJson = False, url: Url = None) -> 
     print(f"The daemon{where} runs (process {pid})." if pid else "No daemon runs; `qconvd run` starts one.")
     if found["trouble"]:
         print(output.filled(f"It cannot go on: {found['trouble']}"))
-    print(f"Jobs: {', '.join(f'{n} {state}' for state, n in found['jobs'].items()) or 'none yet'}.")
+    why = " `qconvd jobs` says why." if "failed" in found["jobs"] else ""
+    print(f"Jobs: {', '.join(f'{n} {state}' for state, n in found['jobs'].items()) or 'none yet'}.{why}")
     # What the clock and the disk say, only a daemon finds out.
     for pause in (p for p in found["pauses"] if pid or p["cause"] == "by hand"):
         print(output.filled(f"P{pause['told'][1:]}."))

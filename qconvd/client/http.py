@@ -24,6 +24,8 @@ PAGE = 500
 """Jobs that are asked for at a time."""
 TOKEN_VARIABLE = "QCONVD_WEB_TOKEN"
 ABSENT = "is a daemon running there, with its HTTP port on?"
+PORT = "Without a port, 80 is asked, and 443 with https; a daemon's own is 8484"
+PLAIN = "a daemon itself speaks http://; https:// is for a proxy before it, with a certificate that this machine knows"
 OTHER = "look at the address and the port, and at the version that runs there"
 NOTHING = "there is nothing here"
 """What a daemon says of a path that it does not have."""
@@ -134,7 +136,7 @@ class OverHttp:
             return status, found
         what, where, fix = (str(found.get(key, "")) for key in ("message", "where", "fix"))
         if status == 401:
-            fix = f"put it into ${TOKEN_VARIABLE}"
+            fix = f"what was sent is another: look at ${TOKEN_VARIABLE}" if self._token else f"put it into ${TOKEN_VARIABLE}"
         if (status, what) == (404, NOTHING):
             raise NotReached("the daemon there does not know what it is asked", where=self.url, fix=OTHER)
         if status in (401, 403, 421, 503):
@@ -155,8 +157,14 @@ class OverHttp:
                 self.close()
                 if method == "GET" and not fresh and attempt == 0:
                     continue
-                raise NotReached(_why(error), where=self.url, fix=ABSENT) from error
+                raise NotReached(_why(error), where=self.url, fix=self._what_to_do(error)) from error
         raise AssertionError
+
+    def _what_to_do(self, error: Exception) -> str:
+        if isinstance(error, ssl.SSLError):
+            return PLAIN
+        no_port = not self.url.startswith(UNIX) and urlsplit(self.url).port is None
+        return f"{ABSENT} {PORT}" if no_port else ABSENT
 
     def _connected(self) -> http.client.HTTPConnection:
         if self.url.startswith(UNIX):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,17 @@ def find() -> Path:
         Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "qconvd" / "config.yaml",
         Path("/etc/qconvd/config.yaml"),
     ]  # fmt: skip
+    denied = []
     for place in places:
-        if place.is_file():
-            return place
+        try:
+            if stat.S_ISREG(place.stat().st_mode):
+                return place
+        except PermissionError as error:  # the service's folder in /etc is not for everybody
+            denied.append((place, error))
+        except OSError:
+            continue
+    if denied:
+        raise _unreadable(*denied[-1])
     if named:
         raise ConfigError(
             "there is no such file", where=f"$QCONVD_CONFIG={named}", fix="unset it, or let it name a config file"
@@ -146,14 +155,19 @@ def _at(data: Any, path: tuple[str | int, ...]) -> Any:
     return data
 
 
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    fix = "`qconvd init` writes a config"
+    if isinstance(error, PermissionError):
+        fix = "read it as root or a member of its group, name another, or ask a running daemon: --url http://127.0.0.1:8484"
+    return ConfigError(f"cannot be read: {os.strerror(error.errno or 0)}", where=str(path), fix=fix)
+
+
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(SIZE_LIMIT + 1)
     except OSError as error:
-        raise ConfigError(
-            f"cannot be read: {os.strerror(error.errno or 0)}", where=str(path), fix="`qconvd init` writes a config"
-        ) from error
+        raise _unreadable(path, error) from error
     if len(raw) > SIZE_LIMIT:
         raise ConfigError("is too large for a config (over 1 MiB)", where=str(path))
     try:

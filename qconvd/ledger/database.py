@@ -16,6 +16,10 @@ from qconvd.ledger.filesystem import MOUNTS, refuse_network
 BUSY_SECONDS = 30.0
 
 
+class LedgerUnusable(QconvdError):
+    """SQLite cannot read or write the ledger's file: it is damaged, or who asks may not."""
+
+
 class Database:
     """One connection. Safe to use from several threads, one statement or transaction at a time."""
 
@@ -171,10 +175,10 @@ def _statements(script: str) -> Iterator[str]:
         raise ValueError(f"a migration ends in the middle of a statement: {statement.strip()[:80]}")
 
 
-def unusable(path: Path, error: Exception) -> QconvdError:
+def unusable(path: Path, error: Exception) -> LedgerUnusable:
     """The error for a ledger that SQLite cannot read or write."""
     damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
-    return QconvdError(
+    return LedgerUnusable(
         f"the ledger cannot be used: {error}",
         where=str(path),
         fix="the file is damaged or not a ledger: restore it, or move it away to begin anew"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping
@@ -48,8 +49,8 @@ class Application:
         except Turned as turned:
             log.debug("refused: %s", turned.message, extra={"action": "web.refused", "status": turned.status})
             await _turned(turned)(scope, receive, answering)
-        except ClientDisconnect:
-            return  # nobody is there any more
+        except (ClientDisconnect, asyncio.CancelledError):
+            return  # nobody is there any more, or the port is closed
         except Exception:
             log.exception("%s %s failed", request.method, request.url.path, extra={"action": "web.failed"})
             if not begun:
@@ -57,7 +58,7 @@ class Application:
                 await failed(scope, receive, answering)
 
     def end(self) -> None:
-        """Let streams end. Called in the loop."""
+        """Let streams end, and who waits for the daemon. Called in the loop."""
         if self._routes is not None:
             self._routes.end()
 
@@ -102,7 +103,8 @@ class Routes:
         from qconvd.web.watcher import Watcher
 
         self._ledger = Ledger(site.state / "ledger.sqlite", only_read=True)
-        reader, asker = Reader(site, self._ledger), Asker(site, self._ledger)
+        reader = Reader(site, self._ledger)
+        self._asker = asker = Asker(site, self._ledger)
         pages, self._streams = Pages(site, reader), Streams()
         watcher = Watcher(site, self._ledger, pages, self._streams)
         self._streams.watching = watcher
@@ -115,7 +117,8 @@ class Routes:
         ))  # fmt: skip
 
     def end(self) -> None:
-        """Let streams end."""
+        """Let streams end, and who waits for the daemon."""
+        self._asker.end()
         self._streams.end()
 
     def close(self) -> None:

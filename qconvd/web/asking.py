@@ -35,14 +35,20 @@ class Asker:
         self._site = site
         self._ledger = ledger
         self._plans = threading.BoundedSemaphore(PLANS)
+        self._ended = False
+
+    def end(self) -> None:
+        """Wait for no answer any more: the port closes. Called in the loop."""
+        self._ended = True
 
     async def ask(self, kind: str, **arguments: Any) -> answers.Said:
         """Write a request down, wake the daemon, and wait for what it says. Raises `Refused` if it says no."""
         number = await asyncio.to_thread(self._write, kind, arguments)
         end = asyncio.get_running_loop().time() + WAIT
         while True:
+            last = self._ended  # before the look: what was answered by then is told
             found = await asyncio.to_thread(self._ledger.asked, number)
-            if found.state != "open" or asyncio.get_running_loop().time() > end:
+            if found.state != "open" or last or asyncio.get_running_loop().time() > end:
                 return said(found)
             await asyncio.sleep(LOOK)
 

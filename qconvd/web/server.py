@@ -44,10 +44,9 @@ class WebServer:
         """Where it listens, with the port that the system chose for 0; empty if it is closed."""
         return self._address
 
-    def configure(self, config: Config, *, listen: bool = True) -> None:
-        """Serve this configuration from now on. Raises `QconvdError` if the address that it names cannot be had."""
+    def configure(self, config: Config) -> None:
+        """Serve this configuration from now on, where it listens now: `listen` moves it."""
         self._site.config = config
-        self.listen(config.web.listen if listen else None)
 
     def listen(self, where: str | None) -> None:
         """Listen at `address:port` or `unix:/path` and nowhere else; None closes. Raises `QconvdError`."""

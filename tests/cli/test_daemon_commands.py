@@ -70,8 +70,10 @@ def test_jobs(qconvd: Qconvd, done: Home) -> None:
         "  1  tiny     everyday  done         1/1\n"
         "  -  half     everyday  incomplete\n"
         "    has a config.json but no weights yet\n"
+        "    add the model's safetensors\n"
         "  -  adapter            refused\n"
         "    is an adapter (LoRA) for 'org/base', not a whole model\n"
+        "    merge it into its base model first (with peft: merge_and_unload) and give\n    qconvd the merged model\n"
     )
     job, half, adapter = qconvd("jobs", "--config", done.config, "--json").json
     assert (job["model"], job["state"], job["targets"][0]["folder"]) == ("tiny", "done", "tiny-fp16")
@@ -209,6 +211,7 @@ def test_what_failed_is_told_with_its_place(qconvd: Qconvd, daemon: Home) -> Non
     copy_in(daemon, tiny_model(daemon.root / "away" / "tiny"))
     reason = "tiny-fp16: is there already and was not made by qconvd; it is left as it is"
     assert f"\n    {reason}\n" in daemon.says("tiny", "tiny: failed")
+    assert "\nJobs: 1 failed. `qconvd jobs` says why.\n" in qconvd("status", "--config", daemon.config).out
     for command in (["jobs"], ["job", "1"]):
         assert f"    {reason}\n" in qconvd(*command, "--config", daemon.config).out
 

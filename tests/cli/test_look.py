@@ -231,6 +231,28 @@ def test_check_says_which_hub_and_whose_token_but_not_the_token(
     assert f"WRONG: the Hub's token cannot be read from {tmp_path}/none" in qconvd("check").out
 
 
+@pytest.mark.parametrize(
+    ("web", "page"),
+    [
+        ("{}", "http://127.0.0.1:8484, for this machine only"),
+        ("{listen: off}", "off"),
+        ("{listen: 'unix:/run/qconvd/http.sock'}", "unix:/run/qconvd/http.sock, for this machine only"),
+        (
+            "{listen: '0.0.0.0:8484'}",
+            "http://0.0.0.0:8484, without a token: of other machines only webhooks are heard; name a file in `web.token_file`",
+        ),
+        ("{listen: '0.0.0.0:8484', token_file: ./secret}", "http://0.0.0.0:8484, with the token from {}/secret"),
+        ("{token_file: ./none}", "http://127.0.0.1:8484, WRONG: the status page's token cannot be read from {}/none: "),
+    ],
+)
+def test_check_says_where_the_page_is_and_for_whom(qconvd: Qconvd, config: Path, tmp_path: Path, web: str, page: str) -> None:
+    (tmp_path / "secret").write_text("very-secret-token\n")
+    config.write_text(f"{CONFIG}web: {web}\n")
+    said = qconvd("check")
+    assert f"\npage       {page.format(tmp_path)}" in said.out
+    assert "very-secret" not in said.out
+
+
 def test_check_takes_the_config_from_the_environment(qconvd: Qconvd, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.rename("other.yaml")
     monkeypatch.setenv("QCONVD_CONFIG", "other.yaml")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +17,7 @@ from typing import Any
 import pytest
 
 from command_line import Qconvd
-from daemon_kit import Home, copy_in, tiny_model
+from daemon_kit import Home, copy_in, end, tiny_model
 from qconvd.client import http
 from qconvd.client.ledger import OverLedger
 from qconvd.documents import log as log_module
@@ -65,6 +69,15 @@ def test_everything_over_a_socket_with_a_token(qconvd: Qconvd, away: Home, monke
     assert bad.code == 3 and "frob: there is no key 'frob' here" in bad.err
 
 
+def test_a_reload_that_moves_the_port_is_answered_there(qconvd: Qconvd, away: Home) -> None:
+    away.config.write_text(away.config.read_text().replace(f"unix:{away.root}/s", f"unix:{away.root}/t"))
+    assert qconvd("reload", "--url", f"unix:{away.root}/s").out == "the configuration was read again\n"
+    away.said(f"listens on unix:{away.root}/t")
+    assert qconvd("status", "--url", f"unix:{away.root}/t").code == 0
+    assert "cannot be reached" in qconvd("status", "--url", f"unix:{away.root}/s").err
+    end(away)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -90,12 +103,30 @@ def test_what_is_not_there(qconvd: Qconvd, away: Home, arguments: list[str], mes
     assert said.err.startswith(f"qconvd: {message}"), said.err
 
 
+def test_a_model_is_called_as_it_is_over_there(
+    qconvd: Qconvd, away: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QCONVD_URL", f"unix:{away.root}/s")
+    monkeypatch.chdir(tmp_path)
+    whole = "  write the whole path that it has over there, from / on"
+    nothing = f"qconvd: {tmp_path}/alice/m: there is nothing at this path\n{whole}"
+    assert qconvd("add", "alice/m").err == f"{nothing}; or, if it is meant to be on the Hub, hub:alice/m\n"
+    assert qconvd("add", "a/b/m").err == f"qconvd: {tmp_path}/a/b/m: there is nothing at this path\n{whole}\n"
+    for name in ("hub:alice/m", "https://huggingface.co/alice/m"):
+        assert qconvd("add", name).err.startswith("qconvd: hub:alice/m: "), name
+    tiny_model(tmp_path / "alice" / "m")
+    assert qconvd("add", "alice/m").out == "job 1: 1 artifact will be made\n"
+    away.said(f"asked to add {tmp_path}/alice/m everyday: job 1: ")
+    assert qconvd("cancel", "1").code == 0
+    away.said("asked to cancel 1: ")
+
+
 def test_a_wrong_token(qconvd: Qconvd, away: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"unix:{away.root}/s"
-    for token in ("wrong", ""):
+    fixes = {"wrong": "what was sent is another: look at $QCONVD_WEB_TOKEN", "": "put it into $QCONVD_WEB_TOKEN"}
+    for token, fix in fixes.items():
         monkeypatch.setenv("QCONVD_WEB_TOKEN", token)
         said = qconvd("status", "--url", url)
-        fix = "put it into $QCONVD_WEB_TOKEN"
         assert (said.code, said.err) == (3, f"qconvd: {url}: the token is missing or wrong\n  {fix}\n")
     monkeypatch.setenv("QCONVD_WEB_TOKEN", "tökén")
     fix = "a token is one word of plain letters and digits: copy it again"
@@ -203,6 +234,14 @@ def test_no_tls(qconvd: Qconvd) -> None:
     with listener(greeting) as address:
         said = qconvd("jobs", "--url", f"https://{address}")
     assert said.code == 3 and said.err.startswith(f"qconvd: https://{address}: does not speak TLS as it should: "), said.err
+    fix = "a daemon itself speaks http://; https:// is for a proxy before it, with a certificate that this machine knows"
+    assert said.err.endswith(f"\n  {fix}\n")
+
+
+def test_an_address_without_a_port(qconvd: Qconvd) -> None:
+    said = qconvd("jobs", "--url", "no-such-host.invalid")
+    fix = f"{ABSENT[:-1]} Without a port, 80 is asked, and 443 with https; a daemon's own is 8484\n"
+    assert said.err == f"qconvd: http://no-such-host.invalid: its name is not known\n{fix}"
 
 
 def test_a_daemon_that_is_not_served_by_http_is_asked_in_its_ledger(
@@ -248,6 +287,55 @@ def test_a_daemon_that_is_not_served_by_http_is_asked_in_its_ledger(
     assert qconvd("reload", "--config", home.config).code == 0
     assert not noted.exists()
     home.stop()
+
+
+AS_ANOTHER = """
+import os, sys
+import qconvd.client.http, qconvd.client.ledger
+from qconvd.cli import main
+
+def said(*words):
+    sys.argv = ["qconvd", *words, "--config", sys.argv[-1]]
+    try:
+        main()
+    except SystemExit as ended:
+        return ended.code
+
+said("pause")  # everything is imported before the rights are given up: Python itself may lie where only root may read
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+sys.exit(said("pause"))
+"""
+
+
+def test_who_may_neither_read_the_token_nor_write_the_ledger_is_told_of_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QCONVD_WEB_TOKEN", raising=False)
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        Path(folder).chmod(0o755)
+        home = Home(Path(folder) / "home", configure=False)
+        (home.root / "token").write_text("very-secret-token\n")
+        home.web = f"{{listen: 'unix:{home.root}/s', token_file: ./token}}"
+        home.configure()
+        home.start()
+        home.said("qconvd runs")
+        (home.root / "s").chmod(0o666)
+        home.config.write_text(home.config.read_text().replace(", token_file: ./token", ""))
+
+        def told() -> str:
+            command = [sys.executable, "-c", AS_ANOTHER, str(home.config)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+            assert done.returncode == 3, done.stderr
+            return done.stderr
+
+        (home.state / "ledger.sqlite").chmod(0o444)
+        assert told() == f"qconvd: unix:{home.root}/s: the token is missing or wrong\n  put it into $QCONVD_WEB_TOKEN\n"
+        home.state.chmod(0 if os.geteuid() else 0o700)
+        fix = "read it as root or a member of its group, or ask a running daemon: --url http://127.0.0.1:8484"
+        assert f"qconvd: {home.state}: cannot be read: Permission denied\n  {fix}\n" in told()
+        home.state.chmod(0o755)
+        end(home)
 
 
 def test_both_ways_say_the_same(qconvd: Qconvd, home: Home) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -220,6 +221,18 @@ def test_a_port_is_closed_before_it_served(opened: Callable[..., Port]) -> None:
         with pytest.raises(ConnectionRefusedError):
             Client(address).get("/healthz")
     assert web.server.address == ""
+
+
+def test_who_waits_for_the_daemon_is_told_when_the_port_closes(web: Port, caplog: pytest.LogCaptureFixture) -> None:
+    with ThreadPoolExecutor() as others:
+        waiting = others.submit(web.post, f"{API}/resume")
+        deadline = time.monotonic() + 20
+        while not web.ledger.requests() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        web.server.close()
+        reply = waiting.result(20)
+    assert (reply.status, reply.json["state"]) == (202, "open")
+    assert caplog.records == []
 
 
 def test_once_opens_no_port(home: Home) -> None:

@@ -189,7 +189,8 @@ def test_a_socket_with_a_path(opened: Callable[..., Port], tmp_path: Path) -> No
     path = tmp_path / "http.sock"
     server = WebServer({})
     web = opened()
-    server.configure(web.config.model_copy(update={"web": web.config.web.model_copy(update={"listen": f"unix:{path}"})}))
+    server.configure(web.config)
+    server.listen(f"unix:{path}")
     assert server.address == f"unix:{path}"
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     connection = http.client.HTTPConnection("localhost", timeout=10)
