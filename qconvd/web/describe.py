@@ -38,9 +38,10 @@ A daemon with a token wants it from everybody, `/healthz` and `/readyz` apart. A
     curl --unix-socket /run/qconvd/http.sock http://localhost/api/v1/status
 
 What is asked of the daemon passes through the ledger, as with the command line, and is answered within a second: 200 with the
-answer, 409 if it is refused, 202 with the request's number if the daemon has not answered within ten seconds or ends. Lists come in
-pages: give `next` as `before`. Logs come in pieces: give `next` as `after`, at once if there is `more`, until it is `over`.
-An error is `{"status", "message", "where", "fix"}`. The command line is a client of this API."""
+answer, 409 if it is refused, 202 with the request's number if the daemon has not answered within ten seconds or ends.
+
+Lists come in pages: give `next` as `before`. Logs come in pieces: give `next` as `after`, at once if there is `more`, until it
+is `over`. An error is `{"status", "message", "where", "fix"}`. The command line is a client of this API."""
 _EVENTS = f"""\
 `GET {PREFIX}/events` is a stream of server-sent events:
 
