@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def formats(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[FORMAT]", help="This one: its options with values, and the models it can be made from."),
+        typer.Argument(metavar="FORMAT", help="This one: its options with values, and the models it can be made from."),
     ] = None,
     json: AsJson = False,
 ) -> None:

@@ -45,7 +45,7 @@ limits:
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Where to write config.yaml and to keep models and state.")
+        Path, typer.Argument(metavar="DIR", help="Where to write config.yaml and to keep models and state.")
     ] = Path(),
 ) -> None:
     """Write a config.yaml for this machine.

@@ -127,7 +127,9 @@ def _parameters(function: Any) -> Iterator[tuple[str, str]]:
             continue
         kind, info = get_args(hint)[0], get_args(hint)[1]
         if isinstance(info, ArgumentInfo):
-            yield f"`{info.metavar or parameter.name.upper()}`", info.help or ""
+            name = info.metavar or parameter.name.upper()
+            several = "..." if get_origin(kind) is list else ""
+            yield f"`{name}{several}`" if parameter.default is parameter.empty else f"`[{name}]`", info.help or ""
         elif isinstance(info, OptionInfo):
             # typer takes the first flag for the default, until it looks at the annotation.
             first = (info.default,) if isinstance(info.default, str) and info.default.startswith("-") else ()

@@ -13,9 +13,7 @@ from qconvd.cli.reached import Url, elsewhere, reached
 if TYPE_CHECKING:
     from qconvd.client import Answer
 
-Jobs = Annotated[
-    list[str], typer.Argument(metavar="JOB...", help="Numbers of jobs, or ids of single targets (`qconvd job N`).")
-]
+Jobs = Annotated[list[str], typer.Argument(metavar="JOB", help="Numbers of jobs, or ids of single targets (`qconvd job N`).")]
 
 
 def retry(jobs: Jobs, config: ConfigFile = None, url: Url = None) -> None:
@@ -55,7 +53,7 @@ def publish(jobs: Jobs, config: ConfigFile = None, url: Url = None) -> None:
 
 
 def pause(
-    reason: Annotated[str, typer.Argument(metavar="[REASON]", help="Why, for whoever looks at `qconvd status`.")] = "",
+    reason: Annotated[str, typer.Argument(metavar="REASON", help="Why, for whoever looks at `qconvd status`.")] = "",
     config: ConfigFile = None,
     url: Url = None,
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qconvd.cli.options import AsJson, ConfigFile
 from qconvd.cli.reached import Url, elsewhere, reached
 
@@ -9,6 +11,7 @@ from qconvd.cli.reached import Url, elsewhere, reached
 def status(config: ConfigFile = None, json: AsJson = False, url: Url = None) -> None:
     """Show what the daemon does now, and what it waits for."""
     from qconvd.cli import output
+    from qconvd.service.files import start_of
 
     address = elsewhere(config, url)
     with reached(config, url) as daemon:
@@ -18,7 +21,8 @@ def status(config: ConfigFile = None, json: AsJson = False, url: Url = None) -> 
         return
     pid = found["pid"]
     where = f" at {address}" if address else ""
-    print(f"The daemon{where} runs (process {pid})." if pid else "No daemon runs; `qconvd run` starts one.")
+    start = "" if pid else start_of(Path(found["config"]))
+    print(f"The daemon{where} runs (process {pid})." if pid else f"No daemon runs; `{start}` starts one.")
     if found["trouble"]:
         print(output.filled(f"It cannot go on: {found['trouble']}"))
     why = " `qconvd jobs` says why." if "failed" in found["jobs"] else ""

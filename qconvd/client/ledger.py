@@ -13,6 +13,7 @@ from qconvd.documents.log import log_piece
 from qconvd.documents.status import status_data
 from qconvd.ledger import Ledger
 from qconvd.progress import read_progress
+from qconvd.service.files import start_of
 from qconvd.state_lock import holder
 
 LOOK = 0.05
@@ -68,7 +69,8 @@ class OverLedger:
         number = self._ledger.request(kind, **arguments)
         (self._state / "wake").touch()
         if not holder(self._state):
-            return Answer("open", f"No daemon runs on {self._state}; it will be done when one is started (`qconvd run`).")
+            start = start_of(self._config)
+            return Answer("open", f"No daemon runs on {self._state}; it will be done when one is started (`{start}`).")
         end = time.monotonic() + WAIT
         while (answer := self._ledger.asked(number)).state == "open":
             if time.monotonic() > end:

@@ -61,7 +61,9 @@ class Web(Section):
         description="A file with the token that clients must bring; systemd's credential `web-token` does as well. "
         "Left out, only this machine is served, without a token.",
     )
-    hosts: Words = Field((), description="Names that it is reached by, beside its address: `qconvd.example.org`.")
+    hosts: Words = Field(
+        (), description="Names that it is reached by, beside its address and the machine's host name: `qconvd.example.org`."
+    )
 
     @field_validator("listen", mode="before")
     @classmethod

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 """What ProtectHome takes away."""
+RUN = Path("/run/qconvd")
+"""What systemd makes for the service while it runs."""
 TEMPORARY = (Path("/tmp"), Path("/var/tmp"))
 """What PrivateTmp takes away."""
 
@@ -38,13 +40,21 @@ class Access:
 
 def access(config: Config, program: Iterable[Path] = ()) -> Access:
     """What the config's folders are used for. `program` is where the interpreter and qconvd itself are."""
+    from qconvd.config import UNIX
+
     written = [config.output, config.state]
     read = [config.path.parent, *filter(_hidden, program)]
     for watch in config.folders:
         (read if watch.after == "keep" else written).append(watch.folder)
     if config.hub.cache is not None:
         written.append(config.hub.cache)
-    files = [config.hub.token_file, config.hub.webhook_secret_file]
+    listen = config.web.listen or ""
+    if listen.startswith(UNIX) and not (socket := Path(listen.removeprefix(UNIX))).is_relative_to(RUN):
+        written.append(socket.parent)
+    files = [config.hub.token_file, config.hub.webhook_secret_file, config.web.token_file]
+    for entry in config.notify:
+        if entry.webhook is not None:
+            files += [entry.webhook.url_file, entry.webhook.token_file, entry.webhook.template]
     for recipe in config.recipes.values():
         files.append(recipe.card)
         written += [d.folder for d in recipe.publish if d.folder is not None]

@@ -53,6 +53,18 @@ def files(config: Config, *, user: bool, root: Path = Path("/")) -> list[File]:
     return [File(file.path, MARK + file.text) for file in found]
 
 
+def start_of(config: Path) -> str:
+    """The command that starts the daemon of a config file: its service's if one is installed, otherwise `qconvd run`."""
+    for user, manager in ((False, "systemctl"), (True, "systemctl --user")):
+        try:
+            drop_in = (folder(user=user) / f"{UNIT}.d" / "10-config.conf").read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            continue
+        if f"# For {config}. " in drop_in:
+            return f"{manager} start {UNIT.removesuffix('.service')}"
+    return "qconvd run"
+
+
 def folder(*, user: bool, root: Path = Path("/")) -> Path:
     """Where units belong: those of an administrator, or of this user."""
     if not user:

@@ -24,7 +24,7 @@ Command = tuple[str, ...]
 def to_start(config: Config, *, user: bool) -> list[Command]:
     """The commands that start what was installed, in their order."""
     if user:
-        return [("systemctl", "--user", "daemon-reload"), ("systemctl", "--user", "enable", "--now", UNIT)]
+        return _started("systemctl", "--user")
     commands: list[Command] = [
         ("systemd-sysusers", "qconvd.conf"),
         ("systemd-tmpfiles", "--create", "qconvd.conf"),
@@ -32,7 +32,12 @@ def to_start(config: Config, *, user: bool) -> list[Command]:
     ]
     if missing := [str(p) for p in access(config).written if not p.exists() and not any(p.is_relative_to(o) for o in OWN)]:
         commands.append(("install", "-d", "-o", "qconvd", "-g", "qconvd", *missing))
-    return [*commands, ("systemctl", "daemon-reload"), ("systemctl", "enable", "--now", UNIT)]
+    return [*commands, *_started("systemctl")]
+
+
+def _started(*manager: str) -> list[Command]:
+    # One that runs sees the folders of a new drop-in only after a restart.
+    return [(*manager, "daemon-reload"), (*manager, "enable", UNIT), (*manager, "restart", UNIT)]
 
 
 def to_stop(*, user: bool) -> list[Command]:

@@ -32,10 +32,16 @@ Times are seconds since 1970 (UTC), sizes are bytes. A POST needs `Content-Type:
     curl --json '{"model": "HuggingFaceTB/SmolLM2-135M-Instruct"}' http://127.0.0.1:8484/api/v1/models
     curl --json '{}' http://127.0.0.1:8484/api/v1/jobs/1/cancel
 
+A daemon with a token wants it from everybody, `/healthz` and `/readyz` apart. A socket with a path is served the same:
+
+    curl -H "Authorization: Bearer $QCONVD_WEB_TOKEN" http://the-machine:8484/api/v1/status
+    curl --unix-socket /run/qconvd/http.sock http://localhost/api/v1/status
+
 What is asked of the daemon passes through the ledger, as with the command line, and is answered within a second: 200 with the
-answer, 409 if it is refused, 202 with the request's number if the daemon has not answered within ten seconds. Lists come in
-pages: give `next` as `before`. Logs come in pieces: give `next` as `after`, at once if there is `more`, until it is `over`.
-An error is `{"status", "message", "where", "fix"}`. The command line is a client of this API."""
+answer, 409 if it is refused, 202 with the request's number if the daemon has not answered within ten seconds or ends.
+
+Lists come in pages: give `next` as `before`. Logs come in pieces: give `next` as `after`, at once if there is `more`, until it
+is `over`. An error is `{"status", "message", "where", "fix"}`. The command line is a client of this API."""
 _EVENTS = f"""\
 `GET {PREFIX}/events` is a stream of server-sent events:
 

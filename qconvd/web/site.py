@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,9 @@ class Site:
     def hosts(self) -> set[str]:
         """The names by which this daemon may be called, beside bare addresses. Ports are a proxy's own affair."""
         own = "" if self._address.startswith(UNIX) else self._address.rpartition(":")[0].strip("[]")
-        return {"localhost", own, *(self.config.web.hosts if self.config else ())} - {""}
+        # Where other machines come, nobody is served without the token, so it harms nobody to go by the machine's name.
+        machine = "" if self.only_here else socket.gethostname().lower()
+        return {"localhost", own, machine, machine.partition(".")[0], *(self.config.web.hosts if self.config else ())} - {""}
 
     def unwell(self) -> str:
         """Why the daemon is to be taken for hung; empty if it goes round."""

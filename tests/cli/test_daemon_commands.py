@@ -205,6 +205,20 @@ def test_reconvert_and_retry(qconvd: Qconvd, daemon: Home) -> None:
     assert qconvd("cancel", "1", "--config", daemon.config).code == 0
 
 
+def test_a_daemon_that_is_a_service_is_started_as_one(
+    qconvd: Qconvd, done: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    other = done.root / "other.yaml"
+    other.write_text(done.config.read_text())
+    assert qconvd("service", "install", "--user", "--config", other).code == 0
+    assert qconvd("status", "--config", done.config).out.startswith("No daemon runs; `qconvd run` starts one.\n")
+    assert qconvd("service", "install", "--user", "--config", done.config).code == 0
+    assert qconvd("status", "--config", done.config).out.startswith(
+        "No daemon runs; `systemctl --user start qconvd` starts one.\n"
+    )
+
+
 def test_what_failed_is_told_with_its_place(qconvd: Qconvd, daemon: Home) -> None:
     (daemon.output / "tiny-fp16").mkdir(parents=True)
     (daemon.output / "tiny-fp16" / "theirs.txt").write_text("theirs")

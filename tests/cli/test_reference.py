@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from command_line import Qconvd
 from qconvd.cli.exits import MEANING, Exit
 from qconvd.cli.reference import commands, main, pages
 
@@ -27,6 +28,16 @@ def test_every_command_and_exit_code_is_there() -> None:
         assert f"| {int(code)} | {MEANING[code]} |" in page
     assert "| `--config`, `-c` `FILE` |" in page
     assert "| `--device` `auto\\|cpu\\|cuda` |" in page
+
+
+@pytest.mark.parametrize(
+    ("command", "written"),
+    [("init", "[DIR]"), ("formats", "[FORMAT]"), ("pause", "[REASON]"), ("notify test", "[NAME]"), ("retry", "JOB...")],
+)
+def test_arguments_are_written_once(qconvd: Qconvd, command: str, written: str) -> None:
+    usage = qconvd(*command.split(), "--help").out.splitlines()[0]
+    assert usage.replace("{JOB}", "JOB").endswith(f"{command} [OPTIONS] {written}"), usage
+    assert f"| `{written}` |" in pages()["cli.md"]
 
 
 def test_the_pages_can_be_written_elsewhere(tmp_path: Path) -> None:

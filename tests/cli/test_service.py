@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from command_line import Qconvd
+from qconvd.config import load
 from qconvd.service.files import MARK, SYSTEM_FILES, packaged
-from qconvd.service.steps import BOOTED
+from qconvd.service.steps import BOOTED, to_start
 
 ROOT = Path(__file__).parents[2]
 SYSTEM = "etc/systemd/system"
@@ -111,6 +112,16 @@ def test_only_root_installs_for_the_system(qconvd: Qconvd, machine: Path, monkey
     assert said.err.endswith(
         f" service install --system --config {machine.parent}/config.yaml`, or `--user` for one of your own\n"
     )
+
+
+def test_a_service_that_runs_is_started_again(machine: Path) -> None:
+    """Only then it sees the folders of a config that has changed."""
+    loaded = load(machine.parent / "config.yaml")
+    last = [("enable", "qconvd.service"), ("restart", "qconvd.service")]
+    assert to_start(loaded, user=False)[-3:] == [("systemctl", *words) for words in [("daemon-reload",), *last]]
+    assert to_start(loaded, user=True) == [("systemctl", "--user", *words) for words in [("daemon-reload",), *last]]
+    made = ("install", "-d", "-o", "qconvd", "-g", "qconvd", f"{machine.parent}/models", f"{machine.parent}/state")
+    assert made in to_start(loaded, user=False)
 
 
 def test_now_is_for_this_machine(qconvd: Qconvd, machine: Path) -> None:

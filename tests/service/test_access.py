@@ -23,6 +23,9 @@ watch:
 output: {at}/models
 state: {at}/state
 hub: {{cache: {at}/cache, token_file: {at}/secrets/token}}
+web: {{listen: "unix:{at}/sockets/s", token_file: {at}/page/token}}
+notify:
+  - webhook: {{url_file: {at}/news/url, token_file: {at}/news/token}}
 recipes:
   r:
     targets: [gguf: {{types: [q4_k_m], imatrix: {files}/matrices/m.gguf}}]
@@ -49,9 +52,18 @@ def load(tmp_path: Path) -> object:
 
 def test_what_is_written_and_what_is_read(load, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     found = access(load("/srv/q"))
-    assert found.written == tuple(Path("/srv/q", name) for name in ("cache", "models", "moved", "published", "state"))
+    written = ("cache", "models", "moved", "published", "sockets", "state")
+    assert found.written == tuple(Path("/srv/q", name) for name in written)
     here = [tmp_path / name for name in ("cards", "etc", "matrices")]
-    assert found.read == tuple(sorted([Path("/srv/q/inbox"), Path("/srv/q/secrets"), *here]))
+    there = [Path("/srv/q", name) for name in ("inbox", "news", "page", "secrets")]
+    assert found.read == tuple(sorted([*there, *here]))
+
+
+def test_systemd_makes_the_folder_of_a_socket_below_run(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "output: /srv/m\nstate: /srv/s\nrecipes: {r: {targets: [fp16]}}\nweb: {listen: 'unix:/run/qconvd/http.sock'}\n"
+    )
+    assert access(config.load(tmp_path / "c.yaml")).written == (Path("/srv/m"), Path("/srv/s"))
 
 
 def test_homes_stay_shut_unless_a_folder_is_there() -> None:
@@ -65,13 +77,14 @@ def test_the_drop_in(load, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ig
     monkeypatch.setattr("qconvd.service.drop_in.program", lambda: [Path("/opt/venv")])
     text = drop_in(load("/srv/q"), user=False)
     assert "ProtectHome" not in text and "Bind" not in text
-    assert "ReadWritePaths=-/srv/q/cache -/srv/q/models -/srv/q/moved -/srv/q/published -/srv/q/state\n" in text
+    assert "ReadWritePaths=-/srv/q/cache -/srv/q/models -/srv/q/moved -/srv/q/published -/srv/q/sockets -/srv/q/state\n" in text
     assert re.search(r"^ReadOnlyPaths=.*-/srv/q/inbox( |$)", text, re.M)
     assert re.search(r"^RequiresMountsFor=.*/srv/q/inbox /srv/q/models ", text, re.M)
     text = drop_in(load("/home/me/q"), user=False)
     assert "ProtectHome=tmpfs\n" in text
-    assert "BindPaths=-/home/me/q/cache -/home/me/q/models -/home/me/q/moved -/home/me/q/published -/home/me/q/state\n" in text
-    assert "BindReadOnlyPaths=-/home/me/q/inbox -/home/me/q/secrets\n" in text
+    written = " ".join(f"-/home/me/q/{name}" for name in ("cache", "models", "moved", "published", "sockets", "state"))
+    assert f"BindPaths={written}\n" in text
+    assert "BindReadOnlyPaths=-/home/me/q/inbox -/home/me/q/news -/home/me/q/page -/home/me/q/secrets\n" in text
 
 
 def test_a_link_is_let_through_with_what_it_leads_to(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_a_newcomer_s_first_ten_minutes(browser: Browser, home_with_page: Home, 
     browser.fits()
     browser.open("/")
     browser.fits()
+    assert page.locator("header.top").bounding_box()["height"] < 60, "the header takes one line"
     browser.accessible()
 
     # A model by its name: the plan first, then the job.

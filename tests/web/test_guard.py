@@ -54,6 +54,22 @@ def test_further_names_are_served(opened: Callable[..., Port]) -> None:
     assert web.get(STATUS, Host="other.example.org").status == 421
 
 
+def test_the_machine_s_name_is_served_where_other_machines_come(
+    opened: Callable[..., Port], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Box.example.org")
+    (tmp_path / "token").write_text(TOKEN)
+    web = opened(f"{{listen: '0.0.0.0:0', token_file: {tmp_path}/token}}")
+    for name, status in {"box": 200, "box.example.org:8484": 200, "example.org": 421, "box.evil.example": 421}.items():
+        assert web.get(STATUS, Host=name, Authorization=f"Bearer {TOKEN}").status == status, name
+    assert web.get(STATUS, Host="box").status == 401
+
+
+def test_the_machine_s_name_is_not_served_where_only_the_machine_comes(web: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "box")
+    assert web.get(STATUS, Host="box").status == 421
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://localhost:1"}, {"Origin": "http://["},

@@ -36,6 +36,12 @@ def test_an_empty_page_says_what_to_do(web: Port) -> None:
     assert "Drop a model into" in text and str(web.config.folders[0].folder) in text
 
 
+def test_a_page_without_jobs_says_when_it_would_begin(web: Port) -> None:
+    assert "Nothing waits. What is handed in begins at once." in web.get("/").text
+    web.ledger.pause("by hand", "")
+    assert "Nothing waits. What is handed in waits until the pause is over." in web.get("/").text
+
+
 def test_names_and_reasons_from_models_are_text(web: Port) -> None:
     source = web.ledger.source_seen(f"/models/{EVIL}", "digest", EVIL, "")
     web.ledger.want(source.id, "r", web.config.recipes["r"].targets)
