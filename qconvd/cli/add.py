@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from qconvd.cli.options import ConfigFile, Model
+from qconvd.cli.options import ConfigFile, ModelAnywhere, named
 from qconvd.cli.reached import Url, elsewhere, reached
 
 
 def add(
-    model: Model,
+    model: ModelAnywhere,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", "-r", help="What to make of it: a recipe of the config file; the only one may be left out."),
@@ -36,8 +36,9 @@ def add(
 
     if elsewhere(config, url):  # the disk, the recipes and the Hub that count are those over there
         with reached(config, url) as daemon:
-            told(daemon.add(_locator(model), recipe))
+            told(daemon.add(model, recipe))
         return
+    path = named(Path(model))
     loaded = load_config(config)
     if recipe is None:
         if len(loaded.recipes) != 1:
@@ -49,19 +50,20 @@ def add(
             f"there is no recipe {recipe!r}{did_you_mean(recipe, loaded.recipes)}", where=str(loaded.path), fix=fix
         )
     # The reason why it cannot be converted is told now, whether a daemon runs or not.
-    if is_address(str(model)):
-        address = parse(str(model))
+    if is_address(str(path)):
+        address = parse(str(path))
         hub = Hub.of(loaded.hub)
         hub.commit_of(address.repo, address.revision)
         hub.may_read(address.repo)
     else:
-        checkpoints.inspect(model)
+        checkpoints.inspect(path)
     Ledger(loaded.state / "ledger.sqlite").close()
     with reached(loaded.path, None) as daemon:
-        told(daemon.add(_locator(model), recipe))
+        told(daemon.add(_locator(path), recipe))
 
 
 def _locator(model: Path) -> str:
     from qconvd.hub.address import is_address, parse
+    from qconvd.intake import spelled
 
-    return parse(str(model)).locator if is_address(str(model)) else str(model.absolute())
+    return parse(str(model)).locator if is_address(str(model)) else spelled(model.absolute())

@@ -21,7 +21,7 @@ ConfigFile = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
-def _named(model: Path) -> Path:
+def named(model: Path) -> Path:
     """A page's address as it is copied from the Hub means that repository. Raises `NotAModel` for one without `hub:`."""
     from qconvd.errors import QconvdError
     from qconvd.hub.address import is_address, of_page, parse
@@ -40,14 +40,10 @@ def _named(model: Path) -> Path:
     raise NotAModel("there is nothing at this path", where=str(model.absolute()), fix=fix)
 
 
-Model = Annotated[
-    Path,
-    typer.Argument(
-        metavar="MODEL",
-        help="A model's folder, a lone weights file, or `hub:owner/name` (also @revision).",
-        callback=_named,
-    ),
-]
+_MODEL = "A model's folder, a lone weights file, or `hub:owner/name` (also @revision)."
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help=_MODEL, callback=named)]
+ModelAnywhere = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
+"""One that may lie on another machine; `named` looks whether it is here."""
 
 
 def load_config(file: Path | None) -> Config:

@@ -148,7 +148,7 @@ def as_json(data: Any) -> None:
 
 def note(text: str) -> None:
     """Say something beside the output, on stderr."""
-    print(fitting(text, sys.stderr), file=sys.stderr, flush=True)
+    print(fitting(safe(text), sys.stderr), file=sys.stderr, flush=True)
 
 
 def safe(text: str) -> str:

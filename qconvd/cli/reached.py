@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,9 +30,12 @@ def elsewhere(file: Path | None, url: str | None) -> str:
     """The address that is meant; empty if it is the daemon of a config. Raises `QconvdError` for what is no address."""
     from qconvd.client.http import checked
 
-    if file and url:
+    if file and url is not None:
         raise typer.BadParameter("--config and --url name two daemons; leave out one of them")
-    found = url or ("" if file else os.environ.get(URL_VARIABLE, ""))
+    # An address that is empty is a script's mistake: without one, another daemon would be meant.
+    if url is not None:
+        return checked(url)
+    found = "" if file else os.environ.get(URL_VARIABLE, "").strip()
     return checked(found) if found else ""
 
 
@@ -49,24 +52,24 @@ def reached(file: Path | None, url: str | None) -> Iterator[Daemon]:
             away.close()
         return
     from qconvd.cli.place import check_ledger, find_place
+    from qconvd.client.here import Here
     from qconvd.client.ledger import OverLedger
     from qconvd.ledger import Ledger
     from qconvd.ledger.database import in_words
 
     place = find_place(file)
     check_ledger(place)
-    if (daemon := _listening(place)) is not None:
-        try:
-            yield daemon
-        finally:
-            daemon.close()
-        return
-    ledger = Ledger(place.ledger)
-    try:
-        with in_words(ledger.path):
-            yield OverLedger(ledger, place.state, place.config)
-    finally:
-        ledger.close()
+    with ExitStack() as at_the_end:
+
+        def ledger() -> OverLedger:
+            opened = Ledger(place.ledger)
+            at_the_end.callback(opened.close)
+            return OverLedger(opened, place.state, place.config)
+
+        if (over_http := _listening(place)) is not None:
+            at_the_end.callback(over_http.close)
+        with in_words(place.ledger):
+            yield Here(over_http, ledger)
 
 
 def _listening(place: Place) -> OverHttp | None:
@@ -77,12 +80,13 @@ def _listening(place: Place) -> OverHttp | None:
     address = address_of(place.state, pid) if pid else ""
     if not address:
         return None
-    from qconvd.client.http import UNIX, NotReached, NotServed, OverHttp
+    from qconvd.client.http import OverHttp, checked
+    from qconvd.errors import QconvdError
 
     try:
-        daemon = OverHttp(address if address.startswith(UNIX) else f"http://{address}", _token_of(place) or _token_here())
+        daemon = OverHttp(checked(address), _token_of(place) or _token_here())
         daemon.hello()
-    except (NotReached, NotServed):
+    except QconvdError:
         return None
     return daemon
 
