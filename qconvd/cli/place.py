@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,11 +82,15 @@ def opened(file: Path | None) -> Iterator[tuple[Place, Ledger]]:
 
 
 def check_ledger(place: Place) -> None:
-    """Raise `QconvdError` if no daemon ever ran with this config: there is nothing to ask."""
-    from qconvd.checkpoints.files import is_there
+    """Raise `QconvdError` if no daemon ever ran with this config, or nobody here may know: there is nothing to ask."""
     from qconvd.errors import QconvdError
 
-    if not is_there(place.ledger):
+    try:
+        there = place.ledger.exists()
+    except OSError as error:
+        fix = "ask as the user that runs the daemon, or over its HTTP port with --url"
+        raise QconvdError(f"cannot be looked into: {os.strerror(error.errno or 0)}", where=str(place.state), fix=fix) from error
+    if not there:
         raise QconvdError("no daemon has run with this config yet", where=str(place.state), fix="start one with `qconvd run`")
 
 

@@ -78,14 +78,14 @@ def _listening(place: Place) -> OverHttp | None:
 
     pid = place.daemon
     address = address_of(place.state, pid) if pid else ""
-    if not address:
+    if pid is None or not address:
         return None
     from qconvd.client.http import OverHttp, checked
     from qconvd.errors import QconvdError
 
     try:
         daemon = OverHttp(checked(address), _token_of(place) or _token_here())
-        daemon.hello()
+        daemon.hello(pid)
     except QconvdError:
         return None
     return daemon

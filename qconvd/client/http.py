@@ -74,11 +74,13 @@ class OverHttp:
             self._connection.close()
             self._connection = None
 
-    def hello(self) -> None:
-        """Raise `NotReached` or `NotServed` unless the daemon answers, and soon."""
+    def hello(self, pid: int) -> None:
+        """Raise `NotReached` or `NotServed` unless the daemon with this process id answers, and soon."""
         self._patience = self._longest = SHORT
         try:
-            self._get("/jobs", ("jobs",), limit=1)
+            if self.status()["pid"] != pid:
+                # Of a daemon in a container its state folder may be seen here, but at its address another one.
+                raise NotReached("who answers there is another daemon", where=self.url, fix=OTHER)
         finally:
             self.close()
             self._patience, self._longest = PATIENCE, LONGEST

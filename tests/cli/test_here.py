@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -57,6 +58,25 @@ def test_a_daemon_that_ends_and_is_started_anew_while_a_log_is_followed(
     assert len(calls) > 4
 
 
+def test_another_daemon_at_the_address(qconvd: Qconvd, home: Home) -> None:
+    """As where two containers listen at the same address, and the state folders of both are seen from outside."""
+    home.web = "{listen: '127.0.0.1:0'}"
+    other = Home(home.root / "other")
+    other.web = home.web
+    other.configure()
+    for daemon in (home, other):
+        daemon.configure()
+        daemon.start()
+    home.said("qconvd runs")
+    other.said("qconvd runs")
+    notes = [json.loads((daemon.state / "listening.json").read_text()) for daemon in (home, other)]
+    (home.state / "listening.json").write_text(json.dumps({**notes[0], "address": notes[1]["address"]}))
+    assert qconvd("pause", "--config", home.config).code == 0
+    with home.ledger() as ours, other.ledger() as theirs:
+        assert (len(ours.pauses()), theirs.pauses()) == (1, [])
+    other.kill()
+
+
 def qconvd_resumed(home: Home) -> bool:
     return (home.root / "s").exists() and home.ask("resume").state == "done"
 
@@ -67,7 +87,7 @@ def test_a_daemon_that_ends_is_asked_in_its_ledger(qconvd: Qconvd, home: Home, m
     home.start()
     home.said("qconvd runs")
     hello = http.OverHttp.hello
-    monkeypatch.setattr(http.OverHttp, "hello", lambda self: (hello(self), home.stop()))
+    monkeypatch.setattr(http.OverHttp, "hello", lambda self, pid: (hello(self, pid), home.stop()))
     assert qconvd("status", "--config", home.config).out.startswith("No daemon runs")
     home.start()
     home.said("qconvd runs", 2)
