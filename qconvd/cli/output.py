@@ -153,4 +153,6 @@ def note(text: str) -> None:
 
 def safe(text: str) -> str:
     """Text that may come from a model's files, without what would steer a terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
