@@ -81,7 +81,8 @@ def _said(config: Path) -> list[str]:
 
 def _noted(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        with path.open("rb") as file:
+            data = json.loads(file.read(SIZE_LIMIT))
+    except (OSError, ValueError, RecursionError):
         return {}  # also a path with a null byte
     return data if isinstance(data, dict) else {}

@@ -230,12 +230,18 @@ def _is_first_part(name: str) -> bool:
     return match is None or int(match[1]) == 1
 
 
-def _check_name(path: Path, ignore: Collection[Path]) -> None:
+def spelled(path: Path) -> str:
+    """A path as text. Raises `NotAModel` for one that cannot be written down."""
     where = str(path)
     try:
         where.encode()
     except UnicodeEncodeError:
         raise NotAModel("the name is not UTF-8", where=ascii(where), fix="rename it") from None
+    return where
+
+
+def _check_name(path: Path, ignore: Collection[Path]) -> None:
+    where = spelled(path)
     if is_hidden(path.name) or is_temporary(path.name):
         raise NotAModel("the name is hidden or temporary", where=where)
     real = Path(os.path.realpath(path))

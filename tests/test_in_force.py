@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvd.in_force import NAME, note_config, state_of
+from qconvd.in_force import NAME, address_of, note_config, state_of
 
 
 @pytest.fixture
@@ -64,3 +64,12 @@ def test_it_is_written_when_it_changes(tmp_path: Path) -> None:
     assert (tmp_path / NAME).stat().st_ino == before
     note_config(tmp_path, Path("/etc/b.yaml"))
     assert json.loads((tmp_path / NAME).read_text()) == {"config": "/etc/b.yaml"}
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b" " * (1 << 21) + b"{}", b"\xff", b"[]", b'{"pid": 7, "address": 8}', b""])
+def test_a_note_that_is_damaged_names_no_address(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "listening.json").write_bytes(text)
+    assert address_of(tmp_path, 7) == ""
+    (tmp_path / "listening.json").unlink()
+    (tmp_path / "listening.json").mkdir()
+    assert address_of(tmp_path, 7) == ""

@@ -31,7 +31,7 @@ from qconvd.cli import (
     verify,
 )
 from qconvd.cli.exits import Exit
-from qconvd.cli.output import fitting
+from qconvd.cli.output import fitting, safe
 from qconvd.errors import ConfigError, QconvdError
 
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -150,9 +150,9 @@ def _take_names_as_utf8() -> None:
 def _tell(error: QconvdError, code: Exit) -> Exit:
     problems = getattr(error, "problems", ())
     if len(problems) > 1:
-        print(fitting(f"qconvd: {len(problems)} mistakes\n{error}", sys.stderr), file=sys.stderr)
+        print(fitting(f"qconvd: {len(problems)} mistakes\n{safe(str(error))}", sys.stderr), file=sys.stderr)
     else:
-        print(fitting(f"qconvd: {error}", sys.stderr), file=sys.stderr)
+        print(fitting(f"qconvd: {safe(str(error))}", sys.stderr), file=sys.stderr)
     _tell_script(error, type(error).__name__)
     return code
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qconvd.cli.options import ConfigFile, ModelAnywhere
+from qconvd.cli.options import ConfigFile, ModelAnywhere, named
 from qconvd.cli.reached import Url, elsewhere, reached
 
 
@@ -28,7 +28,7 @@ def add(
     Without a daemon it is taken when one is started.
     """
     from qconvd import checkpoints
-    from qconvd.cli.options import load_config, named
+    from qconvd.cli.options import load_config
     from qconvd.cli.requests import told
     from qconvd.errors import QconvdError
     from qconvd.hub.address import is_address, parse
@@ -38,9 +38,9 @@ def add(
 
     if elsewhere(config, url):  # the disk, the recipes and the Hub that count are those over there
         with reached(config, url) as daemon:
-            told(daemon.add(_over_there(model), recipe))
+            told(daemon.add(_over_there(Path(model)), recipe))
         return
-    model = named(model)
+    path = named(Path(model))
     loaded = load_config(config)
     if recipe is None:
         if len(loaded.recipes) != 1:
@@ -52,16 +52,16 @@ def add(
             f"there is no recipe {recipe!r}{did_you_mean(recipe, loaded.recipes)}", where=str(loaded.path), fix=fix
         )
     # The reason why it cannot be converted is told now, whether a daemon runs or not.
-    if is_address(str(model)):
-        address = parse(str(model))
+    if is_address(str(path)):
+        address = parse(str(path))
         hub = Hub.of(loaded.hub)
         hub.commit_of(address.repo, address.revision)
         hub.may_read(address.repo)
     else:
-        checkpoints.inspect(model)
+        checkpoints.inspect(path)
     Ledger(loaded.state / "ledger.sqlite").close()
     with reached(loaded.path, None) as daemon:
-        told(daemon.add(_locator(model), recipe))
+        told(daemon.add(_locator(path), recipe))
 
 
 def _over_there(model: Path) -> str:
@@ -84,5 +84,6 @@ def _over_there(model: Path) -> str:
 
 def _locator(model: Path) -> str:
     from qconvd.hub.address import is_address, parse
+    from qconvd.intake import spelled
 
-    return parse(str(model)).locator if is_address(str(model)) else str(model.absolute())
+    return parse(str(model)).locator if is_address(str(model)) else spelled(model.absolute())

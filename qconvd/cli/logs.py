@@ -13,6 +13,8 @@ from qconvd.cli.reached import Url, reached
 
 PAUSE = 0.2
 """Seconds between two looks at what goes on."""
+AWAY = 120.0
+"""Seconds for which a daemon that was there may not answer."""
 
 
 def logs(
@@ -24,11 +26,21 @@ def logs(
 ) -> None:
     """Print what happened to a job, and what its workers wrote."""
     from qconvd.cli import output
+    from qconvd.client.http import NotReached, NotServed
 
     after = ""
+    answered: float | None = None
     with reached(config, url) as daemon:
         while True:
-            piece = daemon.log(id, after, events=events)
+            try:
+                piece = daemon.log(id, after, events=events)
+            except (NotReached, NotServed):
+                # A daemon elsewhere that is started anew is back soon.
+                if not follow or answered is None or time.monotonic() - answered > AWAY:
+                    raise
+                time.sleep(PAUSE)
+                continue
+            answered = time.monotonic()
             after = piece["next"]
             for line in piece["lines"]:
                 print(output.safe(line))

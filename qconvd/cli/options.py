@@ -42,8 +42,8 @@ def named(model: Path) -> Path:
 
 _MODEL = "A model's folder, a lone weights file, or `hub:owner/name` (also @revision)."
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help=_MODEL, callback=named)]
-ModelAnywhere = Annotated[Path, typer.Argument(metavar="MODEL", help=_MODEL)]
-"""A model that may be on another machine: whether it is here does not matter."""
+ModelAnywhere = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
+"""One that may lie on another machine; `named` looks whether it is here."""
 
 
 def load_config(file: Path | None) -> Config:

@@ -148,9 +148,11 @@ def as_json(data: Any) -> None:
 
 def note(text: str) -> None:
     """Say something beside the output, on stderr."""
-    print(fitting(text, sys.stderr), file=sys.stderr, flush=True)
+    print(fitting(safe(text), sys.stderr), file=sys.stderr, flush=True)
 
 
 def safe(text: str) -> str:
     """Text that may come from a model's files, without what would steer a terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

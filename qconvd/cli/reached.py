@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,9 +30,12 @@ def elsewhere(file: Path | None, url: str | None) -> str:
     """The address that is meant; empty if it is the daemon of a config. Raises `QconvdError` for what is no address."""
     from qconvd.client.http import checked
 
-    if file and url:
+    if file and url is not None:
         raise typer.BadParameter("--config and --url name two daemons; leave out one of them")
-    found = url or ("" if file else os.environ.get(URL_VARIABLE, ""))
+    # An address that is empty is a script's mistake: without one, another daemon would be meant.
+    if url is not None:
+        return checked(url)
+    found = "" if file else os.environ.get(URL_VARIABLE, "").strip()
     return checked(found) if found else ""
 
 
@@ -49,26 +52,30 @@ def reached(file: Path | None, url: str | None) -> Iterator[Daemon]:
             away.close()
         return
     from qconvd.cli.place import check_ledger, find_place
+    from qconvd.client.here import Here
     from qconvd.client.ledger import OverLedger
     from qconvd.ledger import Ledger
     from qconvd.ledger.database import LedgerUnusable, in_words
 
     place = find_place(file)
     check_ledger(place)
-    daemon, refused = _listening(place)
-    if daemon is not None:
+    over_http, refused = _listening(place)
+    with ExitStack() as at_the_end:
+
+        def ledger() -> OverLedger:
+            opened = Ledger(place.ledger)
+            at_the_end.callback(opened.close)
+            return OverLedger(opened, place.state, place.config)
+
+        if over_http is not None:
+            at_the_end.callback(over_http.close)
         try:
-            yield daemon
-        finally:
-            daemon.close()
-        return
-    try:
-        with closing(Ledger(place.ledger)) as ledger, in_words(ledger.path):
-            yield OverLedger(ledger, place.state, place.config)
-    except LedgerUnusable:
-        if refused is None:
-            raise
-        raise refused from None
+            with in_words(place.ledger):
+                yield Here(over_http, ledger)
+        except LedgerUnusable:
+            if refused is None:
+                raise
+            raise refused from None
 
 
 def _listening(place: Place) -> tuple[OverHttp | None, NotServed | None]:
@@ -80,17 +87,18 @@ def _listening(place: Place) -> tuple[OverHttp | None, NotServed | None]:
 
     pid = place.daemon
     address = address_of(place.state, pid) if pid else ""
-    if not address:
+    if pid is None or not address:
         return None, None
-    from qconvd.client.http import UNIX, NotReached, NotServed, OverHttp
+    from qconvd.client.http import NotServed, OverHttp, checked
+    from qconvd.errors import QconvdError
 
     try:
-        daemon = OverHttp(address if address.startswith(UNIX) else f"http://{address}", _token_of(place) or _token_here())
-        daemon.hello()
-    except NotReached:
-        return None, None
+        daemon = OverHttp(checked(address), _token_of(place) or _token_here())
+        daemon.hello(pid)
     except NotServed as error:
         return None, error
+    except QconvdError:
+        return None, None
     return daemon, None
 
 

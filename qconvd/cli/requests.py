@@ -107,4 +107,4 @@ def told(answer: Answer) -> None:
     if answer.state == "refused":
         output.note(f"qconvd: {answer.said}")
         raise typer.Exit(Exit.REFUSED)
-    print(answer.said)
+    print(output.safe(answer.said))

@@ -26,17 +26,17 @@ def status(config: ConfigFile = None, json: AsJson = False, url: Url = None) -> 
     if found["trouble"]:
         print(output.filled(f"It cannot go on: {found['trouble']}"))
     why = " `qconvd jobs` says why." if "failed" in found["jobs"] else ""
-    print(f"Jobs: {', '.join(f'{n} {state}' for state, n in found['jobs'].items()) or 'none yet'}.{why}")
+    print(f"Jobs: {output.safe(', '.join(f'{n} {state}' for state, n in found['jobs'].items())) or 'none yet'}.{why}")
     # What the clock and the disk say, only a daemon finds out.
     for pause in (p for p in found["pauses"] if pid or p["cause"] == "by hand"):
         print(output.filled(f"P{pause['told'][1:]}."))
     for one in found["notifications"]:
         print(output.filled(f"Cannot be told: {one['told']}."))
     for task in found["running"]:
-        print(f"\n{task['kind']} of {output.safe(task['model'])} (task {task['task']}, attempt {task['attempt']})")
+        print(f"\n{output.safe(task['kind'])} of {output.safe(task['model'])} (task {task['task']}, attempt {task['attempt']})")
         for target in task["targets"]:
             shown = task["kind"] in ("convert", "fetch") and target["progress"]
-            print(f"  {target['label']}: {target['progress']['told']}" if shown else f"  {target['label']}")
+            print(output.safe(f"  {target['label']}: {target['progress']['told']}" if shown else f"  {target['label']}"))
     waits = "waits" if pid else "waited when the daemon ended"
     words = {
         "arriving": waits, "incomplete": waits, "refused": f"{waits} for you", "unwanted": "is not converted",

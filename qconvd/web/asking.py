@@ -120,7 +120,8 @@ def said(request: Request) -> answers.Said:
 
 def locator_of(text: str) -> str:
     """The model that a person wrote: an absolute path, or where it is on the Hub. Raises `QconvdError`."""
-    text = text.strip()
+    if not text.startswith("/"):  # the name of a folder may end with a space
+        text = text.strip()
     if text.startswith("/"):
         return str(Path(text))
     if is_address(text):

@@ -135,6 +135,14 @@ def test_where_no_daemon_ran(qconvd: Qconvd, command: str, tmp_path: Path) -> No
     assert not Path("state").exists()
 
 
+def test_a_state_folder_that_cannot_be_looked_into(qconvd: Qconvd, tmp_path: Path) -> None:
+    # A name that is too long hides it from root, too.
+    name = "s" * 300
+    Path("config.yaml").write_text(f"state: ./{name}\noutput: ./m\nrecipes: {{r: {{targets: [fp16]}}}}\n")
+    fix = "ask as the user that runs the daemon, or over its HTTP port with --url"
+    assert qconvd("status").err == f"qconvd: {tmp_path}/{name}: cannot be looked into: File name too long\n  {fix}\n"
+
+
 @pytest.mark.parametrize("arguments", [["job", "99"], ["retry", "99"], ["logs", "99"]])
 def test_jobs_that_are_not_there(qconvd: Qconvd, done: Home, arguments: list[str]) -> None:
     said = qconvd(*arguments, "--config", done.config)

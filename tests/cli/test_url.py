@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def test_a_wrong_token(qconvd: Qconvd, away: Home, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    "url", ["", "ftp://host", "http://", "http://host/path", "http://me:secret@host", "http://host:x", "http://h?q", "unix:x"]
+    "url",
+    ["", " ", "ftp://host", "http://", "http://host/path", "http://a b", "a..b:1", "http://host:x", "http://h?q", "unix:x"],
 )
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(QconvdError) as refused:
@@ -147,6 +149,17 @@ def test_what_is_no_address(url: str) -> None:
     assert str(refused.value) == (
         f"{url!r} is no address of a daemon\n  write http://host:8484, https://host, or unix:/path/of/the.sock"
     )
+
+
+def test_an_address_with_a_password(qconvd: Qconvd) -> None:
+    said = qconvd("status", "--json", "--url", "http://me:very-secret@host")
+    assert said.json["what"] == "an address of a daemon holds no name and no password"
+    assert "$QCONVD_WEB_TOKEN" in said.err and "very-secret" not in said.err + said.out
+
+
+def test_an_address_that_is_empty_means_no_other_daemon(qconvd: Qconvd, home: Home) -> None:
+    said = qconvd("cancel", "1", "--url", "")
+    assert (said.code, said.err.splitlines()[0]) == (3, "qconvd: '' is no address of a daemon")
 
 
 def test_one_daemon_at_a_time(qconvd: Qconvd, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +175,7 @@ def test_one_daemon_at_a_time(qconvd: Qconvd, home: Home, monkeypatch: pytest.Mo
 def test_addresses() -> None:
     for url, meant in {
         "host:8484": "http://host:8484", "http://host:8484/": "http://host:8484", "https://h": "https://h", "[::1]:1":
-        "http://[::1]:1", "unix:/a/b": "unix:/a/b",
+        "http://[::1]:1", "Bücher.example:1": "http://xn--bcher-kva.example:1", "unix:/a/b": "unix:/a/b",
     }.items():  # fmt: skip
         assert http.checked(url) == meant
 
@@ -209,6 +222,8 @@ def greeting(connection: socket.socket) -> None:
             lambda c: says(c, 404, b'{"message": "there is nothing here"}'),
             f"the daemon there does not know what it is asked\n{OTHER}",
         ),
+        (lambda c: says(c, 200, b"[" * 100_000), f"who answers there is no daemon of this qconvd\n{OTHER}"),
+        (lambda c: says(c, 200, b'{"seen": []}'), f"who answers there is no daemon of this qconvd\n{OTHER}"),
         (lambda c: says(c, 503, b'{"message": "away", "fix": "come again"}'), "away\n  come again\n"),
         (greeting, f"breaks off, as no daemon of qconvd does\n{ABSENT}"),
         (lambda connection: connection.recv(4096) and None, f"breaks off, as no daemon of qconvd does\n{ABSENT}"),
@@ -228,6 +243,61 @@ def test_nobody_there(qconvd: Qconvd, tmp_path: Path) -> None:
     assert said.json["error"] == "NotReached"
     said = qconvd("jobs", "--url", f"unix:{tmp_path}/s")
     assert said.err == f"qconvd: unix:{tmp_path}/s: cannot be reached: No such file or directory\n{ABSENT}"
+
+
+def test_a_path_that_is_too_long(qconvd: Qconvd) -> None:
+    said = qconvd("jobs", "--url", f"unix:/{'x' * 200}")
+    assert said.err == f"qconvd: unix:/{'x' * 200}: cannot be reached: AF_UNIX path too long\n{ABSENT}"
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        (["jobs"], b'{"jobs": [], "next": 5}'),
+        (["logs", "1"], b'{"lines": [], "next": "", "more": true, "over": false, "tasks": 0, "targets": []}'),
+    ],
+)
+def test_answers_that_lead_nowhere(qconvd: Qconvd, command: list[str], answer: bytes) -> None:
+    with listener(lambda connection: says(connection, 200, answer)) as address:
+        said = qconvd(*command, "--url", address)
+    assert (said.code, said.err) == (3, f"qconvd: http://{address}: who answers there is no daemon of this qconvd\n{OTHER}")
+
+
+def test_an_answer_that_never_ends(qconvd: Qconvd, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drips(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 X\r\n")
+        with suppress(OSError):
+            while True:
+                connection.sendall(b"X")
+                time.sleep(0.01)
+
+    monkeypatch.setattr(http, "LONGEST", 0.3)
+    with listener(drips) as address:
+        said = qconvd("status", "--url", address)
+    assert (said.code, said.err) == (3, f"qconvd: http://{address}: does not answer\n{ABSENT}")
+
+
+def test_no_terminal_is_steered_from_elsewhere(qconvd: Qconvd) -> None:
+    with listener(lambda c: says(c, 400, b'{"message": "a\\u001b[31mb"}')) as address:
+        assert qconvd("status", "--url", address).err == "qconvd: a\N{REPLACEMENT CHARACTER}[31mb\n"
+    with listener(lambda c: says(c, 200, b'{"state": "done", "answer": "a\\u001b[31mb"}')) as address:
+        assert qconvd("resume", "--url", address).out == "a\N{REPLACEMENT CHARACTER}[31mb\n"
+
+
+@pytest.mark.parametrize("model", ["alice/m", "hub:alice/m", "/over/there", "https://huggingface.co/alice/m"])
+def test_a_model_elsewhere_is_named_as_it_is_there(qconvd: Qconvd, model: str) -> None:
+    heard = bytearray()
+
+    def hears(connection: socket.socket) -> None:
+        while not heard.endswith(b"}"):
+            heard.extend(connection.recv(4096))
+        body = b'{"state": "done", "answer": "taken"}'
+        connection.sendall(b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with listener(hears) as address:
+        assert qconvd("add", model, "--url", address).out == "taken\n"
+    assert json.loads(heard.partition(b"\r\n\r\n")[2]) == {"model": model, "recipe": None}
 
 
 def test_no_tls(qconvd: Qconvd) -> None:
@@ -271,6 +341,9 @@ def test_a_daemon_that_is_not_served_by_http_is_asked_in_its_ledger(
     with listener(web_page) as address:
         assert status(address=address) == 1
     assert status(address=address) == 1
+    assert status(address="a b:x") == 1
+    with listener(lambda c: says(c, 400, b'{"message": "no"}')) as address:
+        assert status(address=address) == 1
     monkeypatch.setattr(http, "SHORT", 0.2)
     gone = threading.Event()
     with listener(lambda _: gone.wait(20) or None) as address:
@@ -384,7 +457,11 @@ def test_a_connection_that_was_closed_meanwhile(tmp_path: Path) -> None:
     daemon._connection.sock.shutdown(socket.SHUT_RDWR)
     assert daemon.jobs() == []
     daemon._connection.sock.shutdown(socket.SHUT_RDWR)
-    with pytest.raises(http.NotReached):  # what changes something is not asked twice
+    with pytest.raises(http.Unanswered) as broken:  # what changes something is not asked twice
         daemon.pause("")
+    assert str(broken.value) == (
+        f"http://{web.address}: was asked, but breaks off before it answers\n"
+        "  `qconvd status` and `qconvd jobs` tell what became of it"
+    )
     daemon.close()
     web.close()

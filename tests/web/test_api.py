@@ -197,6 +197,7 @@ def test_the_web_s_ledger_cannot_be_changed_by_reading(web: Port, tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "locator"),
     [("alice/m", "hub:alice/m"), (" hub:alice/m@dev ", "hub:alice/m@dev"), ("/models/m", "/models/m"),
+     ("/models/m ", "/models/m "), (" /m", "/m"),
      ("https://huggingface.co/alice/m", "hub:alice/m"), ("https://huggingface.co/alice/m/tree/dev", "hub:alice/m@dev")],
 )  # fmt: skip
 def test_how_a_model_is_named(text: str, locator: str) -> None:
