@@ -86,12 +86,12 @@ def check_ledger(place: Place) -> None:
 
     try:
         place.ledger.stat()
-    except PermissionError as error:
-        fix = "read it as root or a member of its group, or ask a running daemon: --url http://127.0.0.1:8484"
-        raise QconvdError(f"cannot be read: {error.strerror}", where=str(place.state), fix=fix) from error
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         fix = "start one with `qconvd run`"
         raise QconvdError("no daemon has run with this config yet", where=str(place.state), fix=fix) from error
+    except OSError as error:
+        fix = "read it as root or a member of its group, or ask a running daemon: --url http://127.0.0.1:8484"
+        raise QconvdError(f"cannot be read: {error.strerror}", where=str(place.state), fix=fix) from error
 
 
 def _tell(place: Place, error: ConfigError) -> None:

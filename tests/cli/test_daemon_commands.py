@@ -139,8 +139,8 @@ def test_a_state_folder_that_cannot_be_looked_into(qconvd: Qconvd, tmp_path: Pat
     # A name that is too long hides it from root, too.
     name = "s" * 300
     Path("config.yaml").write_text(f"state: ./{name}\noutput: ./m\nrecipes: {{r: {{targets: [fp16]}}}}\n")
-    fix = "ask as the user that runs the daemon, or over its HTTP port with --url"
-    assert qconvd("status").err == f"qconvd: {tmp_path}/{name}: cannot be looked into: File name too long\n  {fix}\n"
+    fix = "read it as root or a member of its group, or ask a running daemon: --url http://127.0.0.1:8484"
+    assert qconvd("status").err == f"qconvd: {tmp_path}/{name}: cannot be read: File name too long\n  {fix}\n"
 
 
 @pytest.mark.parametrize("arguments", [["job", "99"], ["retry", "99"], ["logs", "99"]])

@@ -285,8 +285,11 @@ def test_no_terminal_is_steered_from_elsewhere(qconvd: Qconvd) -> None:
         assert qconvd("resume", "--url", address).out == "a\N{REPLACEMENT CHARACTER}[31mb\n"
 
 
-@pytest.mark.parametrize("model", ["alice/m", "hub:alice/m", "/over/there", "https://huggingface.co/alice/m"])
-def test_a_model_elsewhere_is_named_as_it_is_there(qconvd: Qconvd, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "there"),
+    [("hub:alice/m", "hub:alice/m"), ("/over/there", "/over/there"), ("https://huggingface.co/alice/m", "hub:alice/m")],
+)
+def test_a_model_elsewhere_is_named_as_it_is_there(qconvd: Qconvd, model: str, there: str) -> None:
     heard = bytearray()
 
     def hears(connection: socket.socket) -> None:
@@ -297,7 +300,7 @@ def test_a_model_elsewhere_is_named_as_it_is_there(qconvd: Qconvd, model: str) -
 
     with listener(hears) as address:
         assert qconvd("add", model, "--url", address).out == "taken\n"
-    assert json.loads(heard.partition(b"\r\n\r\n")[2]) == {"model": model, "recipe": None}
+    assert json.loads(heard.partition(b"\r\n\r\n")[2]) == {"model": there, "recipe": None}
 
 
 def test_no_tls(qconvd: Qconvd) -> None:
