@@ -95,6 +95,7 @@ def main() -> None:
     _take_names_as_utf8()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
+        _check_folder()
         # Not standalone: typer would print a mistake of the command line itself, and not as JSON.
         code = app(standalone_mode=False) or Exit.OK
         sys.stdout.flush()
@@ -145,6 +146,14 @@ def _take_names_as_utf8() -> None:
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"  # workers inherit it
         os.execv(sys.executable, sys.orig_argv)
+
+
+def _check_folder() -> None:
+    """Raise `QconvdError` if the current folder was removed: nothing can be found from there."""
+    try:
+        os.getcwd()  # noqa: PTH109 — Path.cwd() says no more
+    except FileNotFoundError as error:
+        raise QconvdError("the current folder is not there any more", fix="change to another one") from error
 
 
 def _tell(error: QconvdError, code: Exit) -> Exit:

@@ -214,3 +214,12 @@ def test_a_folder_that_cannot_even_be_looked_for(qconvd: Qconvd, key: str) -> No
         said = qconvd(command)
         assert "Traceback" not in said.err, said.err
     assert "x" * 300 in qconvd("check").out
+
+
+def test_a_current_folder_that_was_removed(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f"import os, sys; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); os.execv(sys.executable, sys.argv[1:])"
+    command = [sys.executable, "-c", script, sys.executable, "-m", "qconvd", "status"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "qconvd: the current folder is not there any more\n  change to another one\n")
