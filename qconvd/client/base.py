@@ -8,8 +8,6 @@ from typing import Any, Protocol, TypeAlias
 
 Document: TypeAlias = dict[str, Any]
 """JSON data as web/answers.py describes it. One from another version may lack what it does not know."""
-WAIT = 10.0
-"""Seconds to wait for the daemon's answer; it looks twice a second."""
 NOT_YET = "The daemon has not answered yet; `qconvd status` shows what it does."
 
 

@@ -12,12 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from urllib.parse import urlencode, urlsplit
 
-from qconvd.client.base import NOT_YET, WAIT, Answer, Document
+from qconvd.client.base import NOT_YET, Answer, Document
 from qconvd.errors import QconvdError
+from qconvd.wire import NOTHING, PREFIX, UNIX, WAIT
 
-PREFIX = "/api/v1"
-UNIX = "unix:"
-"""As in the configuration, which takes a tenth of a second to import."""
 PATIENCE = WAIT + 20
 """Seconds to wait for an answer: the daemon waits for itself first."""
 SHORT = 3.0
@@ -29,8 +27,6 @@ ABSENT = "is a daemon running there, with its HTTP port on?"
 PORT = "Without a port, 80 is asked, and 443 with https; a daemon's own is 8484"
 PLAIN = "a daemon itself speaks http://; https:// is for a proxy before it, with a certificate that this machine knows"
 OTHER = "look at the address and the port, and at the version that runs there"
-NOTHING = "there is nothing here"
-"""What a daemon says of a path that it does not have."""
 LARGEST = 1 << 28
 """Bytes of an answer; whoever sends more is no daemon of ours."""
 LONGEST = 300.0

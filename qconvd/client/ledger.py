@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qconvd.client.base import NOT_YET, WAIT, Answer, Document
+from qconvd.client.base import NOT_YET, Answer, Document
 from qconvd.documents.jobs import job_data, job_details
 from qconvd.documents.log import log_piece
 from qconvd.documents.status import status_data
@@ -15,8 +15,7 @@ from qconvd.ledger import Ledger
 from qconvd.progress import read_progress
 from qconvd.service.files import start_of
 from qconvd.state_lock import holder
-
-LOOK = 0.05
+from qconvd.wire import LOOK, WAIT
 
 
 class OverLedger:

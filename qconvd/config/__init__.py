@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_valid
 
 from qconvd.config.log import Log
 from qconvd.config.machine import Devices, DiskMarks, Keep, Limits
-from qconvd.config.network import UNIX, Hub, Web
+from qconvd.config.network import Hub, Web
 from qconvd.config.notify import CommandNotifier, MailNotifier, Notify, WebhookNotifier
 from qconvd.config.recipe import Destination, HubDestination, Match, Recipe
 from qconvd.config.values import AnyPath, Section
@@ -23,6 +23,7 @@ from qconvd.located_yaml import Problem, dotted, parse
 from qconvd.naming import PROFILES
 from qconvd.suggest import did_you_mean
 from qconvd.targets import Target, resolve_target
+from qconvd.wire import UNIX
 
 __all__ = [
     "UNIX", "Config", "Destination", "Devices", "DiskMarks", "Hub", "HubDestination", "HubModels", "Keep", "Limits", "Log",

@@ -11,9 +11,9 @@ from pydantic import Field, field_validator
 from qconvd.config.values import AnyPath, Duration, Section, Words, Workers
 from qconvd.hub.client import ENDPOINT, TIMEOUT
 from qconvd.hub.tokens import looks_like_token, redacted
+from qconvd.wire import UNIX
 
 DEFAULT_LISTEN = "127.0.0.1:8484"
-UNIX = "unix:"
 LONGEST_SOCKET = len(UNIX) + 107
 """Bytes that Linux takes for a socket's path (unix(7)), after `unix:`."""
 

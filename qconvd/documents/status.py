@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qconvd import __version__
 from qconvd.documents.jobs import progress_data
-from qconvd.ledger import Job, Ledger
-from qconvd.progress import read_progress
+from qconvd.ledger import Job, Ledger, Task
+from qconvd.progress import Progress, read_progress
 from qconvd.sightings import read_sightings
 
 
@@ -45,17 +46,24 @@ def status_data(
         }  # fmt: skip
     return {
         "version": __version__, "pid": daemon, "config": str(config), "pauses": pauses, **counted, "running": tasks,
-        "bytes_per_second": sum(progress[id].rate for t in running for id in t.targets if id in progress),
+        "bytes_per_second": bytes_per_second(running, progress),
         "notifications": [
             {"notifier": n.notifier, "reason": n.reason, "told": n.told, "since": n.since, "waiting": n.waiting}
             for n in unreached
         ],
         "refused": refused,
-        "seen": [
-            {"kind": s.kind, "path": s.path, "name": s.name, "reason": s.reason, "fix": s.fix, "recipes": list(s.recipes)}
-            for s in read_sightings(state)
-        ],
+        "seen": seen_data(state),
     }  # fmt: skip
+
+
+def bytes_per_second(running: Iterable[Task], progress: Mapping[str, Progress]) -> float:
+    """What is written now, of all conversions together."""
+    return sum(progress[id].rate for task in running for id in task.targets if id in progress)
+
+
+def seen_data(state: Path) -> list[dict[str, Any]]:
+    """Paths of which nothing is made, and why."""
+    return [{**asdict(s), "recipes": list(s.recipes)} for s in read_sightings(state)]
 
 
 def refused_data(ledger: Ledger) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ from qconvd.web.asking import Asker, locator_of
 from qconvd.web.reading import Reader
 
 T = TypeVar("T")
-PREFIX = "/api/v1"
 
 
 @dataclass(frozen=True)

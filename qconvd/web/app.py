@@ -21,9 +21,9 @@ from qconvd.web import guard
 from qconvd.web.guard import Turned
 from qconvd.web.server import BODY_LIMIT, Post
 from qconvd.web.site import Site
+from qconvd.wire import NOTHING
 
 log = logging.getLogger(__name__)
-NOTHING = "there is nothing here"
 
 
 class Application:

@@ -19,10 +19,8 @@ from qconvd.ledger import Ledger, Request
 from qconvd.suggest import did_you_mean
 from qconvd.web import answers
 from qconvd.web.site import Site
+from qconvd.wire import LOOK, WAIT
 
-WAIT = 10.0
-"""Seconds to wait for the daemon's answer; it looks twice a second."""
-LOOK = 0.05
 PLAN_SECONDS = 60.0
 PLANS = 2
 """Plans at a time: each is a process."""

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from qconvd.config import load
 from qconvd.ledger import Ledger
-from qconvd.web.api import ENDPOINTS, PREFIX
+from qconvd.web.api import ENDPOINTS
 from qconvd.web.metrics import Metrics
 from qconvd.web.reading import Reader
 from qconvd.web.site import Site
 from qconvd.web.streams import Streams
+from qconvd.wire import PREFIX
 
 _INTRODUCTION = """\
 The daemon listens at `web.listen` ([config.md](config.md)): 127.0.0.1:8484 unless it says otherwise, never with `run --once`.

@@ -18,12 +18,13 @@ from qconvd.explain import explain
 from qconvd.located_yaml import dotted
 from qconvd.web import openapi
 from qconvd.web.answers import Said
-from qconvd.web.api import ENDPOINTS, PREFIX, Call, Endpoint, Missing
+from qconvd.web.api import ENDPOINTS, Call, Endpoint, Missing
 from qconvd.web.app import _Json, refused
 from qconvd.web.asking import Asker
 from qconvd.web.guard import Turned
 from qconvd.web.questions import Nothing
 from qconvd.web.reading import Reader
+from qconvd.wire import PREFIX
 
 STATUSES = {"open": 202, "done": 200, "refused": 409}
 

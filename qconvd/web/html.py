@@ -17,8 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from qconvd.errors import QconvdError
 from qconvd.web import answers
-from qconvd.web.api import PREFIX
-from qconvd.web.app import NOTHING, _Json, refused
+from qconvd.web.app import _Json, refused
 from qconvd.web.asking import Asker, locator_of
 from qconvd.web.endpoints import STATUSES
 from qconvd.web.guard import COOKIE, COOKIE_SECONDS, Turned, cookie_for, is_token
@@ -27,6 +26,7 @@ from qconvd.web.questions import LARGEST
 from qconvd.web.site import Site
 from qconvd.web.streams import READERS, Frame, Streams
 from qconvd.web.watcher import API, Watcher
+from qconvd.wire import NOTHING, PREFIX
 
 ACTIONS = ("retry", "cancel", "reconvert", "publish", "priority")
 """What a job's buttons ask; another request of the daemon's is another word here and a button in the template."""

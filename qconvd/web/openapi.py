@@ -9,7 +9,8 @@ from pydantic.json_schema import models_json_schema
 
 from qconvd import __version__
 from qconvd.web.answers import Failure
-from qconvd.web.api import ENDPOINTS, PREFIX, Endpoint
+from qconvd.web.api import ENDPOINTS, Endpoint
+from qconvd.wire import PREFIX
 
 _ABOUT = """\
 What the status page shows and does, for programs. Times are seconds since 1970 (UTC), sizes are bytes.

@@ -15,7 +15,7 @@ from qconvd.destinations import places
 from qconvd.devices import Devices
 from qconvd.documents.jobs import job_data, job_details
 from qconvd.documents.log import log_piece
-from qconvd.documents.status import job_states, refused_data, status_data
+from qconvd.documents.status import bytes_per_second, job_states, refused_data, seen_data, status_data
 from qconvd.engine.manifest import Manifest, read_manifest
 from qconvd.errors import QconvdError
 from qconvd.executors.base import MARK
@@ -56,8 +56,7 @@ class Reader:
 
     def bytes_per_second(self) -> float:
         """What is written now, of all conversions together."""
-        progress = read_progress(self._site.state)
-        return sum(progress[id].rate for t in self.ledger.tasks("running") for id in t.targets if id in progress)
+        return bytes_per_second(self.ledger.tasks("running"), read_progress(self._site.state))
 
     def job_states(self) -> Counter[str]:
         """How many jobs are in each state; those that were replaced are left out."""
@@ -105,10 +104,7 @@ class Reader:
             )
             for s in sources
         ]  # fmt: skip
-        seen = [
-            answers.Seen(kind=s.kind, path=s.path, name=s.name, reason=s.reason, fix=s.fix, recipes=list(s.recipes))
-            for s in self.sightings()
-        ]
+        seen = [answers.Seen(**one) for one in seen_data(self._site.state)]
         following = found[-1].id if len(rows) > limit else None
         return answers.Models(watched=self.watched(), models=found, seen=seen, next=following)
 

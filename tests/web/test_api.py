@@ -12,8 +12,9 @@ import pytest
 
 from daemon_kit import Home, end, move_in, tiny_model
 from qconvd.ledger import Ledger
-from qconvd.web.api import ENDPOINTS, PREFIX
+from qconvd.web.api import ENDPOINTS
 from qconvd.web.asking import locator_of
+from qconvd.wire import PREFIX
 from web_kit import Client, Port, client_of
 
 API = "/api/v1"

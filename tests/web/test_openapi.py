@@ -18,8 +18,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from qconvd.web import asking
-from qconvd.web.api import ENDPOINTS, PREFIX
+from qconvd.web.api import ENDPOINTS
 from qconvd.web.openapi import document
+from qconvd.wire import PREFIX
 from web_kit import Port
 
 CHECKS = [
