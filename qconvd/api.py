@@ -12,7 +12,7 @@ from qconvd.checkpoints.gguf import gguf_metadata
 from qconvd.containers.base import Container
 from qconvd.containers.safetensors import safetensors_index
 from qconvd.cuda_device import cuda_device
-from qconvd.dtypes import BLOCKS, ELEMENT_BYTES, FLOATS, as_float32, row_bytes, storage
+from qconvd.dtypes import BLOCKS, ELEMENT_BYTES, FLOATS, as_float32, bf16_as_normal_f16, row_bytes, storage
 from qconvd.engine.expr import (
     Affine,
     Cast,
@@ -80,7 +80,8 @@ __all__ = [
     "KernelCache", "LeftOut", "Linear", "LinearsAndRest", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor",
     "Permute", "Placed", "Plan", "Prepares", "QconvdError", "Read", "Reader", "Rebuilder", "Rebuilt", "Repeat", "Reshape",
     "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "StatisticsFile", "TensorInfo", "Transpose", "Unit",
-    "UnitReport", "Unsupported", "Whole", "as_float32", "cache_home", "calibration_spec", "carried_files", "check_ggml",
+    "UnitReport", "Unsupported", "Whole", "as_float32", "bf16_as_normal_f16", "cache_home", "calibration_spec", "carried_files",
+    "check_ggml",
     "check_report", "config_with", "container", "cuda_device", "decided_by", "dequantized", "encode_rest", "ggml_vocabulary",
     "gguf_families", "gguf_metadata", "given_by", "hookimpl", "in_float32", "in_order", "inside_layer", "json_file",
     "kept_as", "kernel_findings", "layer_of", "linears", "module_patterns", "open_statistics", "reads", "rebuilt",

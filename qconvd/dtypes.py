@@ -56,3 +56,14 @@ def as_float32(x: Any, dtype: str) -> Any:
     from qconvd.engine.elements import to_float32
 
     return to_float32(x, dtype)
+
+
+def bf16_as_normal_f16(x: Any, out: Any) -> Any:
+    """Bits of bfloat16 (uint16, flat) as those of float16 in `out`, where they are a normal number in both; returns the places
+    of the others, which are not written right.
+
+    Imports numpy only when it is called.
+    """
+    from qconvd.engine import elements
+
+    return elements.bf16_as_normal_f16(x, out)

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from qconvd.api import UnitReport
+from qconvd.api import UnitReport, bf16_as_normal_f16
 
 AnyArray: TypeAlias = npt.NDArray[Any]
 
@@ -102,7 +102,7 @@ def _chunk(x: AnyArray, out: AnyArray, source: str, target: str, clamp: bool, su
         odd = _not_finite(x, source)
         out[:] = values
     elif target == "F16" and source == "BF16":
-        odd = _bf16_to_f16(x, out)
+        odd = bf16_as_normal_f16(x, out.view(np.uint16))
     elif target == "F16":
         odd = _outside(x, 0x38800000, 0x477FF000)
         out[:] = x
@@ -136,21 +136,6 @@ def _double(x: AnyArray, out: AnyArray, target: str, clamp: bool, sums: _Sums) -
         values = np.where(np.isfinite(x), np.clip(values, -largest, largest), values)
     out[:] = _one_by_one(values, target, clamp)
     sums.odd(x, _float32(out, target), LIMIT[target])
-
-
-def _bf16_to_f16(x: AnyArray, out: AnyArray) -> AnyArray:
-    """Move the exponent of what is a normal number in both; returns where the rest is, which is not written right.
-
-    bfloat16 has 8 exponent bits with bias 127 over 7 of mantissa, float16 has 5 with bias 15 over 10: the same number has its
-    exponent less by 112 and its mantissa three places higher. No bit is lost.
-    """
-    bits = out.view(np.uint16)
-    magnitude = x & np.uint16(0x7FFF)
-    np.left_shift(magnitude, 3, out=bits)
-    bits -= np.uint16((112 << 10) & 0xFFFF)
-    bits |= x & np.uint16(0x8000)
-    magnitude -= np.uint16(113 << 7)
-    return np.flatnonzero(magnitude >= np.uint16(30 << 7))
 
 
 def _outside(values: AnyArray, low: int, high: int) -> AnyArray:

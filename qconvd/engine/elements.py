@@ -90,19 +90,28 @@ def not_finite(x: AnyArray, dtype: str) -> tuple[int, int]:
     return nan, inf
 
 
+def bf16_as_normal_f16(x: AnyArray, out: AnyArray) -> AnyArray:
+    """Move the exponent of what is a normal number in both; returns where the rest is, which is not written right.
+
+    `x` holds bfloat16 bits, `out` takes those of float16; both are flat. bfloat16 has 8 exponent bits with bias 127 over 7 of
+    mantissa, float16 has 5 with bias 15 over 10: the same number has its exponent less by 112 and its mantissa three places
+    higher. No bit is lost.
+    """
+    magnitude = x & np.uint16(0x7FFF)
+    magnitude -= np.uint16(113 << 7)
+    others = np.flatnonzero(magnitude >= np.uint16(30 << 7))
+    np.left_shift(x, 3, out=out)  # which loses the sign
+    out -= np.uint16((112 << 10) & 0xFFFF)
+    out |= np.bitwise_and(x, np.uint16(0x8000), out=magnitude)
+    return others
+
+
 def _f16_of_bf16(x: AnyArray) -> AnyArray:
-    """Numbers that are normal in both types keep their mantissa, three places higher, and have 112 less in the exponent."""
     flat = np.ascontiguousarray(x).reshape(-1)
     out = np.empty(flat.size, np.uint16)
-    part = np.empty(min(IN_CACHE, flat.size), np.uint16)
     for start in range(0, flat.size, IN_CACHE):
         some, became = flat[start : start + IN_CACHE], out[start : start + IN_CACHE]
-        magnitude = np.bitwise_and(some, np.uint16(0x7FFF), out=part[: some.size])
-        magnitude -= np.uint16(113 << 7)
-        others = np.flatnonzero(magnitude >= np.uint16(30 << 7))
-        np.left_shift(some, 3, out=became)  # which loses the sign
-        became -= np.uint16((112 << 10) & 0xFFFF)
-        became |= np.bitwise_and(some, np.uint16(0x8000), out=magnitude)
+        others = bf16_as_normal_f16(some, became)
         became[others] = _sixteen("BF16", "F16").view(np.uint16)[some[others]]
     return out.view(np.float16).reshape(x.shape)
 
