@@ -361,7 +361,7 @@ def test_a_daemon_that_is_not_served_by_http_is_asked_in_its_ledger(
     assert status() == 1
     home.config.write_text(text.replace("'127.0.0.1:0'", "off"))
     assert qconvd("reload", "--config", home.config).code == 0
-    assert not noted.exists()
+    home.wait(lambda: not noted.exists(), "the port to be closed: the answer goes out before it is")
     home.stop()
 
 
