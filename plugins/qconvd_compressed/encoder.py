@@ -24,7 +24,9 @@ KERNELS = {
 
 
 class QuantizedEncoder:
-    """Rows of one linear per call. Stateless; kernels release the GIL."""
+    """Rows of one linear per call. Kernels release the GIL."""
+
+    stateless = True
 
     def prepare(self, plan: Plan) -> Iterator[str]:
         """Compile the kernels that the plan needs, or load them."""

@@ -11,6 +11,8 @@ from qconvd_fp16.casts import cast
 class CastEncoder:
     """Casts floats, passes everything else through; refuses what the unit's options refuse."""
 
+    stateless = True
+
     def encode(self, unit: Unit, rows: tuple[int, int], x: Sequence[Array], stats: Mapping[str, Array]) -> Encoded:  # noqa: ARG002
         """`x[0]`: (rows, columns) as stored. Raises `QconvdError` naming the tensor for a refused overflow or NaN."""
         source, target = unit.inputs[0].dtype, unit.outputs[0].dtype

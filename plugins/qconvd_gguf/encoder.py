@@ -8,10 +8,12 @@ from qconvd.api import Array, Encoded, Plan, Unit, UnitReport, check_report, row
 
 
 class BlockEncoder:
-    """Rows of one tensor as blocks of its type. Stateless; the kernels release the GIL.
+    """Rows of one tensor as blocks of its type. The kernels release the GIL.
 
     What comes packed, or as integers, keeps its type (see requantize.py) and is copied.
     """
+
+    stateless = True
 
     def prepare(self, plan: Plan) -> Iterator[str]:
         """Compile the kernels that the plan needs, or load them."""

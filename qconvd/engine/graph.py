@@ -2,7 +2,7 @@
 
 Units that read a common tensor form a group. Groups go in the order embedding, layer 0 … n-1, head. Within a group,
 chunks that need the same source bytes become one `Item`: one read, one evaluation per distinct expression, one encoding
-per target.
+per target, or one for all targets that get the same of it.
 """
 
 from __future__ import annotations

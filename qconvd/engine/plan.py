@@ -339,6 +339,16 @@ class Prepares(Protocol):
         ...
 
 
+@runtime_checkable
+class Stateless(Protocol):
+    """An encoder whose `stateless` says that any two of its class do the same: unit, rows and statistics decide.
+
+    What several targets have in common is then encoded once.
+    """
+
+    stateless: bool
+
+
 @cache
 def _adapter() -> TypeAdapter[Plan]:
     return TypeAdapter(Plan)
