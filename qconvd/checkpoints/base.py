@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from qconvd.checkpoints import json_text
 from qconvd.errors import BadCheckpoint
@@ -16,6 +16,7 @@ from qconvd.errors import BadCheckpoint
 if TYPE_CHECKING:
     from qconvd.engine.expr import Expr
 
+T = TypeVar("T")
 SIDE_FILE_LIMIT = 256 << 20
 """Bytes of a tokenizer or config that will be read into memory; the largest tokenizers in use are about 35 MB."""
 
@@ -103,6 +104,17 @@ class ModelInfo:
     @property
     def weight_bytes(self) -> int:
         return sum(t.nbytes for t in self.stored.values())
+
+    @cached_property
+    def _derived(self) -> dict[Hashable, Any]:
+        return {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` derives from the model and `key` alone: computed once, kept with the model, not to be changed."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        found: T = self._derived[key]
+        return found
 
     def has(self, name: str) -> bool:
         """Whether the folder holds a side file of this name."""

@@ -67,9 +67,9 @@ class GgufContainer:
     def header(self, spec: ContainerSpec, file: FileSpec, tensors: Sequence[OutputTensor]) -> bytes:
         """Everything before the first tensor of a file that is not split, padding included."""
         alignment = _alignment(spec)
-        end = _padded(_head_size(spec, tensors), alignment)
-        offsets = {p.tensor: p.offset - end for p in file.tensors}
         head = bytearray(_metadata(spec, len(tensors)))
+        end = _padded(len(head) + _table_size(tensors), alignment)
+        offsets = {p.tensor: p.offset - end for p in file.tensors}
         for tensor in tensors:
             head += _tensor_info(tensor, offsets[tensor.name])
         return bytes(head) + bytes(end - len(head))
@@ -126,7 +126,11 @@ def _padded(size: int, alignment: int) -> int:
 
 
 def _head_size(spec: ContainerSpec, tensors: Sequence[OutputTensor]) -> int:
-    return len(_metadata(spec, len(tensors))) + sum(len(_tensor_info(tensor, 0)) for tensor in tensors)
+    return len(_metadata(spec, len(tensors))) + _table_size(tensors)
+
+
+def _table_size(tensors: Sequence[OutputTensor]) -> int:
+    return sum(len(_tensor_info(tensor, 0)) for tensor in tensors)
 
 
 def _metadata(spec: ContainerSpec, tensors: int) -> bytes:

@@ -34,6 +34,21 @@ class Plugin:
         return (Theirs(),)
 
 
+def test_what_is_derived_from_a_model_is_computed_once(tmp_path: Path) -> None:
+    model, calls = Theirs().inspect(tmp_path), []
+
+    def make() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ValueError("not yet")
+        return len(calls)
+
+    with pytest.raises(ValueError, match="not yet"):
+        model.once("a", make)
+    assert (model.once("a", make), model.once("a", make), model.once("b", make)) == (2, 2, 3)
+    assert Theirs().inspect(tmp_path).once("a", make) == 4
+
+
 def test_a_plugins_reader_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Plugins(extra=[("theirs", Plugin)])
     assert [r.name for r in found.readers] == ["theirs", "safetensors", "gguf", "ggml", "torch"]

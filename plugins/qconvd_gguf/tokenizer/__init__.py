@@ -21,10 +21,15 @@ def tokenizer_metadata(model: ModelInfo, vocab_size: int, pre: str | None) -> tu
     `vocab_size` is the number of rows of the embeddings: unused ids are filled up. `pre` overrides what the tokenizer's
     behaviour says about `tokenizer.ggml.pre`. Raises `Unsupported` for a tokenizer that llama.cpp would not run alike.
     """
-    files = TokenizerFiles.of(model)
-    keys, notes = _vocabulary(files, vocab_size, pre)
-    special = special_tokens(files, vocab_size, _unknown(keys), notes)
-    return [*keys, *special, *chat_template(files), *normalizer(files)], notes
+
+    def make() -> tuple[Metadata, list[str]]:
+        files = TokenizerFiles.of(model)
+        keys, notes = _vocabulary(files, vocab_size, pre)
+        special = special_tokens(files, vocab_size, _unknown(keys), notes)
+        return [*keys, *special, *chat_template(files), *normalizer(files)], notes
+
+    # All files of a model have the same, and reading a large vocabulary is most of what a plan takes.
+    return model.once(("tokenizer.*", vocab_size, pre), make)
 
 
 def _unknown(keys: Metadata) -> int | None:

@@ -14,7 +14,10 @@ import pytest
 import gguf_models
 from gguf_files import converted, planned
 from gguf_readers import Llama
+from qconvd.checkpoints import inspect
 from qconvd.errors import BadCheckpoint, QconvdError, Unsupported
+from qconvd_gguf.options import GgufOptions
+from qconvd_gguf.planning import plan
 from qconvd_gguf.tokenizer import sentencepiece_model
 
 SENTENCES = [
@@ -65,6 +68,21 @@ def test_an_unknown_pre_tokenizer_is_refused_with_its_hash_and_the_option(model:
     assert str(model / "tokenizer.json") in text
     assert "none that llama.cpp is known to have (check hash " in text
     assert "gguf: {types: [q8_0], pre: llama-bpe}" in text
+
+
+def test_the_tokenizer_is_read_once_for_all_files_of_a_model(model: Path) -> None:
+    found = inspect(model)
+
+    def tokens(dtype: str, pre: str) -> list[str]:
+        made = plan(found, GgufOptions.model_validate({"types": [dtype], "pre": pre}))
+        (values,) = (value for key, _, value in made.container.metadata if key == "tokenizer.ggml.tokens")
+        assert f"tokenizer.ggml.pre is {pre} because the options say so, not because it was recognised" in made.notes
+        return list(values)
+
+    first = tokens("F32", "gpt-2")
+    save(model, bpe(added_tokens=[added(258, "<new>")]))
+    assert tokens("BF16", "gpt-2") == first
+    assert "<new>" in tokens("F32", "qwen2"), "other options are looked at anew"
 
 
 def test_the_option_names_the_pre_tokenizer_and_is_noted(model: Path) -> None:
