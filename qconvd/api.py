@@ -72,6 +72,7 @@ from qconvd.quantized.rest import LinearsAndRest, encode_rest, in_float32, kept_
 from qconvd.rebuilt import GgmlSource, Rebuilder, Rebuilt, rebuilt
 from qconvd.statistics import Imatrix, open_statistics
 from qconvd.statistics.hessian import Hessian
+from qconvd.statistics.imatrix_write import imatrix_metadata, imatrix_tensors
 
 __all__ = [
     "BLOCKS", "ELEMENT_BYTES", "FLOATS", "JOINED", "Advises", "Affine", "Array", "BadCheckpoint", "Buffer",
@@ -84,7 +85,8 @@ __all__ = [
     "Unit", "UnitReport", "Unsupported", "Whole", "as_float32", "bf16_as_normal_f16", "cache_home", "calibration_spec",
     "carried_files", "check_ggml",
     "check_report", "config_with", "container", "cuda_device", "decided_by", "dequantized", "encode_rest", "ggml_vocabulary",
-    "gguf_families", "gguf_metadata", "given_by", "hookimpl", "in_float32", "in_order", "inside_layer", "json_file",
+    "gguf_families", "gguf_metadata", "given_by", "hookimpl", "imatrix_metadata", "imatrix_tensors",
+    "in_float32", "in_order", "inside_layer", "json_file",
     "kept_as", "kernel_findings", "layer_of", "linears", "module_patterns", "open_statistics", "reads", "rebuilt",
     "rest_unit", "row_bytes", "rows_columns", "safetensors_index", "storage", "type_list", "unevenly_joined",
     "unmatched_patterns", "version",

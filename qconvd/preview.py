@@ -42,7 +42,7 @@ class Preview:
 
     @property
     def bits(self) -> float:
-        """Bits per weight, headers and scales included."""
+        """Bits per weight, headers and scales included; 0 for what holds no weights."""
         return bits_per_weight(self.plan) if self.plan else 0.0
 
     @property
@@ -116,5 +116,5 @@ def preview(
 def bits_per_weight(plan: Plan) -> float:
     """Bits of the weight files over the weights in them."""
     # What is read counts: a linear of GPTQ is several tensors, of which none has its shape.
-    weights = sum(prod(u.shape) for u in plan.units)
+    weights = sum(prod(u.shape) for u in plan.units if u.inputs)
     return 8 * sum(f.nbytes for f in plan.files) / weights if weights else 0.0

@@ -8,59 +8,32 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 import calibration_kit as kit
 import crash
 import gptq_unpacked
 import plain_model
+from calibrated_targets import go, targets_of
 from command_line import Qconvd, called_in
 from qconvd import checkpoints
-from qconvd.api import Device, ModelInfo
+from qconvd.api import ModelInfo
 from qconvd.calibration.samples import tokens
-from qconvd.calibration_folders import folder_name
 from qconvd.engine.manifest import manifests_in, read_manifest
-from qconvd.engine.run import ConvertTarget, Limits, convert
 from qconvd.engine.target import with_kept
 from qconvd.executors.base import environment
-from qconvd.plugins import plugins
 from qconvd.statistics import open_imatrix
 from qconvd.statistics.imatrix_write import MeanSquares, write_imatrix
-from qconvd.targets import resolve_list
 from qconvd.tasks import LimitsSpec, write_spec
 from worker_kit import Shop
 
 CALIBRATION = "calibration: {samples: 4, length: 64}"
 GPTQ = f"gptq: {{bits: 4, group_size: 32, {CALIBRATION}}}"
 AUTO = f"gguf: {{types: [iq4_nl], imatrix: auto, {CALIBRATION}}}"
-LIMITS = Limits(1 << 30, 2)
-
-
-def targets_of(model: ModelInfo, text: str, output: Path) -> list[ConvertTarget]:
-    """What a worker makes of `--to`, for the engine in this process."""
-    made = []
-    for wanted in resolve_list(text):
-        form = plugins().formats[wanted.format]
-        plan = form.plan(model, wanted.options).named(model.name)
-        encoder = form.encoder(plan, Device())
-        for _ in encoder.prepare(plan):
-            pass
-        work = output / "work" / wanted.label.replace(" ", "-")
-        folder = work.parent / folder_name(plan.calibration, "m", target=work.name) if plan.calibration else None
-        about = {"artifact": "a", "format": wanted.format}
-        made.append(ConvertTarget(wanted.label, plan, encoder, work, about, None, folder, form.decode))
-    return made
-
-
-def go(model: ModelInfo, targets: list[ConvertTarget]) -> dict[str, Any]:
-    made = convert(model, targets, LIMITS, operations=plugins().operations, on_event=lambda _: None, cancelled=lambda: False)
-    for error in made.values():
-        if isinstance(error, Exception):
-            raise error
-    return made
+MATRIX = f"imatrix: {{{CALIBRATION}}}"
 
 
 def files(work: Path) -> dict[str, bytes]:
@@ -87,6 +60,25 @@ def test_a_gathered_matrix_makes_the_file_that_it_makes_when_it_is_named(model: 
     go(model, [named])
     (name,) = (f.path for f in auto.plan.files)
     assert (auto.work / "files" / name).read_bytes() == (named.work / "files" / name).read_bytes()
+
+
+def test_a_matrix_that_is_kept_makes_the_weights_that_auto_makes(model: ModelInfo, tmp_path: Path) -> None:
+    """And both come of one calibration."""
+    auto, kept = targets_of(model, f"{AUTO}, {MATRIX}", tmp_path)
+    assert auto.calibration == kept.calibration
+    go(model, [auto, kept])
+    matrix = kept.work / "files" / kept.plan.files[0].path
+    (named,) = targets_of(model, f"gguf: {{types: [iq4_nl], imatrix: {matrix}}}", tmp_path / "named")
+    go(model, [named])
+    made = [GGUFReader(t.work / "files" / t.plan.files[0].path) for t in (auto, named)]
+    first, second = ({t.name: (t.tensor_type, t.data.tobytes()) for t in reader.tensors} for reader in made)
+    assert first == second
+    assert made[1].fields["quantize.imatrix.dataset"].contents() == "default (qconvd: 4 x 64 tokens, seed 0)"
+    # The matrix has what is no multiple of a block, too; that it comes alone changes nothing.
+    assert made[1].fields["quantize.imatrix.entries_count"].contents() == len(kept.plan.units)
+    (alone,) = targets_of(model, MATRIX, tmp_path / "alone")
+    go(model, [alone])
+    assert files(alone.work) == files(kept.work)
 
 
 @pytest.mark.parametrize("activations", ["original", "quantized"])
@@ -163,8 +155,8 @@ def expert(name: str) -> tuple[str, ...]:
 
 
 def test_a_killed_job_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, glass: Path) -> None:
-    """Both targets share a calibration; the worker is killed when it journals, and when it keeps a layer's states."""
-    shop = Shop(tmp_path, glass, f"{GPTQ}, {AUTO}")
+    """All targets share a calibration; the worker is killed when it journals, and when it keeps a layer's states."""
+    shop = Shop(tmp_path, glass, f"{GPTQ}, {AUTO}, {MATRIX}")
     for result in shop.step().targets.values():
         assert result.data["calibration"]["waves"] == 4
         assert "which go through 4 layers once" in result.data["notes"][0]
@@ -197,12 +189,27 @@ def test_a_job_leaves_nothing_but_its_artifacts(
     tmp_path: Path, glass: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     qconvd: Qconvd = called_in(tmp_path, monkeypatch, capsys)
-    said = qconvd("convert", glass, "--to", f"{GPTQ}, {AUTO}", "--out", "out")
+    said = qconvd("convert", glass, "--to", f"{GPTQ}, {AUTO}, {MATRIX}", "--out", "out")
     assert said.code == 0, said.err
     assert "calibrating layer 4 of 4" in said.err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["glass_en-4bit-32g", "glass_en-GGUF"]
+    ggufs = sorted(p.name for p in (tmp_path / "out" / "glass_en-GGUF").glob("*.gguf"))
+    assert ggufs == ["glass_en-IQ4_NL.gguf", "glass_en-imatrix.gguf"]
     manifests = [m for p in (tmp_path / "out").iterdir() for m in manifests_in(p)]
     assert all(m.verification and m.calibration["samples"] == 4 for m in manifests)
     gptq = next(m for m in manifests if m.format == "gptq")
     assert {"torch", "transformers"} == gptq.calibration["versions"].keys()
     assert gptq.calibration["linears"]
+    assert qconvd("verify", "out/glass_en-GGUF").code == 0
+
+
+def test_the_plan_of_a_matrix(
+    glass: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qconvd: Qconvd = called_in(tmp_path, monkeypatch, capsys)
+    said = qconvd("plan", glass, "--to", MATRIX)
+    assert said.code == 0, said.err
+    line = next(line.split() for line in said.out.splitlines() if line.startswith("imatrix  "))
+    assert len(line) == 6, "no bits per weight"
+    assert "glass_en-GGUF/glass_en-imatrix.gguf" in said.out
+    assert "calibrated on 4 x 64 tokens" in said.out

@@ -73,7 +73,7 @@ def test_every_commented_line_of_the_example_is_right(tmp_path: Path) -> None:
     assert found.limits.jobs == 2
     assert found.watch[0].settle == 2.0
     assert found.recipes["everyday"].match.max_parameters == 70 * 10**9
-    assert len(found.recipes["everyday"].targets) == 13
+    assert len(found.recipes["everyday"].targets) == 14
     assert [d.hub is not None for d in found.recipes["everyday"].publish] == [True, False]
     assert found.recipes["everyday"].confirm and found.recipes["everyday"].dry_run
     assert [n.name for n in found.notify] == ["webhook slack-url", "mail me@example.org", "command tell.sh"]
@@ -225,7 +225,7 @@ TARGETS = [
         "this key is missing (Types to make, one file each, as llama-quantize calls them, e.g. `[q8_0, q4_k_m]`)",
     ),
     ("{gguf: {type: q8_0}}", ".gguf.type", "there is no key 'type' here (did you mean types?)"),
-    ("awq", "", "there is no format 'awq'; there are fp16, fp8, ggml, gguf, gptq, int4, int8"),
+    ("awq", "", "there is no format 'awq'; there are fp16, fp8, ggml, gguf, gptq, imatrix, int4, int8"),
     ("safetensors", "", "there is no format 'safetensors' (did you mean fp16?)"),
     ("bnb", "", "there is no format 'bnb' (did you mean bnb-4bit?)"),
     (

@@ -9,10 +9,11 @@ from qconvd.api import Detail, Format, Rebuilder, hookimpl
 
 @hookimpl
 def qconvd_formats() -> Iterable[Format]:
-    """`gguf`, also under the short names of the quantized types (`q4_0`, `q8_0`, …)."""
+    """`gguf`, also under the short names of the quantized types (`q4_0`, `q8_0`, …), and `imatrix`."""
     from qconvd_gguf.format import Gguf
+    from qconvd_gguf.imatrix.format import Imatrix
 
-    return (Gguf(),)
+    return (Gguf(), Imatrix())
 
 
 @hookimpl

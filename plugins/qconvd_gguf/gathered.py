@@ -39,14 +39,9 @@ def weighed(units: Sequence[Unit], using: Mapping[str, Unit], model: ModelInfo, 
 ]:  # fmt: skip
     """The units with their requests, what is run through the model, the metadata, and the tensors that do without.
 
-    `using`: the units whose types look at importance. Embeddings and output are left out, as llama-imatrix leaves them out.
+    `using`: the units whose types look at importance.
     """
-    made = {reads(t.made): t.name for t in model.tensors.values() if t.made is not None}
-    linears = {
-        name: tensors
-        for name, u in using.items()
-        if name not in (*EMBEDDINGS, OUTPUT) and (tensors := linears_of(u.inputs[0], made))
-    }
+    linears = fed({name: unit.inputs[0] for name, unit in using.items()}, model)
     spec = calibration_spec(options.calibration, model, linears)
     asking = tuple(_asking(unit) if unit.id in linears else unit for unit in units)
     keys: Metadata = [
@@ -56,6 +51,16 @@ def weighed(units: Sequence[Unit], using: Mapping[str, Unit], model: ModelInfo, 
         ("quantize.imatrix.chunks_count", "u32", spec.samples),
     ]
     return asking, spec, keys, tuple(name for name in using if name not in linears)
+
+
+def fed(tensors: Mapping[str, Expr], model: ModelInfo) -> dict[str, tuple[str, ...]]:
+    """Those of GGUF's tensors that text goes through, with the checkpoint's weights behind each.
+
+    Embeddings and output are left out, as llama-imatrix leaves them out.
+    """
+    made = {reads(t.made): t.name for t in model.tensors.values() if t.made is not None}
+    found = {name: linears_of(expr, made) for name, expr in tensors.items() if name not in (*EMBEDDINGS, OUTPUT)}
+    return {name: linears for name, linears in found.items() if linears}
 
 
 def linears_of(expr: Expr, made: Made | None = None) -> tuple[str, ...]:

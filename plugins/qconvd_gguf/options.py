@@ -84,6 +84,12 @@ WeightType = Annotated[str | None, BeforeValidator(weight_type)]
 TensorTypes = Annotated[tuple[tuple[str, str], ...], BeforeValidator(tensor_types, json_schema_input_type=Any)]
 
 
+def check_activations(calibration: CalibrationOptions) -> None:
+    """Raise ValueError for options that an importance matrix is not gathered by."""
+    if calibration.activations != "original":
+        raise ValueError("an importance matrix is of the model's own activations; leave out `activations`")
+
+
 class GgufOptions(GgmlSource):
     """One file for every type."""
 
@@ -143,8 +149,7 @@ class GgufOptions(GgmlSource):
     def _gathered(self) -> GgufOptions:
         if self.imatrix != "auto" and self.calibration != CalibrationOptions():
             raise ValueError("calibration is what `imatrix: auto` is gathered from; without it there is nothing to gather")
-        if self.calibration.activations != "original":
-            raise ValueError("an importance matrix is of the model's own activations; leave out `activations`")
+        check_activations(self.calibration)
         return self
 
     @property

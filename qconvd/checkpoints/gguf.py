@@ -76,6 +76,12 @@ class GgufReader:
                     raise BadCheckpoint(what, where=str(folder), fix=_AGAIN)
                 tensors[name] = tensor
         first = headers[parts[0]]
+        if first.metadata.get("general.type") == "imatrix":
+            raise Unsupported(
+                "is an importance matrix and no model",
+                where=str(folder / parts[0]),
+                fix="give qconvd the model that it was made of, and name the matrix in the target: gguf: {imatrix: FILE}",
+            )
         wanted = first.metadata.get("split.tensors.count")
         if len(parts) > 1 and isinstance(wanted, int) and wanted != len(tensors):
             raise BadCheckpoint(
@@ -260,8 +266,8 @@ def _held(folder: Path) -> list[str]:
 
 
 def _one_model(folder: Path, files: list[str]) -> list[str]:
-    # An mmproj is the vision part of the model beside it.
-    models = [f for f in files if "mmproj" not in f.lower()] or files
+    # An mmproj is the vision part of the model beside it, an imatrix what its types were made with.
+    models = [f for f in files if not any(word in f.lower() for word in ("mmproj", "imatrix"))] or files
     sets = {m[1] if (m := _SPLIT.fullmatch(f)) else f for f in models}
     if len(sets) > 1:
         what = f"the folder holds {len(sets)} GGUF models: {', '.join(sorted(sets)[:3])}{' …' if len(sets) > 3 else ''}"

@@ -182,7 +182,10 @@ def _print(previews: list[Preview], *, asked: bool) -> None:
 
     good = [p for p in previews if not p.error]
     if good:
-        rows = [(p.target.label, show_size(p.nbytes), f"{p.nbytes:,}", f"{p.bits:.2f}", show_size(p.memory)) for p in good]
+        rows = [
+            (p.target.label, show_size(p.nbytes), f"{p.nbytes:,}", f"{p.bits:.2f}" if p.bits else "", show_size(p.memory))
+            for p in good
+        ]
         headings = ("TARGET", "SIZE", "BYTES", "BITS/WEIGHT", "MEMORY")
         output.table(headings, rows, right=(1, 2, 3, 4), whole=(0,), under=[p.place for p in good])
     for number, p in enumerate([p for p in previews if p.error]):

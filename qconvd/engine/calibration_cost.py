@@ -33,7 +33,7 @@ class Costs:
             return None
         from qconvd.calibration.pricing import price
 
-        requests = tuple(dict.fromkeys(r for u in plan.units for r in u.statistics))
+        requests = tuple(dict.fromkeys(r.gathered for u in plan.units for r in u.statistics))
         allowed = share(memory - memory // IDLE_SHARE, largest_of(plan))
         key = repr((plan.calibration, requests, allowed))
         if key not in self._known:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from qconvd.containers.base import Interleaves
 from qconvd.engine.graph import matrix_rows, share
-from qconvd.engine.plan import FileSpec, OutputTensor, Plan, RowSplit, Unit
+from qconvd.engine.plan import FileSpec, OutputTensor, Plan, RowSplit, Unit, Whole
 from qconvd.errors import QconvdError, Unsupported
 from qconvd.plugins import container
 
@@ -94,8 +94,12 @@ class Layout:
 
 
 def _unit_problems(unit: Unit) -> Iterator[str]:
-    if not unit.inputs or not unit.outputs:
+    if not unit.outputs or not (unit.inputs or unit.statistics):
         yield "a unit without inputs or outputs"
+    elif not unit.inputs and any(r.kind == "hessian" for r in unit.statistics):
+        yield "a unit made of Hessians alone, which nobody keeps to verify it"
+    elif not unit.inputs and not isinstance(unit.rows, Whole):
+        yield "a unit made of statistics alone that is not whole"
     elif isinstance(unit.rows, RowSplit):
         rows, multiple = matrix_rows(unit.inputs[0]), unit.rows.multiple
         if multiple < 1:

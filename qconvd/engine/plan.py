@@ -18,7 +18,8 @@ from pydantic import Field, TypeAdapter
 from qconvd.engine.expr import Expr, rows_columns
 
 DeviceKind: TypeAlias = Literal["cpu", "cuda"]
-StatKind: TypeAlias = Literal["hessian", "mean_square"]
+StatKind: TypeAlias = Literal["hessian", "mean_square", "square_sums"]
+"""`square_sums` is what mean squares are made of: sums of squares and how many tokens they are of, as files hold them."""
 Array: TypeAlias = Any
 """numpy on the CPU, a torch tensor on a GPU. BF16 travels as uint16 bit patterns, F8 as uint8: the unit says which."""
 Buffer: TypeAlias = Any
@@ -76,6 +77,11 @@ class StatRequest:
         """What the encoder finds it under."""
         return f"{self.linear}:{self.kind}"
 
+    @property
+    def gathered(self) -> StatRequest:
+        """What a calibration is asked for where no file holds this: sums come from the files that mean squares are kept in."""
+        return replace(self, kind="mean_square") if self.kind == "square_sums" else self
+
 
 @dataclass(frozen=True, slots=True)
 class StatisticsFile:
@@ -84,7 +90,7 @@ class StatisticsFile:
     path: str
     sha256: str
     kind: str = "imatrix"
-    kinds: tuple[StatKind, ...] = ("mean_square",)
+    kinds: tuple[StatKind, ...] = ("mean_square", "square_sums")
     """The statistics that such a file holds."""
     without: tuple[str, ...] = ()
     """Tensors that would use it and that it holds nothing for."""
@@ -130,7 +136,7 @@ class Unit:
     """None for what belongs to no decoder layer; the engine orders embedding, layers, head."""
     inputs: tuple[Expr, ...]
     """The first one's rows are what a chunk is a range of. One with another number of rows (a norm folded into a linear)
-    is handed to every chunk whole."""
+    is handed to every chunk whole. Empty for a unit that is made of its `statistics` alone: such a one is `Whole`."""
     outputs: tuple[OutputTensor, ...]
     rows: Annotated[RowSplit | Whole, Field(discriminator="op")] = field(default_factory=RowSplit)
     statistics: tuple[StatRequest, ...] = ()
@@ -141,8 +147,8 @@ class Unit:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, columns) of the first input: what a chunk is a range of."""
-        return rows_columns(self.inputs[0].shape)
+        """(rows, columns) of the first input, or without one of the first output: what a chunk is a range of."""
+        return rows_columns(self.inputs[0].shape if self.inputs else self.outputs[0].shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +328,8 @@ class Encoder(Protocol):
         """Encode rows `rows[0]:rows[1]`. `x` holds these rows of each input, each of shape (rows, columns).
 
         `stats` holds what the unit asked for, by `StatRequest.key`: float32 for the whole unit, whatever the rows. A mean
-        square is (columns,), or (experts * columns,) where the unit stacks experts.
+        square is (columns,), or (experts * columns,) where the unit stacks experts; square sums are (experts, columns + 1), in
+        the last column of how many tokens.
         """
         ...
 

@@ -37,11 +37,11 @@ class Statistics:
                     )
 
     def missing(self, plan: Plan, unit: Unit) -> tuple[StatRequest, ...]:
-        """What a unit asks for that none of the plan's files holds."""
-        return tuple(r for r in unit.statistics if self._holder(plan, r) is None)
+        """What must be gathered for a unit, as none of the plan's files holds it."""
+        return tuple(r.gathered for r in unit.statistics if self._holder(plan, r) is None)
 
     def of(self, plan: Plan, unit: Unit) -> dict[str, Any]:
-        """What the plan's files hold for a unit, by `StatRequest.key`: float32 of shape (values,). Do not write to it."""
+        """What the plan's files hold for a unit, by `StatRequest.key`, as `Encoder.encode` has it. Do not write to it."""
         found = ((request, self._holder(plan, request)) for request in unit.statistics)
         return {request.key: self._array(holder, request) for request, holder in found if holder is not None}
 
@@ -70,7 +70,8 @@ class Statistics:
                 self._kept.move_to_end(key)
                 return self._kept[key]
             try:
-                array = file.mean_square(request.linear)
+                read = file.square_sums if request.kind == "square_sums" else file.mean_square
+                array = read(request.linear)
             except Exception as error:
                 # Of a file that somebody is just writing to, anything may be read.
                 if not file.is_unchanged():

@@ -95,7 +95,7 @@ class Row:
 
     @property
     def bits(self) -> str:
-        return f"{self.bits_per_weight:.2f}" if self.bits_per_weight else MISSING
+        return _of_weights(self.manifest, f"{self.bits_per_weight:.2f}" if self.bits_per_weight else MISSING)
 
     @property
     def statistics(self) -> str:
@@ -278,14 +278,19 @@ def _row(model: Upstream, manifest: Manifest) -> Row:
         files=tuple(sorted(f.path for f in weights)),
         nbytes=nbytes,
         bits_per_weight=8 * nbytes / count if isinstance(count, int) and count else 0.0,
-        memory=MISSING if cache is None else show_size(nbytes + cache + BUFFERS),
-        error=_percent(manifest.errors.get("relative_rms")),
-        perplexity=_number(_quality(manifest).get("perplexity")),
+        memory=_of_weights(manifest, MISSING if cache is None else show_size(nbytes + cache + BUFFERS)),
+        error=_of_weights(manifest, _percent(manifest.errors.get("relative_rms"))),
+        perplexity=_of_weights(manifest, _number(_quality(manifest).get("perplexity"))),
         advice=_advice(manifest),
         readers={str(r.get("name")): str(r.get("note") or "") for r in manifest.loads_with},
         container=manifest.container,
         manifest=manifest,
     )
+
+
+def _of_weights(manifest: Manifest, figure: str) -> str:
+    """A figure about weights; empty for an artifact that holds none (an importance matrix)."""
+    return "" if manifest.errors.get("weights") == 0 else figure
 
 
 def _quality(manifest: Manifest) -> Mapping[str, Any]:

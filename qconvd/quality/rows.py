@@ -88,8 +88,11 @@ class Comparison:
         stored = [evaluate(x, *(rows if rows_columns(x.shape)[0] == total else _all(x.shape)), self._source, self._operations)
                   for x in unit.inputs]  # fmt: skip
         wanted = [to_float32(x, e.dtype) if e.dtype in FLOATS else x for x, e in zip(stored, unit.inputs, strict=True)]
+        stats = self._statistics.of(self._plan, unit)
+        if not unit.inputs:
+            wanted = [stats[r.key] for r in unit.statistics]
         decoded = self._format.decode(unit, rows, data)
-        bounds = self._format.bound(unit, rows, wanted, self._statistics.of(self._plan, unit))
+        bounds = self._format.bound(unit, rows, wanted, stats)
         for index, (x, y, bound) in enumerate(zip(wanted, decoded, bounds, strict=True)):
             if y is None:
                 continue
@@ -101,12 +104,11 @@ class Comparison:
 
     def _hold(self, unit: Unit, index: int, rows: Range, x: AnyArray, y: AnyArray, bound: AnyArray) -> None:
         name = unit.outputs[min(index, len(unit.outputs) - 1)].name
+        origin = "the model has" if unit.inputs else "calibration gathered"
         where = f"{self._folder / self._places[name][0]}, tensor {name}"
         if y.shape != x.shape:
             fix = f"this is a defect of the format {self._format.name}"
-            raise QconvdError(
-                f"rows {rows[0]} to {rows[1] - 1} decode to {y.shape}, the model has {x.shape}", where=where, fix=fix
-            )
+            raise QconvdError(f"rows {rows[0]} to {rows[1] - 1} decode to {y.shape}, {origin} {x.shape}", where=where, fix=fix)
         if self._clearly_within(x, y, bound, name):
             return
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -117,7 +119,7 @@ class Comparison:
             if wrong.any():
                 row, column = (int(i[0]) for i in np.nonzero(wrong))
                 raise QconvdError(
-                    f"row {rows[0] + row}, column {column} holds {y[row, column]:.9g}, the model has {x[row, column]:.9g}: "
+                    f"row {rows[0] + row}, column {column} holds {y[row, column]:.9g}, {origin} {x[row, column]:.9g}: "
                     f"{self._format.name} may differ by {bound[row, column]:.3g} there",
                     where=where,
                     fix="convert it again; if it stays, this is a defect of the format, please report it",

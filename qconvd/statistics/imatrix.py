@@ -40,6 +40,8 @@ class Reading(Protocol):
 
     def mean_square(self, descriptor: int, name: str) -> NDArray[np.float32]: ...
 
+    def square_sums(self, descriptor: int, name: str) -> NDArray[np.float32]: ...
+
     def unused(self, descriptor: int, name: str) -> int: ...
 
 
@@ -73,17 +75,14 @@ class Imatrix:
 
         Raises KeyError for a tensor that is not in the file, `BadCheckpoint` for values that are no weights.
         """
-        import numpy as np
+        return self._checked(self._reading.mean_square(self._descriptor, name), name, "no mean square")
 
-        found = self._reading.mean_square(self._descriptor, name)
-        wrong = ~(np.isfinite(found) & (found >= 0))
-        if wrong.any():
-            raise BadCheckpoint(
-                f"says {found[wrong][0]} of column {int(np.argmax(wrong))} of {quoted(name)}, which is no mean square",
-                where=str(self.path),
-                fix=AGAIN,
-            )
-        return found
+    def square_sums(self, name: str) -> NDArray[np.float32]:
+        """What the file holds of a tensor, as it stands there: (counted, columns + 1), in the last column the count.
+
+        Raises as `mean_square` does.
+        """
+        return self._checked(self._reading.square_sums(self._descriptor, name), name, "no sum of squares")
 
     def unused(self, name: str) -> int:
         """How many experts of a tensor saw no token while the file was made."""
@@ -92,6 +91,18 @@ class Imatrix:
     def is_unchanged(self) -> bool:
         """Whether nobody has written to the file since it was opened."""
         return _identity(os.fstat(self._descriptor)) == self._seen
+
+    def _checked(self, found: NDArray[np.float32], name: str, none: str) -> NDArray[np.float32]:
+        import numpy as np
+
+        wrong = ~(np.isfinite(found) & (found >= 0))
+        if wrong.any():
+            raise BadCheckpoint(
+                f"says {found[wrong][0]} of column {int(np.argmax(wrong))} of {quoted(name)}, which is {none}",
+                where=str(self.path),
+                fix=AGAIN,
+            )
+        return found
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -42,14 +42,24 @@ class DatImatrix:
     def mean_square(self, descriptor: int, name: str) -> NDArray[np.float32]:
         import numpy as np
 
-        place = self._places[name]
-        values = np.frombuffer(read_at(descriptor, place.offset, 4 * place.values), "<f4")
+        calls, values = self._places[name].calls, self._values(descriptor, name)
         with np.errstate(all="ignore"):
-            found = values / np.float32(place.calls) if place.calls > 0 else values
+            found = values / np.float32(calls) if calls > 0 else values
         return np.ascontiguousarray(found, np.float32)
+
+    def square_sums(self, descriptor: int, name: str) -> NDArray[np.float32]:
+        import numpy as np
+
+        return np.append(self._values(descriptor, name), np.float32(self._places[name].calls)).reshape(1, -1)
 
     def unused(self, descriptor: int, name: str) -> int:  # noqa: ARG002
         return 0
+
+    def _values(self, descriptor: int, name: str) -> NDArray[np.float32]:
+        import numpy as np
+
+        place = self._places[name]
+        return np.frombuffer(read_at(descriptor, place.offset, 4 * place.values), "<f4")
 
     def _read(self, descriptor: int, size: int) -> int:
         count, at = self._int(descriptor, 0, size), 4

@@ -55,6 +55,12 @@ class GgufImatrix:
             found = np.where(counts > 0, sums / counts, np.float32(1))
         return np.ascontiguousarray(found, np.float32).reshape(-1)
 
+    def square_sums(self, descriptor: int, name: str) -> NDArray[np.float32]:
+        import numpy as np
+
+        counts = _floats(descriptor, self._counts[name])[:, None]
+        return np.hstack([_floats(descriptor, self._sums[name]).reshape(counts.size, -1), counts])
+
     def unused(self, descriptor: int, name: str) -> int:
         return int((self._count(descriptor, name) <= 0).sum())
 

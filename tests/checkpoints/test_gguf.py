@@ -245,9 +245,21 @@ def test_split_sets(tmp_path: Path) -> None:
 def test_folders(tmp_path: Path) -> None:
     (tmp_path / "X-Q4_0.gguf").write_bytes(whole_gguf())
     (tmp_path / "mmproj-X.gguf").write_bytes(whole_gguf())
+    (tmp_path / "X-imatrix.gguf").write_bytes(whole_gguf())
     (tmp_path / "README.md").write_text("x")
     model = inspect(tmp_path)
-    assert {f.path: f.role for f in model.files} == {"X-Q4_0.gguf": "weights", "mmproj-X.gguf": "ignored", "README.md": "side"}
+    others = {"mmproj-X.gguf": "ignored", "X-imatrix.gguf": "ignored"}
+    assert {f.path: f.role for f in model.files} == {"X-Q4_0.gguf": "weights", "README.md": "side", **others}
     (tmp_path / "X-Q8_0.gguf").write_bytes(whole_gguf())
     with pytest.raises(Unsupported, match=r"the folder holds 2 GGUF models: X-Q4_0.gguf, X-Q8_0.gguf\n  give qconvd one of"):
         inspect(tmp_path)
+
+
+def test_an_importance_matrix_is_no_model(golden: Path) -> None:
+    path = golden / "glass_en.imatrix.gguf"
+    with pytest.raises(Unsupported) as caught:
+        inspect(path)
+    assert str(caught.value) == (
+        f"{path}: is an importance matrix and no model\n  give qconvd the model that it was made of, and name the matrix in "
+        "the target: gguf: {imatrix: FILE}"
+    )

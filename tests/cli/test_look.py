@@ -263,13 +263,13 @@ def test_formats(qconvd: Qconvd) -> None:
     said = qconvd("formats")
     assert said.code == 0
     lines = said.out.splitlines()
-    at = lines.index("fp16  safetensors in float16, bfloat16 or float32")
+    at = lines.index("fp16     safetensors in float16, bfloat16 or float32")
     assert lines[at + 1 : at + 4] == [
-        "      short: bf16, f32",
-        "      options: dtype, on_overflow, keep, max_shard_size, gqa, eps,",
-        "               context_length, rope_theta",
+        "         short: bf16, f32",
+        "         options: dtype, on_overflow, keep, max_shard_size, gqa, eps,",
+        "                  context_length, rope_theta",
     ]
-    assert "      options: types (required), expand_gqa, allow_requantize" in lines
+    assert "         options: types (required), expand_gqa, allow_requantize" in lines
     assert lines[-3:] == [
         "Each also takes device, name and non_finite.",
         "`qconvd formats FORMAT` says what a format's options mean, how to write them,",
@@ -313,10 +313,8 @@ def test_one_format_and_the_models_that_it_is_made_from(qconvd: Qconvd, name: st
 def test_a_format_that_is_not_there(qconvd: Qconvd) -> None:
     said = qconvd("formats", "ggfu")
     assert (said.code, said.out) == (3, "")
-    assert (
-        said.err
-        == "qconvd: there is no format 'ggfu' (did you mean gguf?)\n  there are: fp16, fp8, ggml, gguf, gptq, int4, int8\n"
-    )
+    there = "fp16, fp8, ggml, gguf, gptq, imatrix, int4, int8"
+    assert said.err == f"qconvd: there is no format 'ggfu' (did you mean gguf?)\n  there are: {there}\n"
 
 
 def test_schema(qconvd: Qconvd) -> None:

@@ -47,11 +47,13 @@ def test_a_long_message_is_broken_between_words_on_a_terminal_only(tmp_path: Pat
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 30, 0, 0))
     assert subprocess.run(command, stderr=terminal, cwd=tmp_path, check=False).returncode == 3
     os.close(terminal)
-    said = b"qconvd: there is no format\r\n'nothing'\r\n  there are: fp16, fp8, ggml,\r\n  gguf, gptq, int4, int8\r\n"
+    said = b"qconvd: there is no format\r\n'nothing'\r\n  there are: fp16, fp8, ggml,\r\n"
+    said += b"  gguf, gptq, imatrix, int4,\r\n  int8\r\n"
     assert os.read(keyboard, 1000) == said
     os.close(keyboard)
     piped = subprocess.run(command, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
-    assert piped.stderr == b"qconvd: there is no format 'nothing'\n  there are: fp16, fp8, ggml, gguf, gptq, int4, int8\n"
+    there = b"fp16, fp8, ggml, gguf, gptq, imatrix, int4, int8"
+    assert piped.stderr == b"qconvd: there is no format 'nothing'\n  there are: %s\n" % there
 
 
 def test_a_mistake_of_the_command_line_is_broken_between_words(tmp_path: Path) -> None:

@@ -15,7 +15,19 @@ import pytest
 
 import crash
 from numpy_calibration import NumpyCalibration
-from qconvd.api import CalibrationSpec, Encoded, ModelInfo, Plan, QconvdError, Read, StatRequest, Unit, UnitReport, Whole
+from qconvd.api import (
+    CalibrationSpec,
+    Encoded,
+    ModelInfo,
+    OutputTensor,
+    Plan,
+    QconvdError,
+    Read,
+    StatRequest,
+    Unit,
+    UnitReport,
+    Whole,
+)
 from qconvd.calibration import run as calibration_run
 from qconvd.calibration_folders import folder_name
 from qconvd.engine import graph as graph_module
@@ -44,6 +56,8 @@ class Weighing:
         if not unit.statistics:
             return Encoded([x[0]], UnitReport(weights=x[0].size))
         self.calls.append((unit.id, rows))
+        if not unit.inputs:
+            return Encoded([stats[unit.statistics[0].key]])
         if unit.id == self.fail_on:
             raise ValueError(f"cannot encode {unit.id}")
         assert stats.keys() == {r.key for r in unit.statistics}
@@ -77,7 +91,10 @@ def calibrated(model: ModelInfo, kind: Any = "hessian", spec: CalibrationSpec = 
     """Every linear of a layer weighed, all else as it is."""
     units = []
     for t in model.tensors.values():
-        if "_proj" in t.name:
+        if "_proj" in t.name and kind == "square_sums":
+            sums = OutputTensor(t.name, "F32", (1, t.columns + 1), 4 * (t.columns + 1))
+            units.append(Unit(t.name, layer_of(t.name), (), (sums,), Whole(), (StatRequest(t.name, kind),)))
+        elif "_proj" in t.name:
             more: dict[str, Any] = {"rows": Whole()} if kind == "hessian" else {}
             asks = (StatRequest(t.name, kind),)
             units.append(unit(t.name, Read.of(t), dtype="F32", layer=layer_of(t.name), statistics=asks, **more))
@@ -165,7 +182,33 @@ def test_mean_squares_stay_for_whoever_verifies(model: ModelInfo, tmp_path: Path
     file.close()
 
 
-@pytest.mark.parametrize(("kind", "stream"), [("hessian", "original"), ("hessian", "quantized"), ("mean_square", "original")])
+def test_units_of_statistics_alone_are_what_mean_squares_are_made_of(model: ModelInfo, tmp_path: Path) -> None:
+    """Both kinds in one job: gathered once, kept once, and the sums over their counts are the means to the last bit."""
+    encoder = Weighing()
+    sums = wanted("a", calibrated(model, "square_sums"), tmp_path, encoder)
+    means = wanted("b", calibrated(model, "mean_square"), tmp_path)
+    made = go(model, sums, means)
+    assert all(isinstance(m, Manifest) for m in made.values()), made
+    (only,) = NumpyCalibration.made
+    assert {r.kind for r in only.requests} == {"mean_square"}
+    assert [c for c in only.calls if c[0] == "waves"] == [("waves", i) for i in range(LAYERS)]
+    assert all(rows == (0, 1) for _, rows in encoder.calls) and len(encoder.calls) == 3 * LAYERS
+    data = (sums.work / "files" / "model.tiny").read_bytes()
+    for kept in with_kept(means.plan, means.work).statistics:
+        file = open_imatrix(Path(kept.path))
+        for name in file.entries:
+            (placed,) = (p for p in sums.plan.files[0].tensors if p.tensor == name)
+            found = np.frombuffer(data, "<f4", placed.nbytes // 4, placed.offset)
+            assert found[-1] == 8
+            np.testing.assert_array_equal(found[:-1] / found[-1], file.mean_square(name))
+        file.close()
+    assert made["a"].errors["weights"] < made["b"].errors["weights"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stream"),
+    [("hessian", "original"), ("hessian", "quantized"), ("mean_square", "original"), ("square_sums", "original")],
+)
 def test_a_crash_at_any_call_is_mended_by_running_again(model: ModelInfo, tmp_path: Path, kind: str, stream: Any) -> None:
     spec = replace(SPEC, stream=stream)
 

@@ -27,6 +27,7 @@ from qconvd.api import (
     QconvdError,
     Read,
     Reshape,
+    RowSplit,
     SideFile,
     Slice,
     Stack,
@@ -236,6 +237,12 @@ def bad_plans(good: Plan) -> dict[str, Plan]:
     output = first.outputs[0]
     odd = replace(first, outputs=(OutputTensor(output.name, "U8", (7,), 7),))
     placed = file.tensors[0]
+
+    def alone(kind: Any, rows: Any) -> Plan:
+        return replace(
+            good, units=(replace(first, inputs=(), statistics=(StatRequest("x", kind),), rows=rows), *good.units[1:])
+        )
+
     return {
         "two units or two tensors have one name": replace(good, units=(*good.units, first)),
         "leaves the folder": replace(good, side_files=(SideFile("../x", 1, text="x"),)),
@@ -249,6 +256,8 @@ def bad_plans(good: Plan) -> dict[str, Plan]:
             good, files=(replace(file, tensors=(replace(placed, offset=40000), *file.tensors[1:])),)
         ),
         "a unit without inputs or outputs": replace(good, units=(replace(first, inputs=()), *good.units[1:])),
+        "a unit made of statistics alone that is not whole": alone("square_sums", RowSplit()),
+        "a unit made of Hessians alone, which nobody keeps to verify it": alone("hessian", Whole()),
     }
 
 

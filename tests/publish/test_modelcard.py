@@ -159,6 +159,23 @@ def test_what_is_missing_is_called_not_measured(ggufs: list[Manifest]) -> None:
     assert "Q4_0 (not verified)" in body
 
 
+def test_of_a_file_without_weights_nothing_is_missing(described: Card, ggufs: list[Manifest]) -> None:
+    """An importance matrix beside the models: nobody is told to run it."""
+    (file,) = ggufs[0].files
+    matrix = replace(
+        ggufs[0], artifact="glass_en-imatrix", format="imatrix", files=(replace(file, path="glass_en-imatrix.gguf"),),
+        errors={"weights": 0, "relative_rms": None}, loads_with=(), extra={"variant": "imatrix"},
+    )  # fmt: skip
+    both = card(described.model, [ggufs[1], matrix], title="g", repo="me/g")
+    body, metadata = render(both)
+    (row,) = [line for line in body.splitlines() if line.startswith("| [glass_en-imatrix.gguf]")]
+    assert re.split(r" *\| *", row)[2:-1] == [
+        "imatrix", "", "805.9 KiB", "", "", "", "no model: for `llama-quantize --imatrix`, to make other types",
+    ]  # fmt: skip
+    assert "-hf me/g:Q8_0" in body and "g:imatrix" not in body and "Any other" not in body
+    assert metadata["library_name"] == "gguf" and "imatrix" in metadata["tags"]
+
+
 def test_a_file_in_parts_is_not_offered_to_ollama(described: Card, model: Path, tmp_path: Path) -> None:
     split = made(model, tmp_path, "gguf", "F16", types=["F16"], split_max_tensors=10)
     assert len(split.files) > 1

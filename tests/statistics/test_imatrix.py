@@ -114,6 +114,19 @@ def test_values_that_are_no_mean_squares(tmp_path: Path, bad: float) -> None:
             values(path)
 
 
+def test_sums_and_counts_as_they_stand_in_the_file(tmp_path: Path) -> None:
+    file = open_imatrix(write_gguf(tmp_path / "x", {NAME: ([[2, 4], [0, 0], [9, 12]], [2, 0, 3])}))
+    assert file.square_sums(NAME).tolist() == [[2, 4, 2], [0, 0, 0], [9, 12, 3]]
+    file.close()
+    file = open_imatrix(write_dat(tmp_path / "x.dat", {NAME: (4, [2, 6])}))
+    assert file.square_sums(NAME).tolist() == [[2, 6, 4]]
+    file.close()
+    file = open_imatrix(write_gguf(tmp_path / "y", {NAME: ([[2, -4]], [1])}))
+    with pytest.raises(BadCheckpoint, match=r"says -4.0 of column 1 of 'blk.0.ffn_down.weight', which is no sum of squares"):
+        file.square_sums(NAME)
+    file.close()
+
+
 def test_a_file_that_changed_is_told(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "x", {NAME: ([[1]], [1])})
     file = open_imatrix(path)

@@ -38,8 +38,8 @@ def test_it_has_what_llama_cpp_looks_for(tmp_path: Path) -> None:
     assert reader.fields["imatrix.datasets"].contents() == ["novel"]
     assert reader.fields["imatrix.chunk_count"].contents() == 8
     assert reader.fields["imatrix.chunk_size"].contents() == 512
-    # GGUF counts axes from the contiguous one.
+    # GGUF counts axes from the contiguous one, and ggml none of one behind it.
     assert {t.name: list(t.shape) for t in reader.tensors} == {
-        "blk.0.ffn_down.weight.in_sum2": [64, 1], "blk.0.ffn_down.weight.counts": [1, 1],
+        "blk.0.ffn_down.weight.in_sum2": [64], "blk.0.ffn_down.weight.counts": [1],
         "blk.0.ffn_up_exps.weight.in_sum2": [32, 3], "blk.0.ffn_up_exps.weight.counts": [1, 3],
     }  # fmt: skip
