@@ -50,7 +50,7 @@ def _named(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, NamedFile | Mapping) or value is None:
         return value
     if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise ValueError(f"{value!r} is not a path; write for example ./model.imatrix.gguf")
+        raise ValueError(f"{value!r} is not a path; write for example ./model-imatrix.gguf")
     try:
         place = Path((info.context or {}).get("folder", Path.cwd())) / Path(value).expanduser()
         path = Path(os.path.abspath(place))  # noqa: PTH100 (resolve would follow symlinks)

@@ -65,7 +65,7 @@ def test_every_commented_line_of_the_example_is_right(tmp_path: Path) -> None:
         prose = ":" in body and body.split(":", 1)[1].strip().endswith(".")
         lines.append(line.replace("# ", "", 1) if is_code and not prose else line)
     (tmp_path / "config.yaml").write_text("\n".join(lines))
-    (tmp_path / "model.imatrix.gguf").write_bytes(b"only its content's hash is wanted here")
+    (tmp_path / "model-imatrix.gguf").write_bytes(b"only its content's hash is wanted here")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("so is its")
     found = load(tmp_path / "config.yaml")

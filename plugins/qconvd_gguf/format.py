@@ -38,9 +38,7 @@ class Gguf:
         return [options.of(name) for name in options.types]
 
     def name_parts(self, options: GgufOptions) -> NameParts:
-        from qconvd_gguf.planning import name_parts
-
-        return name_parts(options)
+        return options.name_parts
 
     def advice(self, variant: str) -> str:
         return ADVICE.get(variant, "")

@@ -45,7 +45,7 @@ def weighed(units: Sequence[Unit], using: Mapping[str, Unit], model: ModelInfo, 
     spec = calibration_spec(options.calibration, model, linears)
     asking = tuple(_asking(unit) if unit.id in linears else unit for unit in units)
     keys: Metadata = [
-        ("quantize.imatrix.file", "str", f"{model.name}.imatrix.gguf"),
+        ("quantize.imatrix.file", "str", f"{model.name}-imatrix.gguf"),
         ("quantize.imatrix.dataset", "str", spec.dataset),
         ("quantize.imatrix.entries_count", "u32", len(linears)),
         ("quantize.imatrix.chunks_count", "u32", spec.samples),

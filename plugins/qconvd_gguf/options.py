@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from qconvd.api import CalibrationOptions, FileOrAuto, GgmlSource, Size, type_list
+from qconvd.api import CalibrationOptions, FileOrAuto, GgmlSource, NameParts, Size, type_list
 from qconvd_gguf.file_types import ALIASES, FILE_TYPES, PLAIN, WEIGHT_TYPES
 
 SHORT = {
@@ -155,6 +155,11 @@ class GgufOptions(GgmlSource):
     @property
     def calibrated(self) -> bool:
         return self.imatrix == "auto"
+
+    @property
+    def name_parts(self) -> NameParts:
+        """Of the first type: `Gguf.expand` gives one file each."""
+        return NameParts("gguf", self.types[0], shared=True)
 
     def of(self, name: str) -> GgufOptions:
         """The options of one file. What changes nothing in a plain file is left out, so that it is not made again for it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qconvd.api import ContainerSpec, LeftOut, ModelInfo, NameParts, Plan, Reader, container
+from qconvd.api import ContainerSpec, LeftOut, ModelInfo, Plan, Reader, container
 from qconvd_gguf import gpu, mapping, requantize
 from qconvd_gguf.backwards.rebuild import as_checkpoint
 from qconvd_gguf.families import family_of
@@ -44,7 +44,7 @@ def plan(model: ModelInfo, options: GgufOptions) -> Plan:
         container=spec,
         files=container("gguf").layout(spec, outputs),
         units=made.units,
-        name=name_parts(options),
+        name=options.name_parts,
         left_out=(*(LeftOut(n, c.dtype, c.reason) for n, c in made.choices.items() if c.reason), *contents.dropped),
         loads_with=READERS,
         notes=(*contents.notes, *made.notes, *contents.late_notes),
@@ -110,7 +110,3 @@ def _from_ggml(model: ModelInfo, options: GgufOptions) -> Contents:
     traits = traits_of({key: value for key, _, value in (*general, *architecture)})
     same = int(model.metadata["ftype"]) % 1000 == FILE_TYPES[wanted].number
     return Contents(tensors, keys, traits, (), seen.notes, card_notes, as_stored=same)
-
-
-def name_parts(options: GgufOptions) -> NameParts:
-    return NameParts("gguf", options.types[0], shared=True)

@@ -90,7 +90,7 @@ def test_every_tensor_that_looks_at_importance_asks_for_it(glass: Path, text: st
     assert spec.linears["blk.1.attn_q.weight"] == ("model.layers.1.self_attn.q_proj.weight",)
     assert not any("embed" in t for tensors in spec.linears.values() for t in tensors)
     keys = {key: value for key, _, value in plan.container.metadata}
-    assert keys["quantize.imatrix.file"] == "glass_en.imatrix.gguf"
+    assert keys["quantize.imatrix.file"] == "glass_en-imatrix.gguf"
     assert keys["quantize.imatrix.dataset"] == "some text.txt (qconvd: 4 x 32 tokens, seed 0)"
     assert (keys["quantize.imatrix.entries_count"], keys["quantize.imatrix.chunks_count"]) == (len(asking), 4)
 

@@ -53,7 +53,7 @@ def test_types_as_people_write_them(given: Any, names: tuple[str, ...]) -> None:
             "tensor_types is a mapping from patterns to types, e.g. {ffn_down: q8_0}",
         ),
         ({"types": "q4_k_m", "imatrix": "./none.gguf"}, "./none.gguf: is not there"),
-        ({"types": "q4_k_m", "imatrix": 4}, "4 is not a path; write for example ./model.imatrix.gguf"),
+        ({"types": "q4_k_m", "imatrix": 4}, "4 is not a path; write for example ./model-imatrix.gguf"),
         ({"types": "q8_0", "pre": ""}, "at least 1 character"),
         ({"types": "q8_0", "typ": 1}, "Extra inputs are not permitted"),
     ],
