@@ -308,7 +308,7 @@ class Ledger(Publishing, Snapshots, Control, Outbox):
 
     def _insert(self, source: Source, wanted: WantedTarget, options: Mapping[str, Any], digest: str, profile: str) -> str:
         names = wanted.names(source.name, profile)
-        id, now = secrets.token_hex(5), self._clock()
+        id, now = _new_id(), self._clock()
         state, reason, error, artifact = "waiting", "waiting to be planned", "{}", "{}"
         plan, waits_for = "{}", ""
         if (same := self._same_artifact(source, digest, names.folder, names.manifest)) is not None:
@@ -567,6 +567,11 @@ class Ledger(Publishing, Snapshots, Control, Outbox):
                 (state, reason, self._clock(), task.id),
             )
             self._publications_wait(task.id)
+
+
+def _new_id() -> str:
+    """Ten hexadecimal digits, of which the first is a letter: what has digits alone is a job's number to everybody who asks."""
+    return secrets.choice("abcdef") + secrets.token_hex(5)[1:]
 
 
 def _waits_for(locator: str) -> str:

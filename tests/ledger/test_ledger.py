@@ -43,6 +43,14 @@ def test_a_target_goes_its_way_and_the_history_tells_every_step(bench: Bench, le
     assert [t.state for t in ledger.tasks_of(id)] == ["done"] * 3
 
 
+def test_a_target_is_never_taken_for_a_job(bench: Bench, ledger: Ledger, wish: Wishes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in a hundred random numbers of ten hexadecimal digits has no letter."""
+    monkeypatch.setattr("secrets.token_hex", lambda nbytes: "1" * 2 * nbytes)
+    (id,) = bench.want(wish("fp16"))
+    assert (len(id), id[1:]) == (10, "1" * 9)
+    assert [t.id for t in ledger.find(id)] == [t.id for t in ledger.find("1")] == [id]
+
+
 def test_nothing_is_wanted_twice_and_a_new_target_makes_only_itself(bench: Bench, ledger: Ledger, wish: Wishes) -> None:
     bench.want(wish("fp16"), wish("gguf", {"types": ["q8_0"]}))
     bench.to_done()
