@@ -5,9 +5,6 @@
 Each request is a message of JSON {"folder", "timeout", "spec", "threads"} with three descriptors: log, lock and tie (see
 runner.py). Every attempt is still a session and a process of its own. The nursery has one thread, which is what makes forking
 safe, and ends when its socket is closed.
-
-What only some workers need it learns from them: when one has imported numba, all later ones have it. Verifying ten artifacts
-is ten workers, and half a second of each was that.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,19 +30,6 @@ SOCKET = 3
 LIMIT = 1 << 16
 PRELOADED = ("qconvd.worker", "qconvd.plugins")
 STEP = 0.02
-
-
-def _numba() -> None:
-    """numba with its tables of types and functions, which it fills when it first compiles or loads something."""
-    import numba  # noqa: F401
-    from numba.core.registry import cpu_target
-
-    cpu_target.typing_context.refresh()
-    cpu_target.target_context.refresh()
-
-
-LEARNT: Mapping[str, Callable[[], object]] = {"numba": _numba}
-"""Modules that a later worker gets from the start if an earlier one has imported them, and how. They start no threads."""
 
 
 class Nursery:
@@ -90,46 +74,18 @@ def main() -> None:
     requests.set_inheritable(False)
     for module in PRELOADED:
         importlib.import_module(module)
-    heard, tell = os.pipe()
-    tell = runner.high(tell)
-    for end in (heard, tell):
-        os.set_blocking(end, False)
-    _freeze()
+    gc.collect()
+    gc.freeze()
     while True:
         data, descriptors, _, _ = socket.recv_fds(requests, LIMIT, 3)
         if not data:
             break
-        _learn(heard)
         if os.fork() == 0:
-            _attempt(json.loads(data), descriptors, requests, tell)
+            _attempt(json.loads(data), descriptors, requests)
         for descriptor in descriptors:
             os.close(descriptor)
         _reap(os.WNOHANG)
     _reap(0)
-
-
-def _freeze() -> None:
-    """What is there now stays for good: no fork looks through it for garbage, which would copy its pages."""
-    gc.collect()
-    gc.freeze()
-
-
-def _learn(heard: int) -> None:
-    """Import what workers have told of that they imported."""
-    with suppress(BlockingIOError):
-        for number in set(os.read(heard, LIMIT)):
-            name, get = list(LEARNT.items())[number]
-            if name not in sys.modules:
-                with suppress(ImportError):
-                    get()
-                _freeze()
-
-
-def _told(tell: int) -> None:
-    """In a worker that ends: tell the nursery what was imported."""
-    found = bytes(number for number, name in enumerate(LEARNT) if name in sys.modules)
-    with suppress(OSError):  # the nursery is gone, or knows it from many others
-        os.write(tell, found)
 
 
 def _reap(options: int) -> None:
@@ -139,7 +95,7 @@ def _reap(options: int) -> None:
             pass
 
 
-def _attempt(request: Mapping[str, object], descriptors: list[int], requests: socket.socket, tell: int) -> None:
+def _attempt(request: Mapping[str, object], descriptors: list[int], requests: socket.socket) -> None:
     """In the fork: what the runner of an attempt is that was started as a program. Never returns."""
     code = 1
     try:
@@ -156,7 +112,7 @@ def _attempt(request: Mapping[str, object], descriptors: list[int], requests: so
         timeout = float(seconds) if isinstance(seconds, int | float) else None
         spec, threads = str(request["spec"]), request["threads"]
         assert isinstance(threads, dict)
-        runner.main(Path(str(request["folder"])), timeout, lambda: _Forked(spec, threads, tell), tied=True)
+        runner.main(Path(str(request["folder"])), timeout, lambda: _Forked(spec, threads), tied=True)
         code = 0
     except BaseException:  # noqa: BLE001 — a fork must not go on as the nursery
         traceback.print_exc()
@@ -167,10 +123,10 @@ def _attempt(request: Mapping[str, object], descriptors: list[int], requests: so
 class _Forked:
     """A worker, as the runner knows one: a fork of the runner, which was a fork of the nursery."""
 
-    def __init__(self, spec: str, threads: Mapping[str, str], tell: int) -> None:
+    def __init__(self, spec: str, threads: Mapping[str, str]) -> None:
         self.pid = os.fork()
         if self.pid == 0:
-            _work(spec, threads, tell)
+            _work(spec, threads)
         self._code: int | None = None
 
     def wait(self, timeout: float | None = None) -> int:
@@ -190,7 +146,7 @@ class _Forked:
         os.kill(self.pid, signal.SIGKILL)
 
 
-def _work(spec: str, threads: Mapping[str, str], tell: int) -> None:
+def _work(spec: str, threads: Mapping[str, str]) -> None:
     """In the fork of the fork: the worker itself. Never returns."""
     code = 1
     try:
@@ -204,7 +160,6 @@ def _work(spec: str, threads: Mapping[str, str], tell: int) -> None:
     except BaseException:  # noqa: BLE001 — likewise
         traceback.print_exc()
     finally:
-        _told(tell)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

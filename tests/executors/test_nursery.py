@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,27 +78,6 @@ def test_a_nursery_that_was_killed_is_done_without(executor: LocalExecutor) -> N
     os.kill(_nursery(executor), signal.SIGKILL)
     _until(lambda: Path(f"/proc/{_nursery(executor)}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
     assert _end(executor, _submit(executor, "2.1")).exit_code == EXIT_ERROR
-
-
-def test_what_a_worker_imported_later_ones_have_from_the_start(glass: Path, tmp_path: Path) -> None:
-    """The second conversion of one command finds numba there; what it makes is the same."""
-    script = (
-        "import os, sys\n"
-        "if 'qconvd.executors.nursery' in sys.orig_argv:\n"
-        "    class Watch:\n"
-        "        def find_spec(self, name, path=None, target=None):\n"
-        "            if name in ('numba', 'torch'):\n"
-        f"                print(name, os.getpid(), file=open({str(tmp_path / 'imports')!r}, 'a'))\n"
-        "    sys.meta_path.insert(0, Watch())\n"
-    )
-    (tmp_path / "sitecustomize.py").write_text(script)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))}
-    targets = ["--to", "q8_0, q4_0, q5_1", "--out", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "qconvd", "convert", str(glass), *targets]
-    subprocess.run(command, env=env, check=True, capture_output=True)
-    imports = [line.split() for line in (tmp_path / "imports").read_text().splitlines()]
-    assert [name for name, _ in imports] == ["numba", "numba"], "the one that converts, and the nursery for those that verify"
-    assert len({pid for _, pid in imports}) == 2
 
 
 def test_an_interrupt_from_the_terminal_is_not_for_the_nursery(executor: LocalExecutor) -> None:
