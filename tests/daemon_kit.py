@@ -124,8 +124,7 @@ class Home:
         if self.process is not None and self.process.poll() is None:
             self.kill_daemon()
         self.process = None
-        for pid in self.workers():
-            with_no_fuss(lambda pid=pid: os.kill(pid, signal.SIGKILL))
+        self.kill_workers()
         self.wait(lambda: not self.workers(), "killed workers to be gone")
 
     def kill_daemon(self) -> None:
@@ -134,6 +133,11 @@ class Home:
         self.process.kill()
         self.process.wait()
         self.process = None
+
+    def kill_workers(self) -> None:
+        """SIGKILL runners and workers; some end because others did."""
+        for pid in self.workers():
+            with_no_fuss(lambda pid=pid: os.kill(pid, signal.SIGKILL))
 
     def workers(self) -> list[int]:
         """Processes that work on this home's tasks: runners and workers, found by their command lines."""
@@ -239,11 +243,12 @@ class Home:
         return self.status(name)
 
     def files(self) -> dict[str, str]:
-        """Every file below the output, with the digest of its content; what is worked on is left out."""
+        """Every file of the artifacts, with the digest of its content; what is beside them comes and goes."""
+        places = [p for p in self.output.iterdir() if p.is_dir() and p.name != ".qconvd"] if self.output.exists() else []
         return {
             str(p.relative_to(self.output)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted(self.output.rglob("*"))
-            if p.is_file() and not p.name.endswith(".status.txt")
+            for p in sorted(p for place in places for p in place.rglob("*"))
+            if p.is_file()
         }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -14,6 +15,7 @@ from qconvd.errors import QconvdError
 from qconvd.ledger.filesystem import MOUNTS, refuse_network
 
 BUSY_SECONDS = 30.0
+RETRY_SECONDS = 0.01
 
 
 class LedgerUnusable(QconvdError):
@@ -128,10 +130,22 @@ class Database:
                 where=str(self.path),
                 fix="install that version again, or point `state:` to another folder",
             )
-        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._log_ahead()
         self._connection.execute("PRAGMA synchronous = FULL")
         if found < len(known):
             self._migrate(known)
+
+    def _log_ahead(self) -> None:
+        """Write-ahead logging. Where two make a ledger at once, SQLite refuses the second one without waiting for the first."""
+        end = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+            time.sleep(RETRY_SECONDS)
 
     def _migrate(self, known: Sequence[str]) -> None:
         with self.transaction() as connection:

@@ -278,13 +278,27 @@ def test_interrupted_it_goes_on_where_it_stopped(
     command = [sys.executable, "-m", "qconvd", "convert", str(glass), "--to", TO, "--out", str(out)]
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)})
+    # What it is at when it is stopped is not over before that.
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "if 'qconvd.executors.nursery' in sys.orig_argv:\n"
+        "    from qconvd import worker\n"
+        "    def run(spec, emit, cancelled, real=worker.run):\n"
+        "        while spec.kind == 'verify' and not cancelled():\n"
+        "            time.sleep(0.02)\n"
+        "        return real(spec, emit, cancelled)\n"
+        "    worker.run = run\n"
+    )
+    python_path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": python_path}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("verifying"):
             break
     process.send_signal(stop)
-    _, rest = process.communicate(timeout=30)
+    _, rest = process.communicate(timeout=90)
     assert process.returncode == 130, rest
     assert rest.endswith("Stopped. What was done is kept: run the same command again and it goes on from there.\n")
     assert list(scratch.iterdir()) == [], "the temporary ledger is gone"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from command_line import Qconvd
-from daemon_kit import Home, copy_in, move_in, tiny_model
+from daemon_kit import PATIENCE, Home, copy_in, move_in, tiny_model
+from qconvd.client import http
 from qconvd.client.http import OverHttp
 from qconvd.client.ledger import OverLedger
 from qconvd.ledger import Ledger
@@ -42,6 +41,7 @@ def daemon(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     home.web = "{listen: '127.0.0.1:0'}" if over_http else "{listen: off}"
     home.configure()
     wrongly: list[str] = []
+    monkeypatch.setattr(http, "SHORT", PATIENCE)  # a busy machine may take longer than a person should wait
     _watch(monkeypatch, home, OverLedger if over_http else OverHttp, wrongly)
     home.start()
     home.said("qconvd runs")
@@ -256,7 +256,7 @@ def test_status_tells_what_the_daemon_waits_for(qconvd: Qconvd, daemon: Home) ->
 
     def seen() -> list[dict[str, str]]:
         found = qconvd("status", "--config", daemon.config, "--json").json["seen"]
-        return found if len(found) == 2 else []
+        return found if sorted(s["kind"] for s in found) == ["incomplete", "unwanted"] else []
 
     daemon.wait(seen, "both to be seen")
     words = " ".join(qconvd("status", "--config", daemon.config).out.split())
@@ -289,8 +289,7 @@ def test_logs_of_what_no_worker_has_seen(qconvd: Qconvd, daemon: Home) -> None:
 def test_logs_tell_what_the_worker_could_not(qconvd: Qconvd, daemon: Home) -> None:
     copy_in(daemon, tiny_model(daemon.root / "away" / "m"))
     daemon.freeze("convert")
-    for pid in daemon.workers():
-        os.kill(pid, signal.SIGKILL)
+    daemon.kill_workers()
     daemon.wait(lambda: daemon.targets()[0].failures, "the crash to be noticed")
     told = re.sub(TIME, "", qconvd("logs", "1", "--config", daemon.config).out, flags=re.MULTILINE)
     started, _, ended = told.partition("── task 2: convert fp16 ──\nfp16 is being converted\n")

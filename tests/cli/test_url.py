@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from command_line import Qconvd
-from daemon_kit import Home, copy_in, end, tiny_model
+from daemon_kit import PATIENCE, Home, copy_in, end, tiny_model
 from qconvd.client import http
 from qconvd.client.ledger import OverLedger
 from qconvd.documents import log as log_module
@@ -60,6 +60,8 @@ def test_everything_over_a_socket_with_a_token(qconvd: Qconvd, away: Home, monke
     said = qconvd("publish", "1")
     assert said.code == 3 and "does not publish" in said.err
     assert qconvd("priority", "1", "-7").out == "job 1 has priority -7\n"
+    with away.ledger() as ledger:
+        away.wait(lambda: not ledger.tasks("running"), "what was begun before the cancel to be stopped")
     assert qconvd("pause", "lunch").out == "paused: no task is started until `qconvd resume`\n"
     assert "Paused (by hand): lunch." in qconvd("status").out
     assert qconvd("resume").out == "goes on\n"
@@ -325,6 +327,7 @@ def test_a_daemon_that_is_not_served_by_http_is_asked_in_its_ledger(
     home.configure()
     home.start()
     home.said("qconvd runs")
+    monkeypatch.setattr(http, "SHORT", PATIENCE)  # a busy machine may take longer than a person should wait
     asked = []
     begin = OverLedger.__init__
     monkeypatch.setattr(OverLedger, "__init__", lambda self, *told: asked.append(1) or begin(self, *told))

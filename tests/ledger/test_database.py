@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -272,8 +273,6 @@ for task in ledger.tasks("queued"):
 
 
 def test_two_processes_share_the_tasks_without_taking_one_twice(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
     path = tmp_path / "ledger.sqlite"
     ledger = Ledger(path)
     for n in range(30):
@@ -306,6 +305,23 @@ def test_two_processes_may_make_the_ledger_at_once(tmp_path: Path) -> None:
         ledger = Ledger(path)
         assert len(ledger.requests()) == 4
         ledger.close()
+
+
+def test_who_makes_the_ledger_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite itself does not wait there, whatever its timeout."""
+    path = tmp_path / "ledger.sqlite"
+    first = sqlite3.connect(path, isolation_level=None)
+    first.execute("BEGIN IMMEDIATE")
+    paused = []
+
+    def pause(seconds: float) -> None:
+        paused.append(seconds)
+        first.execute("ROLLBACK")
+
+    monkeypatch.setattr("qconvd.ledger.database.time", SimpleNamespace(monotonic=time.monotonic, sleep=pause))
+    Ledger(path).close()
+    assert len(paused) == 1
+    first.close()
 
 
 def test_the_ledger_is_light() -> None:

@@ -170,6 +170,7 @@ def test_a_server_that_does_not_come_to_an_end_is_left(tmp_path: Path, how: str)
         setattr(here, how, True)
         error = refused(entry(tmp_path, webhook={"url": here.url, "timeout": "0.4s"}))
         assert error.what == "127.0.0.1 did not answer within 0.4 s" and error.again
+        here.wait(lambda: bool(here.got))  # a busy machine hears of it when it is left already
         assert len(here.got) == 1
 
 
@@ -309,8 +310,11 @@ def test_a_command_that_fails_says_what_it_said_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize("body", ["sleep 300", "exec 2>&-; sleep 300", "while :; do echo x >&2; done"])
 def test_a_command_that_takes_too_long_is_killed_with_all_that_it_started(tmp_path: Path, body: str) -> None:
     program = script(tmp_path / "tell", f'sleep 301 & echo $! > "$0.pid"; {body}')
-    error = refused(entry(tmp_path, command={"run": [str(program)], "timeout": "0.5s"}))
-    assert error.what == f"{program} was killed: it took longer than 0.5 s" and error.again
+    for seconds in (0.5, 4, 32):
+        error = refused(entry(tmp_path, command={"run": [str(program)], "timeout": f"{seconds}s"}))
+        assert error.what == f"{program} was killed: it took longer than {seconds} s" and error.again
+        if (pid := Path(f"{program}.pid")).exists() and pid.read_text().strip():
+            break  # on a busy machine the shell may not have come so far
     child = int(Path(f"{program}.pid").read_text())
     end = time.monotonic() + 20
     while running(child):

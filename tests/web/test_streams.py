@@ -6,6 +6,7 @@ import json
 import re
 import selectors
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -76,6 +77,7 @@ def test_hundreds_of_readers_follow_a_job(home: Home, reading: list[Readers]) ->
     web = client_of(home)
     api, page = Readers(web, "/api/v1/events", READERS // 2), Readers(web, "/events", READERS // 2)
     reading += [api, page]
+    api.read_until(b"retry: 1000")
     page.read_until(b'"id": "machine"')
     assert f"qconvd_event_readers {READERS}" in web.get("/metrics").text
     move_in(home, tiny_model(home.root / "away" / "m"))
@@ -142,28 +144,41 @@ def test_a_stream_of_a_job_that_is_not_there_is_empty(web: Port, reading: list[R
     assert web.get("/events?job=x").status == 404
 
 
+def web_with_many_models(web: Port) -> bytes:
+    """A list of models that no socket's buffer holds."""
+    with web.ledger.transaction():
+        for number in range(300):
+            web.ledger.source_seen(f"/models/{number}", f"digest {number}", "m" * 40_000, "")
+    return web.get("/api/v1/models?limit=500").body
+
+
 def test_who_sends_slowly_or_takes_no_answer_is_cut_off(web: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     from qconvd.web import connection
 
+    cut, late = threading.Event(), connection.Connection._late
+
+    def heard(self: connection.Connection) -> None:
+        late(self)
+        cut.set()
+
+    whole = web_with_many_models(web)
+    monkeypatch.setattr(connection.Connection, "_late", heard)
     monkeypatch.setattr(connection, "SECONDS", 0.5)
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.5)
     body = b"POST /api/v1/reload HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     assert web.raw(body) == b"" and web.raw(b"GET / HT") == b"" and web.raw(b"") == b""
-    with web.ledger.transaction():
-        for number in range(300):
-            web.ledger.source_seen(f"/models/{number}", f"digest {number}", "m" * 40_000, "")
+    cut.clear()
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect((web.host, web.port))
         deaf.sendall(b"GET /api/v1/models?limit=500 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        time.sleep(1.5)
+        assert cut.wait(60)
         got = b""
         try:
             while piece := deaf.recv(1 << 16):
                 got += piece
         except ConnectionError:
             pass
-    whole = web.get("/api/v1/models?limit=500").body
     assert len(got) < len(whole)
 
 
