@@ -39,7 +39,9 @@ class CommonParts:
             self._keys, self._rows, self._made = list(keys), rows, []
 
     def find(self, encoder: Encoder, unit: Unit, stats: Mapping[str, Array]) -> tuple[Sequence[memoryview], Record] | None:
-        """What a stateless encoder has made of such a unit with such statistics."""
+        """What a stateless encoder has made of such a unit with such statistics, for one that is stateless as well."""
+        if not _is_stateless(encoder):
+            return None
         for made in self._made:
             if made.encoder is type(encoder) and made.unit == unit and _same(made.stats, stats):
                 return made.data, made.record
@@ -48,8 +50,12 @@ class CommonParts:
     def keep(
         self, encoder: Encoder, unit: Unit, stats: Mapping[str, Array], data: Sequence[memoryview], record: Record
     ) -> None:
-        if isinstance(encoder, Stateless) and encoder.stateless:
+        if _is_stateless(encoder):
             self._made.append(_Made(type(encoder), unit, stats, data, record))
+
+
+def _is_stateless(encoder: Encoder) -> bool:
+    return isinstance(encoder, Stateless) and encoder.stateless
 
 
 def _same(some: Mapping[str, Array], others: Mapping[str, Array]) -> bool:

@@ -106,6 +106,16 @@ def test_only_encoders_of_one_class_that_says_so(model: ModelInfo, tmp_path: Pat
     assert encoded() == 2 * each, "whatever stands between"
 
 
+def test_an_encoder_that_is_not_stateless_gets_nothing_of_one_that_is(model: ModelInfo, tmp_path: Path) -> None:
+    go(model, target("a", copies(model), tmp_path / "alone", Scaled()))
+    each = encoded()
+    calls.clear()
+    own = Scaled()
+    own.stateless = False
+    go(model, *(target(f"t{i}", copies(model), tmp_path / "o", e) for i, e in enumerate([Scaled(), own])))
+    assert encoded() == 2 * each
+
+
 def test_other_options_or_statistics_give_other_bytes(model: ModelInfo, tmp_path: Path) -> None:
     def weighted(value: float | None, **options: Any) -> Plan:
         read = Read.of(model.tensors[NAME])
