@@ -54,7 +54,7 @@ def test_a_gathered_matrix_makes_the_file_that_it_makes_when_it_is_named(model: 
         origin = {"dataset": file.datasets[0], "samples": file.chunks, "length": 64}
         entries |= {name: MeanSquares(file.mean_square(name), [4 * 64]) for name in file.entries}
         file.close()
-    matrix = tmp_path / "glass_en.imatrix.gguf"
+    matrix = tmp_path / "glass_en-imatrix.gguf"
     write_imatrix(matrix, entries, **origin)
     (named,) = targets_of(model, f"gguf: {{types: [iq4_nl], imatrix: {matrix}}}", tmp_path / "named")
     go(model, [named])
