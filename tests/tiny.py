@@ -30,6 +30,7 @@ from qconvd.api import (
 )
 from qconvd.dtypes import row_bytes
 from qconvd.engine.expr import rows_columns
+from qconvd.engine.run import Limits, convert
 from qconvd.engine.target import ConvertTarget
 
 HEADER = b"tiny container\n\0"
@@ -137,6 +138,11 @@ def target(name: str, plan: Plan, output: Path, encoder: Any = None, **about: An
     """A target whose work folder is where the daemon would put it."""
     work = output / ".qconvd" / "work" / name
     return ConvertTarget(name, plan, encoder or TinyEncoder(), work, {"artifact": name, **about})
+
+
+def go(model: ModelInfo, *targets: ConvertTarget) -> dict[str, Any]:
+    """One pass for all targets: each one's manifest, or why there is none."""
+    return convert(model, targets, Limits(1 << 20, 2), operations={}, on_event=lambda _: None, cancelled=lambda: False)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -26,7 +26,7 @@ from qconvd.engine.calibrated import Layers, said_of
 from qconvd.engine.calibration_cost import largest_of, share
 from qconvd.engine.calibration_needs import IDLE_SHARE
 from qconvd.engine.checksum import checksum
-from qconvd.engine.common_parts import CommonParts
+from qconvd.engine.common_parts import CommonParts, Made
 from qconvd.engine.credits import Credits
 from qconvd.engine.elements import AnyArray
 from qconvd.engine.evaluate import rows as evaluate
@@ -316,7 +316,7 @@ class _Run:
                 return
             window = lease.window = self._source.window(item.needs)
             held: dict[tuple[int, tuple[int, int]], AnyArray] = {}
-            made = CommonParts()
+            common = CommonParts()
             for chunk in item.chunks:
                 run = self._runs[chunk.part.target]
                 if self._stop.is_set():
@@ -324,8 +324,7 @@ class _Run:
                 if run.error is None:
                     keys = [(number, chunk.input_rows(i)) for i, number in enumerate(chunk.part.inputs)]
                     held = {k: a for k, a in held.items() if k in keys}
-                    made.at(keys, chunk.rows)
-                    self._encode(run, chunk, keys, held, made, window, lease)
+                    self._encode(run, chunk, keys, held, common, window, lease)
         except Exception as error:  # noqa: BLE001 — `_tick` raises it in the caller's thread
             self._fatal = self._fatal or error
             self._stop.set()
@@ -338,7 +337,7 @@ class _Run:
         chunk: Chunk,
         keys: Sequence[tuple[int, tuple[int, int]]],
         held: dict[tuple[int, tuple[int, int]], AnyArray],
-        made: CommonParts,
+        common: CommonParts,
         window: Window,
         lease: Lease,
     ) -> None:
@@ -356,16 +355,15 @@ class _Run:
         try:
             stats = self._statistics.of(run.asked, unit)
             stats |= {r.key: run.statistics[r.key] for r in unit.statistics if r.key in run.statistics}
-            data: Sequence[memoryview]
-            if (found := made.find(encoder, unit, stats)) is None:
+
+            def make() -> Made:
                 encoded = encoder.encode(unit, chunk.rows, [held[k] for k in keys], stats)
                 data = buffers(unit, [n for _, _, n in run.layout.pieces(unit, chunk.rows)], encoded.data)
                 report, figures = encoded.report.plain(), {k: float(v) for k, v in encoded.figures.items()}
                 sums = tuple(checksum(d) for d in data)
-                record = Record(unit.id, chunk.rows, sums, report, figures, encoded.fallback)
-                made.keep(encoder, unit, stats, data, record)
-            else:
-                data, record = found
+                return data, Record(unit.id, chunk.rows, sums, report, figures, encoded.fallback)
+
+            data, record = common.once(encoder, unit, chunk.rows, stats, make)
         except Exception as error:  # noqa: BLE001 — a plugin's encoder, likewise
             run.fail(error)
             return

@@ -16,9 +16,8 @@ from imatrix_files import write_gguf
 from qconvd.api import Encoded, ModelInfo, Plan, Read, StatisticsFile, StatRequest, Unit, UnitReport
 from qconvd.engine import graph as graph_module
 from qconvd.engine.manifest import Manifest
-from qconvd.engine.run import ConvertTarget, Limits, convert
 from qconvd.statistics import open_imatrix
-from tiny import copies, llama, plan, raw_model, target, tree, unit
+from tiny import copies, go, llama, plan, raw_model, target, tree, unit
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 calls: Counter[tuple[str, str, str]] = Counter()
@@ -59,10 +58,6 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def model(tmp_path: Path) -> ModelInfo:
     return raw_model(tmp_path / "m", {"one.bin": llama(2)})
-
-
-def go(model: ModelInfo, *targets: ConvertTarget) -> dict[str, Any]:
-    return convert(model, targets, Limits(1 << 20, 2), operations={}, on_event=lambda _: None, cancelled=lambda: False)
 
 
 def encoded(name: str = "") -> int:

@@ -16,9 +16,8 @@ from qconvd.engine import graph as graph_module
 from qconvd.engine import statistics as statistics_module
 from qconvd.engine.manifest import Manifest, read_manifest
 from qconvd.engine.plan import from_json, to_json
-from qconvd.engine.run import ConvertTarget, Limits, convert
 from qconvd.statistics import open_imatrix
-from tiny import TinyEncoder, llama, plan, raw_model, target, unit
+from tiny import TinyEncoder, go, llama, plan, raw_model, target, unit
 
 LINEARS = ("model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight")
 NORM = "model.norm.weight"
@@ -58,10 +57,6 @@ def weighted(model: ModelInfo, matrix: Path) -> Plan:
     units = [unit(n, Read.of(model.tensors[n]), dtype="BF16", statistics=(StatRequest(n, "mean_square"),)) for n in LINEARS]
     units.append(unit(NORM, Read.of(model.tensors[NORM]), dtype="BF16"))
     return replace(plan(units), statistics=(StatisticsFile(str(matrix), file.sha256, without=("x",)),))
-
-
-def go(model: ModelInfo, *targets: ConvertTarget) -> dict[str, Any]:
-    return convert(model, targets, Limits(1 << 20, 2), operations={}, on_event=lambda _: None, cancelled=lambda: False)
 
 
 def test_every_chunk_gets_its_units_statistics(
