@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qconvd_ggml.tile import LANES, Scalar, Vector, fold, inline, levels, nearest_int, shared
+from qconvd_ggml.tile import LANES, Scalar, Vector, fold, inline, levels, nearest_int, pick, shared
 
 _REACH = np.float32(4e6)
 """Beyond this, ggml's nearest_int is no rounding any more; such lanes are done one by one."""
@@ -40,21 +40,32 @@ def search(top: int, width: int, least: float, step: float, steps: int, magnitud
     @inline
     def sums_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) -> Scalar:
         q_sum, qq_sum, xq_sum = state
-        inverse, low, w = fixed
+        inverse, low, w, rounded = fixed
         v = x[j * LANES + lane]
         q = nearest(inverse * (v - low))
+        rounded[j * LANES + lane] = q
         wq = w[j * LANES + lane] * q
         return (q_sum + wq, qq_sum + wq * q, xq_sum + wq * v)
 
     @inline
     def error_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) -> Scalar:
-        inverse, low, w, scale, minimum = fixed
-        v = x[j * LANES + lane]
-        # The same rounding as in sums_step: the compiler keeps what it found there.
-        e = scale * nearest(inverse * (v - low)) + minimum - v
-        return state + w[j * LANES + lane] * (abs(e) if magnitudes else e * e)
+        w, rounded, (scale, other_scale), (minimum, other_minimum) = fixed
+        one, other = j * LANES + lane, j * LANES + lane + LANES // 2
+        e = scale * rounded[one] + minimum - x[one]
+        f = other_scale * rounded[other] + other_minimum - x[other]
+        a, b = state
+        return a + w[one] * (abs(e) if magnitudes else e * e), b + w[other] * (abs(f) if magnitudes else f * f)
 
-    start, sums, error = fold(start_step, width), fold(sums_step, width), fold(error_step, width)
+    start, sums, errors_of = fold(start_step, width), fold(sums_step, width), fold(error_step, width)
+
+    @inline
+    def error(x: Vector, w: Vector, rounded: Vector, scale: Vector, minimum: Vector, out: Vector) -> None:
+        """The error of each lane: two at a time, as the additions of one wait for each other."""
+        half, zero = LANES // 2, np.float32(0)
+        for lane in range(half):
+            both = (scale[lane], scale[lane + half]), (minimum[lane], minimum[lane + half])
+            out[lane], out[lane + half] = errors_of(0, lane, x, (zero, zero), (w, rounded, *both))
+
     most = np.float32(top)
 
     @inline
@@ -88,13 +99,17 @@ def search(top: int, width: int, least: float, step: float, steps: int, magnitud
         determinant = total * qq - q * q
         scale, minimum = (total * xq - weighted * q) / determinant, (qq * weighted - q * xq) / determinant
         above = minimum > np.float32(0)
-        return determinant, xq / qq if above else scale, np.float32(0) if above else minimum
+        return determinant, pick(above, xq / qq, scale), pick(above, np.float32(0), minimum)
 
     @shared
     def run(x: Vector, w: Vector, total: Vector, scale: Vector, low: Vector, kept: Vector, shift: Vector) -> None:
         zero = np.float32(0)
         high, weighted, best = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-        lowest, left = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+        lowest, left = np.empty(LANES, np.float32), np.empty(LANES, np.int32)
+        rounded = np.empty(width * LANES, np.float32)
+        q_sums, qq_sums, xq_sums = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+        inverses, scales, minimums = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+        errors = np.empty(LANES, np.float32)
         for lane in range(LANES):
             v = x[lane]
             minimum, maximum, t, s = start(0, lane, x, (v, v, zero, zero), w)
@@ -109,7 +124,8 @@ def search(top: int, width: int, least: float, step: float, steps: int, magnitud
             low[lane] = minimum
             kept[lane] = inverse
             shift[lane] = minimum
-            best[lane] = error(0, lane, x, zero, (inverse, minimum, w, d, minimum))
+            sums(0, lane, x, (zero, zero, zero), (inverse, minimum, w, rounded))
+        error(x, w, rounded, scale, low, best)
         for lane in range(LANES):
             if kept[lane] == np.float32(np.inf):
                 best[lane] = exact_error(x, lane, kept[lane], shift[lane], w, scale[lane], low[lane])
@@ -118,19 +134,31 @@ def search(top: int, width: int, least: float, step: float, steps: int, magnitud
             for lane in range(LANES):
                 minimum = low[lane]
                 inverse = numerator / (high[lane] - minimum)
-                q, qq, xq = sums(0, lane, x, (zero, zero, zero), (inverse, minimum, w))
-                determinant, d, m = solve(q, qq, xq, total[lane], weighted[lane])
-                e = error(0, lane, x, zero, (inverse, minimum, w, d, m))
-                within = abs(inverse * (lowest[lane] - minimum)) < _REACH
-                better = within & (determinant > zero) & (e < best[lane])
-                best[lane] = e if better else best[lane]
-                scale[lane] = d if better else scale[lane]
-                low[lane] = m if better else minimum
-                kept[lane] = inverse if better else kept[lane]
-                shift[lane] = minimum if better else shift[lane]
-                left[lane] = zero if within | (high[lane] == lowest[lane]) else np.float32(1)
+                inverses[lane] = inverse
+                q_sums[lane], qq_sums[lane], xq_sums[lane] = sums(
+                    0, lane, x, (zero, zero, zero), (inverse, minimum, w, rounded)
+                )
+            some = np.int32(0)
             for lane in range(LANES):
-                if left[lane] == zero:
+                determinant, d, m = solve(q_sums[lane], qq_sums[lane], xq_sums[lane], total[lane], weighted[lane])
+                within = abs(inverses[lane] * (lowest[lane] - low[lane])) < _REACH
+                left[lane] = pick(within | (high[lane] == lowest[lane]), np.int32(0), np.int32(1))
+                some = np.int32(some | left[lane])
+                # A candidate without a solution is worse than any.
+                scales[lane] = pick(within & (determinant > zero), d, np.float32(np.nan))
+                minimums[lane] = m
+            error(x, w, rounded, scales, minimums, errors)
+            for lane in range(LANES):
+                better = errors[lane] < best[lane]
+                best[lane] = pick(better, errors[lane], best[lane])
+                scale[lane] = pick(better, scales[lane], scale[lane])
+                kept[lane] = pick(better, inverses[lane], kept[lane])
+                shift[lane] = pick(better, low[lane], shift[lane])
+                low[lane] = pick(better, minimums[lane], low[lane])
+            if some == 0:
+                continue
+            for lane in range(LANES):
+                if left[lane] == 0:
                     continue
                 minimum = low[lane]
                 inverse = numerator / (high[lane] - minimum)

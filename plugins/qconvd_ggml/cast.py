@@ -23,29 +23,36 @@ def _count_lost(x: Vector, y: Vector, sums: Vector) -> None:
     sums[UNDERFLOWS * LANES] += lost
 
 
+@inline
+def _copy(source: Vector, out: Vector) -> None:
+    """What a slice's assignment does, which goes byte by byte and looks for overlaps first."""
+    for i in range(TILE):
+        out[i] = source[i]
+
+
 @kernel
 def f32(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """F32 from any: exact. A group is STEP weights, in all three."""
-    x = np.empty(TILE, np.float32)
+    x, words = np.empty(TILE, np.float32), out.view(np.uint32)
     for start in range(0, groups * STEP, TILE):
         widen(kind, narrow, wide, start, TILE, x)
-        words = x.view(np.uint8)
-        out[start * 4 : (start + TILE) * 4] = words
+        _copy(x.view(np.uint32), words[start : start + TILE])
         measure(x, x, sums)
 
 
 @kernel
 def f16(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """F16 from any."""
-    x, y, bits = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.uint16)
+    x, y, halves = np.empty(TILE, np.float32), np.empty(TILE, np.float32), out.view(np.uint16)
     for start in range(0, groups * STEP, TILE):
         widen(kind, narrow, wide, start, TILE, x)
+        bits = halves[start : start + TILE]
         for i in range(TILE):
-            bits[i] = f16_bits(x[i])
-            y[i] = f16_value(bits[i])
+            half = f16_bits(x[i])
+            bits[i] = half
+            y[i] = f16_value(half)
         if kind == F16:
-            bits[:] = narrow[start : start + TILE]
-        out[start * 2 : (start + TILE) * 2] = bits.view(np.uint8)
+            _copy(narrow[start : start + TILE], bits)
         _count_lost(x, y, sums)
         measure(x, y, sums)
 
@@ -53,14 +60,15 @@ def f16(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums:
 @kernel
 def bf16(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """BF16 from any."""
-    x, y, bits = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.uint16)
+    x, y, halves = np.empty(TILE, np.float32), np.empty(TILE, np.float32), out.view(np.uint16)
     for start in range(0, groups * STEP, TILE):
         widen(kind, narrow, wide, start, TILE, x)
+        bits = halves[start : start + TILE]
         for i in range(TILE):
-            bits[i] = bf16_bits(x[i])
-            y[i] = bf16_value(bits[i])
+            half = bf16_bits(x[i])
+            bits[i] = half
+            y[i] = bf16_value(half)
         if kind == BF16:
-            bits[:] = narrow[start : start + TILE]
-        out[start * 2 : (start + TILE) * 2] = bits.view(np.uint8)
+            _copy(narrow[start : start + TILE], bits)
         _count_lost(x, y, sums)
         measure(x, y, sums)

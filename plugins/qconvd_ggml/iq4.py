@@ -33,6 +33,7 @@ from qconvd_ggml.tile import (
     load,
     nearest_int,
     no_importance,
+    pick,
     put16,
     shared,
     weighted_kernel,
@@ -77,7 +78,7 @@ def _stairs(levels: tuple[Scalar, ...]) -> Callable[..., Scalar]:
     def climb(below: Callable[..., Scalar], threshold: np.float32, level: Scalar) -> Callable[..., Scalar]:
         @inline
         def step(v: Scalar) -> Scalar:
-            return below(v) if v < threshold else level
+            return pick(v < threshold, below(v), level)
 
         return step
 
@@ -87,8 +88,13 @@ def _stairs(levels: tuple[Scalar, ...]) -> Callable[..., Scalar]:
     return found
 
 
-_value = _stairs(tuple(np.float32(v) for v in VALUES))
+_VALUES = tuple(np.float32(v) for v in VALUES)
+_value = _stairs(_VALUES)
 _index = _stairs(tuple(np.uint8(i) for i in range(16)))
+_border = _stairs((np.float32(-np.inf), *_THRESHOLDS))
+"""The least x/d with the same value."""
+_value_below = _stairs((_VALUES[0], *_VALUES[:-1]))
+"""The value that belongs to what is below the border."""
 
 
 @inline
@@ -101,8 +107,50 @@ def _fit_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) 
     return (xq + wq * v, qq + wq * q)
 
 
+@inline
+def _refit_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) -> Scalar:
+    xq, qq = state
+    w, inverse, border, below, above = fixed
+    v, weight = x[j * LANES + lane], w[j * LANES + lane]
+    q = pick(inverse * v < border[j * _PART + lane], below[j * _PART + lane], above[j * _PART + lane])
+    wq = weight * q
+    return (xq + wq * v, qq + wq * q)
+
+
+_PART = 16
+"""Lanes that are searched at a time, so that what is kept of their weights stays in the first-level cache."""
 _largest = largest(BLOCK)
-_fit = fold(_fit_step, BLOCK)
+_fit, _refit = fold(_fit_step, BLOCK), fold(_refit_step, BLOCK)
+
+
+@shared
+def _try_around(x: Vector, w: Vector, signed: Vector, scale: Vector, best: Vector) -> None:
+    """The candidates of step 1 that put M near -127, for the first _PART lanes.
+
+    Their inverse scales, -134/M to -120/M, differ by less than neighbouring borders of one sign do (23 % and more).
+    So no weight meets more than one border on the way, and which values it may take is found once for all of them.
+    """
+    zero = np.float32(0)
+    border, below = np.empty(BLOCK * _PART, np.float32), np.empty(BLOCK * _PART, np.float32)
+    above = np.empty(BLOCK * _PART, np.float32)
+    low, high = np.float32(-127 - _TRIES), np.float32(-127 + _TRIES)
+    for j in range(BLOCK):
+        for lane in range(_PART):
+            v, m = x[j * LANES + lane], signed[lane]
+            a, b = low / m * v, high / m * v
+            most = pick(a < b, b, a)
+            border[j * _PART + lane] = _border(most)
+            below[j * _PART + lane] = _value_below(most)
+            above[j * _PART + lane] = _value(most)
+    for t in range(-_TRIES, _TRIES + 1):
+        top = np.float32(t - 127)
+        for lane in range(_PART):
+            inverse = top / signed[lane]
+            xq, qq = _refit(0, lane, x, (zero, zero), (w, inverse, border, below, above))
+            better = (qq > zero) & (xq * xq > best[lane] * qq)
+            s = xq / qq
+            scale[lane] = pick(better, s, scale[lane])
+            best[lane] = pick(better, s * xq, best[lane])
 
 
 @shared
@@ -115,16 +163,13 @@ def _search(x: Vector, w: Vector, scale: Vector) -> None:
     for lane in range(LANES):
         inverse = np.float32(1) / (-signed[lane] / np.float32(-127))
         xq, qq = _fit(0, lane, x, (zero, zero), (w, inverse))
-        scale[lane] = xq / qq if qq > zero else zero
-        best[lane] = scale[lane] * xq
-    for t in range(-_TRIES, _TRIES + 1):
-        top = np.float32(t - 127)
-        for lane in range(LANES):
-            xq, qq = _fit(0, lane, x, (zero, zero), (w, top / signed[lane]))
-            better = (qq > zero) & (xq * xq > best[lane] * qq)
-            s = xq / qq
-            scale[lane] = s if better else scale[lane]
-            best[lane] = s * xq if better else best[lane]
+        s = pick(qq > zero, xq / qq, zero)
+        scale[lane] = s
+        best[lane] = s * xq
+    for first in range(0, LANES, _PART):
+        # Slices, so that the compiler sees that no place in them is below zero.
+        part = slice(first, first + _PART)
+        _try_around(x[first:], w[first:], signed[part], scale[part], best[part])
     for lane in range(LANES):
         scale[lane] = zero if magnitude[lane] < LEAST else scale[lane]
 

@@ -25,6 +25,7 @@ from qconvd_ggml.tile import LANES, Scalar, Vector, deal, f16_bits, f16_value, f
 
 BLOCK = 32
 _HUGE = np.float32(3.4028234663852886e38)
+_SIGN, _NEARLY_HALF = np.uint32(0x80000000), np.float32(0.5 - 2.0**-25).view(np.uint32)
 
 
 @inline
@@ -59,7 +60,8 @@ def _around_zero(bits: int) -> tuple[Any, Any, Any]:
 
     @inline
     def dequantize(q: Scalar, d: Scalar, m: Scalar) -> Scalar:  # noqa: ARG001
-        return d * np.float32(q - np.int32(half))
+        # Without the outer cast the difference has 64 bits, which AVX2 cannot turn into floats.
+        return d * np.float32(np.int32(q - np.int32(half)))
 
     return scale, quantize, dequantize
 
@@ -92,12 +94,10 @@ def _scale_8(x: Vector, lane: Scalar) -> Scalar:
 
 @inline
 def _quantize_8(v: Scalar, m: Scalar, inverse: Scalar) -> Scalar:  # noqa: ARG001
-    scaled = v * inverse
-    magnitude = abs(scaled)
-    q = whole(magnitude)
-    q += np.int32(1) if magnitude - np.float32(q) >= np.float32(0.5) else np.int32(0)
-    q = q if magnitude < np.float32(2.0**31) else np.int32(0)
-    return -q if scaled < np.float32(0) else q
+    # The largest float below a half, with the sign of what it is added to: the sum, cut off, is rounded half away from zero.
+    scaled = np.float32(v * inverse)
+    nearly_half = np.uint32(np.uint32(scaled.view(np.uint32) & _SIGN) | _NEARLY_HALF).view(np.float32)
+    return whole(scaled + nearly_half)
 
 
 @inline

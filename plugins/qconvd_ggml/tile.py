@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numba import types
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
 
 from qconvd_ggml.cache import CACHE
 from qconvd_ggml.lattice import Lattice
@@ -121,6 +123,24 @@ def _held(function: Any) -> list[Any]:
     plain = getattr(function, "py_func", function)
     values = [cell.cell_contents for cell in plain.__closure__ or ()]
     return [plain.__qualname__, *(_held(v) if callable(v) else repr(v) for v in values)]
+
+
+def _pick(typing: Any, condition: Any, yes: Any, no: Any) -> Any:  # noqa: ARG001
+    if yes != no:
+        raise TypingError(f"pick between {yes} and {no}")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.select(*arguments)
+
+    return yes(types.boolean, yes, no), generate
+
+
+pick: Any = intrinsic(_pick)
+"""pick(condition, yes, no): `yes if condition else no`, of which both are there already: one instruction, never a branch.
+
+Of Python's own expression numba makes a branch, and LLVM may leave it one, as it would rather not divide, or read memory, for
+nothing. Without AVX-512's masks the loop over the lanes is then no SIMD.
+"""
 
 
 @memo
