@@ -69,11 +69,13 @@ def _floats(x: Vector, half: Scalar, height: Scalar, width: Scalar, out: Vector,
             widen(x[r], half, w, sums)
             for across in range(scales.shape[1]):
                 s = single(scales[down, across], half)
-                for i in range(across * width, min(columns, (across + 1) * width)):
+                start, stop = across * width, min(columns, (across + 1) * width)
+                v, read, codes = w[start:stop], y[start:stop], out[r, start:stop]
+                for i in range(v.size):
                     # Adding 0, the zero point of compressed-tensors, makes a negative zero a positive one.
-                    code = _code(min(max(w[i] / s + np.float32(0.0), -most), most))
-                    out[r, i] = code
-                    y[i] = _value(code) * s
+                    code = _code(min(max(v[i] / s + np.float32(0.0), -most), most))
+                    codes[i] = code
+                    read[i] = _value(code) * s
             tally(w, y, parts, sums)
 
 

@@ -82,28 +82,36 @@ def epsilon(half: Scalar) -> Scalar:
 @inline
 def widen(x: Vector, half: Scalar, out: Vector, sums: Vector) -> None:
     """A row as float32, with 0 for what is not finite, which is counted."""
-    limit = infinite(half)
-    nan, inf = 0, 0
+    limit, most = infinite(half), np.uint16(0)
     if half:
         for i in range(x.size):
-            size = np.uint16(x[i] & 0x7FFF)
-            out[i] = single(x[i], 1) if size < limit else np.float32(0.0)
-            nan += size > limit
-            inf += size == limit
+            most = max(most, np.uint16(x[i] & 0x7FFF))
+            out[i] = single(x[i], 1)
     else:
         for i in range(x.size):
-            size = np.uint16(x[i] & 0x7FFF)
-            out[i] = single(x[i], 0) if size < limit else np.float32(0.0)
-            nan += size > limit
-            inf += size == limit
-    sums[3] += nan
-    sums[4] += inf
+            most = max(most, np.uint16(x[i] & 0x7FFF))
+            out[i] = single(x[i], 0)
+    if most < limit:
+        return
+    # Counting as it goes would keep SIMD busy with 64-bit numbers, for weights that next to no model has.
+    for i in range(x.size):
+        size = np.uint16(x[i] & 0x7FFF)
+        sums[3] += size > limit
+        sums[4] += size == limit
+        if size >= limit:
+            out[i] = np.float32(0.0)
 
 
 @inline
 def largest(x: Vector, half: Scalar) -> Scalar:
     """The greatest magnitude of finite weights, as bits."""
     limit, found = infinite(half), np.uint16(0)
+    for i in range(x.size):
+        found = max(found, np.uint16(x[i] & 0x7FFF))
+    if found < limit:
+        return found
+    # Only where something is not finite is every weight asked.
+    found = np.uint16(0)
     for i in range(x.size):
         size = np.uint16(x[i] & 0x7FFF)
         found = max(found, size if size < limit else np.uint16(0))
@@ -113,7 +121,13 @@ def largest(x: Vector, half: Scalar) -> Scalar:
 @inline
 def lowest(x: Vector, half: Scalar) -> Scalar:
     """The greatest magnitude of finite negative weights, as bits."""
-    limit, found = infinite(half), np.uint16(0)
+    limit, found = infinite(half), np.uint16(0x8000)
+    for i in range(x.size):
+        found = max(found, x[i])
+    found = np.uint16(found & 0x7FFF)
+    if found < limit:
+        return found
+    found = np.uint16(0)
     for i in range(x.size):
         size = np.uint16(x[i] & 0x7FFF)
         found = max(found, size if size < limit and x[i] >= np.uint16(0x8000) else np.uint16(0))
@@ -123,7 +137,13 @@ def lowest(x: Vector, half: Scalar) -> Scalar:
 @inline
 def highest(x: Vector, half: Scalar) -> Scalar:
     """The greatest finite positive weight, as bits."""
-    limit, found = infinite(half), np.uint16(0)
+    limit, signed = infinite(half), np.int16(0)
+    for i in range(x.size):
+        signed = max(signed, np.int16(x[i]))
+    found = np.uint16(signed)
+    if found < limit:
+        return found
+    found = np.uint16(0)
     for i in range(x.size):
         found = max(found, x[i] if x[i] < limit else np.uint16(0))
     return found
@@ -134,12 +154,15 @@ def tally(x: Vector, y: Vector, parts: Vector, sums: Vector) -> None:
     """Add a row's figures: `x` are weights, `y` is what is read instead. `parts`: (3, LANES), scratch."""
     parts[:] = np.float32(0.0)
     whole = x.size // LANES * LANES
+    errors, squares, largest_of = parts[0], parts[1], parts[2]
     for at in range(0, whole, LANES):
+        a, b = x[at : at + LANES], y[at : at + LANES]
         for lane in range(LANES):
-            d = y[at + lane] - x[at + lane]
-            parts[0, lane] += d * d
-            parts[1, lane] += x[at + lane] * x[at + lane]
-            parts[2, lane] = max(parts[2, lane], abs(d))
+            d = b[lane] - a[lane]
+            errors[lane] += d * d
+            squares[lane] += a[lane] * a[lane]
+            size, before = abs(d), largest_of[lane]
+            largest_of[lane] = size if size > before else before
     for i in range(whole, x.size):
         d = y[i] - x[i]
         parts[0, 0] += d * d

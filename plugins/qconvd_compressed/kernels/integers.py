@@ -61,18 +61,20 @@ def _grid(low: Scalar, high: Scalar, half: Scalar, levels: Scalar, symmetric: Sc
 
 
 @inline
-def _square_error(x: Vector, scale: Scalar, zero: Scalar, levels: Scalar, parts: Vector) -> Scalar:
+def _square_error(x: Vector, scale: Scalar, zero: Scalar, levels: Scalar, parts: Vector, squares: Vector) -> Scalar:
     low, most = np.float32(-(levels // 2)), np.float32(levels // 2 - 1)
     parts[:] = np.float32(0.0)
     whole = x.size // LANES * LANES
-    for at in range(0, whole, LANES):
-        for lane in range(LANES):
-            v = x[at + lane]
-            d = (min(max(np.rint(v / scale + zero), low), most) - zero) * scale - v
-            parts[lane] += d * d
-    for i in range(whole, x.size):
+    # Apart from the sums, whose lanes LLVM would unroll into single numbers, and this with them.
+    for i in range(x.size):
         d = (min(max(np.rint(x[i] / scale + zero), low), most) - zero) * scale - x[i]
-        parts[0] += d * d
+        squares[i] = d * d
+    for at in range(0, whole, LANES):
+        part = squares[at : at + LANES]
+        for lane in range(LANES):
+            parts[lane] += part[lane]
+    for i in range(whole, x.size):
+        parts[0] += squares[i]
     error = np.float32(0.0)
     for lane in range(LANES):
         error += parts[lane]
@@ -80,14 +82,16 @@ def _square_error(x: Vector, scale: Scalar, zero: Scalar, levels: Scalar, parts:
 
 
 @inline
-def _searched(x: Vector, low: Scalar, high: Scalar, half: Scalar, levels: Scalar, symmetric: Scalar, parts: Vector) -> Scalar:
-    """(scale, zero) of the best range."""
+def _searched(
+    x: Vector, low: Scalar, high: Scalar, half: Scalar, levels: Scalar, symmetric: Scalar, parts: Vector, squares: Vector
+) -> Scalar:
+    """(scale, zero) of the best range. `squares`: scratch, as long as `x`."""
     best = np.float32(np.inf)
     scale, zero = np.float32(0.0), np.float32(0.0)
     for shrink in range(SHRINKS):
         p = np.float32(1.0 - shrink / GRID)
         s, z = _grid(rounded(low * p, half), rounded(high * p, half), half, levels, symmetric)
-        error = _square_error(x, s, z, levels, parts)
+        error = _square_error(x, s, z, levels, parts, squares)
         if error < best or shrink == 0:
             best, scale, zero = error, s, z
     return scale, zero
@@ -117,15 +121,17 @@ def _integers(
             else:
                 low, high = -single(lowest(raw, half), half), single(highest(raw, half), half)
             if search:
-                s, z = _searched(v, low, high, half, levels, symmetric, parts[0])
+                s, z = _searched(v, low, high, half, levels, symmetric, parts[0], y[start:stop])
             else:
                 s, z = _grid(low, high, half, levels, symmetric)
             scales[r, g] = stored(s, half)
             zeros[r, g] = np.int8(z)
-            for i in range(start, stop):
-                q = min(max(np.rint(w[i] / s + z), low_code), most)
-                codes[i] = np.int8(q)
-                y[i] = (q - z) * s
+            # Slices: of what begins at `start`, the compiler does not see that no place is below zero.
+            code, read = codes[start:stop], y[start:stop]
+            for i in range(v.size):
+                q = min(max(np.rint(v[i] / s + z), low_code), most)
+                code[i] = np.int8(q)
+                read[i] = (q - z) * s
         tally(w, y, parts, sums)
         if packed and bits == 4:
             for i in range(out.shape[1]):
