@@ -36,8 +36,11 @@ def _codebook(x: Vector, half: Scalar, width: Scalar, bounds: Vector, order: Vec
 
     `out`: two codes in a byte, the first high; `most`: the largest of each block.
     """
-    w, index = np.zeros(width, np.float32), np.empty(width, np.uint8)
+    w, code = np.zeros(width, np.float32), np.empty(width, np.uint8)
+    found, turns = np.empty(width, np.int32), np.zeros(bounds.size, np.int32)
     ignored = np.zeros(5, np.float64)
+    for k in range(bounds.size):
+        turns[k] = np.int32(order[k] ^ order[k + 1])
     for block in range(most.size):
         start, stop = block * width, min(x.size, (block + 1) * width)
         widen(x[start:stop], half, w, ignored)
@@ -46,20 +49,27 @@ def _codebook(x: Vector, half: Scalar, width: Scalar, bounds: Vector, order: Vec
         partial = stop - start < width
         most[block] = safe if partial else size
         up = np.float32(1.0) / safe
-        for i in range(width):
-            index[i] = 0
-        for k in range(bounds.size):
-            for i in range(width):
-                v = w[i] / safe if partial else w[i] * up
-                index[i] += np.uint8(min(max(v, np.float32(-1.0)), np.float32(1.0)) > bounds[k])
         if partial:
+            for i in range(stop - start):
+                w[i] = min(max(w[i] / safe, np.float32(-1.0)), np.float32(1.0))
             # What fills up the last byte is a zero.
             for i in range(stop - start, width):
-                index[i] = 0
-                for k in range(bounds.size):
-                    index[i] += np.uint8(bounds[k] < np.float32(0.0))
-        for i in range((stop - start + 1) // 2):
-            out[start // 2 + i] = np.uint8(order[index[2 * i]] << 4) | order[index[2 * i + 1]]
+                w[i] = np.float32(0.0)
+        else:
+            for i in range(width):
+                w[i] = min(max(w[i] * up, np.float32(-1.0)), np.float32(1.0))
+        for i in range(width):
+            found[i] = np.int32(order[0])
+        # Each bound that is passed turns the code of the number before it into the next one's.
+        for k in range(bounds.size):
+            limit, turn = bounds[k], turns[k]
+            for i in range(width):
+                found[i] ^= turn if w[i] > limit else np.int32(0)
+        for i in range(width):
+            code[i] = np.uint8(found[i])
+        pairs = out[start // 2 : (stop + 1) // 2]
+        for i in range(pairs.size):
+            pairs[i] = np.uint8(code[2 * i] << 4) | code[2 * i + 1]
 
 
 codebook = CACHE.entry(_codebook, CODEBOOK)
@@ -71,10 +81,10 @@ def _codebook_error(x: Vector, half: Scalar, width: Scalar, values: Vector, code
     for block in range(most.size):
         start, stop = block * width, min(x.size, (block + 1) * width)
         widen(x[start:stop], half, w, sums)
-        for i in range(stop - start):
-            byte = codes[(start + i) // 2]
-            code = byte & np.uint8(15) if i % 2 else byte >> np.uint8(4)
-            y[i] = values[code] * most[block]
+        pairs = codes[start // 2 : (stop + 1) // 2]
+        for i in range(pairs.size):
+            y[2 * i] = values[pairs[i] >> np.uint8(4)] * most[block]
+            y[2 * i + 1] = values[pairs[i] & np.uint8(15)] * most[block]
         tally(w[: stop - start], y[: stop - start], parts, sums)
 
 
