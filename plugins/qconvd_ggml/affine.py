@@ -124,6 +124,7 @@ def search(top: int, width: int, least: float, step: float, steps: int, magnitud
             low[lane] = minimum
             kept[lane] = inverse
             shift[lane] = minimum
+            # For the levels alone: the sums are not asked for, and not computed.
             sums(0, lane, x, (zero, zero, zero), (inverse, minimum, w, rounded))
         error(x, w, rounded, scale, low, best)
         for lane in range(LANES):

@@ -33,10 +33,10 @@ def _copy(source: Vector, out: Vector) -> None:
 @kernel
 def f32(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """F32 from any: exact. A group is STEP weights, in all three."""
-    x, words = np.empty(TILE, np.float32), out.view(np.uint32)
+    singles = out.view(np.float32)
     for start in range(0, groups * STEP, TILE):
+        x = singles[start : start + TILE]
         widen(kind, narrow, wide, start, TILE, x)
-        _copy(x.view(np.uint32), words[start : start + TILE])
         measure(x, x, sums)
 
 

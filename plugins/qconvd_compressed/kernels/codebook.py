@@ -36,8 +36,7 @@ def _codebook(x: Vector, half: Scalar, width: Scalar, bounds: Vector, order: Vec
 
     `out`: two codes in a byte, the first high; `most`: the largest of each block.
     """
-    w, code = np.zeros(width, np.float32), np.empty(width, np.uint8)
-    found, turns = np.empty(width, np.int32), np.zeros(bounds.size, np.int32)
+    w, code, turns = np.zeros(width, np.float32), np.empty(width, np.int32), np.empty(bounds.size, np.int32)
     ignored = np.zeros(5, np.float64)
     for k in range(bounds.size):
         turns[k] = np.int32(order[k] ^ order[k + 1])
@@ -59,17 +58,15 @@ def _codebook(x: Vector, half: Scalar, width: Scalar, bounds: Vector, order: Vec
             for i in range(width):
                 w[i] = min(max(w[i] * up, np.float32(-1.0)), np.float32(1.0))
         for i in range(width):
-            found[i] = np.int32(order[0])
+            code[i] = np.int32(order[0])
         # Each bound that is passed turns the code of the number before it into the next one's.
         for k in range(bounds.size):
             limit, turn = bounds[k], turns[k]
             for i in range(width):
-                found[i] ^= turn if w[i] > limit else np.int32(0)
-        for i in range(width):
-            code[i] = np.uint8(found[i])
+                code[i] ^= turn if w[i] > limit else np.int32(0)
         pairs = out[start // 2 : (stop + 1) // 2]
         for i in range(pairs.size):
-            pairs[i] = np.uint8(code[2 * i] << 4) | code[2 * i + 1]
+            pairs[i] = np.uint8(code[2 * i] << 4 | code[2 * i + 1])
 
 
 codebook = CACHE.entry(_codebook, CODEBOOK)

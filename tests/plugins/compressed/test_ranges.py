@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from qconvd_compressed import decoder
 from qconvd_compressed.kernels import halves
 
 HALF = pytest.mark.parametrize("half", [0, 1], ids=["BF16", "F16"])
@@ -31,7 +32,7 @@ def rows(half: int, odd: list[int]) -> list[NDArray[np.uint16]]:
 
 
 def single(x: NDArray[np.uint16], half: int) -> NDArray[np.float32]:
-    return x.view(np.float16).astype(np.float32) if half else (x.astype(np.uint32) << 16).view(np.float32)
+    return decoder.halves(x.tobytes(), "F16" if half else "BF16")
 
 
 def value(bits: Any, half: int) -> float:
