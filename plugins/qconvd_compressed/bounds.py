@@ -16,16 +16,16 @@ Doubles: TypeAlias = Any
 """An array of float64."""
 NARROWEST = 0.8
 """What the search leaves of a range at least."""
-PARTS = 1 << 13
-"""Parts of [0, 1] for which distances from a type's numbers are looked up."""
+PARTS = 1 << 10
+"""Parts of [0, 1] for which distances from a type's numbers are looked up: they fit in the first-level cache."""
 
 
 def bound(unit: Unit, x: Array) -> Array:
     """Per weight of `x`, float32 (rows, columns)."""
-    if unit.options["scheme"] == "codebook":
-        return _codebook(unit, x)
+    if unit.options["scheme"] in ("codebook", "floats"):
+        return (_codebook if unit.options["scheme"] == "codebook" else _floats)(unit, x)
     w = np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    how = {"integers": _integers, "floats": _floats, "llm_int8": _llm_int8}[unit.options["scheme"]]
+    how = {"integers": _integers, "llm_int8": _llm_int8}[unit.options["scheme"]]
     # Decoding computes in float32.
     return (how(unit, w) + np.abs(w) * 2.0**-22 + 1e-44).astype(np.float32)
 
@@ -62,20 +62,27 @@ def _integers(unit: Unit, w: Doubles) -> Doubles:
     return np.where(inside, scale * 0.5, np.maximum(outside, 0) + slack + scale * 0.5).reshape(w.shape)
 
 
-def _floats(unit: Unit, w: Doubles) -> Doubles:
+def _floats(unit: Unit, x: Array) -> Array:
+    """In float32 and in place: of blocks, whole bands of 128 rows are compared. What that rounds is in the last line."""
     height, width = int(unit.options["height"]), int(unit.options["width"])
-    rows, columns = w.shape
-    padded = np.zeros((-(-rows // height) * height, -(-columns // width) * width))
-    padded[:rows, :columns] = np.abs(w)
-    largest = padded.reshape(len(padded) // height, height, -1, width).max(axis=(1, 3))
-    scale = nearest(largest / 448, unit.outputs[1].dtype)
-    scale = np.repeat(np.repeat(scale, height, axis=0), width, axis=1)[:rows, :columns]
-    # Three bits after the point: half a unit in the last place is a sixteenth of the power of two; steps end at 2^-9.
-    size = np.abs(w)
-    power = (size / np.where(scale > 0, scale, 1)).astype(np.float32)
-    power.view(np.int32)[...] &= 0x7F800000
-    half = np.maximum(power, np.float32(2.0**-6)) * 2.0**-4 * scale
-    return np.maximum(half, size - 448 * scale)
+    size = np.abs(x).astype(np.float32, copy=False)
+    if not size.max(initial=0) < np.inf:
+        size[~np.isfinite(size)] = 0
+    found = np.empty_like(size)
+    for first in range(0, len(size), height):
+        band, half = size[first : first + height], found[first : first + height]
+        largest = band.max(axis=0).reshape(-1, width).max(axis=1)
+        scale = np.repeat(nearest(largest.astype(np.float64) / 448, unit.outputs[1].dtype), width).astype(np.float32)
+        # Three bits after the point: half a unit in the last place is a sixteenth of the power of two; steps end at 2^-9.
+        np.divide(band, np.where(scale > 0, scale, np.float32(1)), out=half)
+        half.view(np.int32)[...] &= 0x7F800000
+        np.maximum(half, np.float32(2.0**-6), out=half)
+        half *= scale * np.float32(2.0**-4)
+        np.maximum(half, band - scale * np.float32(448), out=half)
+    size *= np.float32(2.0**-22)
+    size += np.float32(1e-44)
+    found += size
+    return found
 
 
 def _llm_int8(unit: Unit, w: Doubles) -> Doubles:  # noqa: ARG001
@@ -87,26 +94,26 @@ def _codebook(unit: Unit, x: Array) -> Array:
 
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
     largest = np.empty(-(-flat.size // CODEBOOK_BLOCK), np.float32)
-    ready("codebook_largest")(flat, CODEBOOK_BLOCK, largest)
+    ready("codebook_largest")(flat.view(np.int32), CODEBOOK_BLOCK, largest.view(np.int32))
     coarse = np.zeros(largest.size, np.float32)
     if "state" in unit.options:
         moved = np.zeros(-(-largest.size // NESTED_BLOCK) * NESTED_BLOCK)
         moved[: largest.size] = np.abs(largest - largest.mean(dtype=np.float64))
         widest = np.repeat(moved.reshape(-1, NESTED_BLOCK).max(axis=1), NESTED_BLOCK)[: largest.size]
-        # How far a number of at most 1 is from the nearest of the 256.
+        # How far a number of at most 1 is from the nearest of the 256; a weight is that of its block at most.
         coarse = (widest * (np.diff(moving_point()).max() / 2 * (1 + 2.0**-10))).astype(np.float32)
     found = np.empty(flat.size, np.float32)
-    ready("codebook_bound")(flat, CODEBOOK_BLOCK, largest, coarse, *_from_nearest(unit.options["type"]), found)
+    ready("codebook_bound")(flat, CODEBOOK_BLOCK, largest, coarse, _from_nearest(unit.options["type"]), found)
     return found.reshape(x.shape)
 
 
 @cache
-def _from_nearest(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """By the part of [-1, 1] that a number is in, how far it is from the nearest of a type at most, and how large that is."""
+def _from_nearest(name: str) -> NDArray[np.float32]:
+    """By the part of [-1, 1] that a number is in, how far it is from the nearest of a type at most."""
     table = np.sort(np.unique(np.array(NF4 if name == "nf4" else FP4)))
     x = np.arange(-PARTS, PARTS + 1) / PARTS
     above = np.searchsorted(table, x).clip(1, len(table) - 1)
     low, high = table[above - 1], table[above]
     # Half a part, and what the digits of the tables and the reciprocal of the largest leave open.
-    off = np.minimum(x - low, high - x) + 0.51 / PARTS
-    return off.astype(np.float32), np.maximum(np.abs(low), np.abs(high)).astype(np.float32)
+    off: NDArray[np.float32] = (np.minimum(x - low, high - x) + 0.51 / PARTS).astype(np.float32)
+    return off

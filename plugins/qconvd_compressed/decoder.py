@@ -58,10 +58,11 @@ def _integers(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:
 def _floats(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:
     height, width = int(unit.options["height"]), int(unit.options["width"])
     columns = unit.shape[1]
-    values = e4m3()[np.frombuffer(data[0], np.uint8)].reshape(rows, columns)
+    # Every byte is an index: wrapping, which never happens, is cheaper than asking.
+    values = np.take(e4m3(), np.frombuffer(data[0], np.uint8), mode="wrap").reshape(rows, columns)
     scales = halves(data[1], unit.outputs[1].dtype).reshape(-1, -(-columns // width))
-    for block in range(scales.shape[1]):
-        values[:, block * width : (block + 1) * width] *= np.repeat(scales[:, block], height)[:rows, None]
+    for band, scale in enumerate(scales):
+        values[band * height : (band + 1) * height] *= np.repeat(scale, width)[:columns]
     return values
 
 
@@ -90,10 +91,17 @@ def _codebook(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:
         largest = (moving_point()[np.frombuffer(data[1], np.uint8)] * scales + np.float32(offset)).astype(np.float32)
     else:
         largest = np.frombuffer(data[1], "<f4")
-    table = np.array(NF4 if unit.options["type"] == "nf4" else FP4, np.float32)
-    numbers = np.empty(rows * unit.shape[1], np.float32)
-    ready("codebook_read")(codes, CODEBOOK_BLOCK, table, largest, numbers)
-    return numbers.reshape(rows, -1)
+    count = rows * unit.shape[1]
+    numbers = np.empty(count + count % 2, np.float32)
+    ready("codebook_read")(codes, CODEBOOK_BLOCK, _pairs(unit.options["type"]), largest, numbers, numbers.view(np.uint64))
+    return numbers[:count].reshape(rows, -1)
+
+
+@cache
+def _pairs(name: str) -> NDArray[np.uint64]:
+    """(256,): the two float32 numbers that a byte stands for, the high code's first."""
+    table, byte = np.array(NF4 if name == "nf4" else FP4, np.float32), np.arange(256)
+    return np.stack([table[byte >> 4], table[byte & 15]], axis=1).view(np.uint64).reshape(-1)
 
 
 NF4 = [

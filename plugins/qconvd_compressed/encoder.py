@@ -106,7 +106,7 @@ def _codebook(unit: Unit, x: NDArray[np.uint16], half: int, sums: Any) -> list[A
 
     from qconvd_compressed.kernels import ready
     from qconvd_compressed.nested import as_read, nested
-    from qconvd_compressed.tables import numbers, ordered
+    from qconvd_compressed.tables import ordered, pairs
 
     flat, o = x.reshape(-1), unit.options
     out, largest = np.empty((flat.size + 1) // 2, np.uint8), np.empty(-(-flat.size // CODEBOOK_BLOCK), np.float32)
@@ -117,5 +117,5 @@ def _codebook(unit: Unit, x: NDArray[np.uint16], half: int, sums: Any) -> list[A
         about = {**json.loads(o["state"]), "nested_offset": float(mean)}
         data = [out, codes, of_codes, json.dumps(about).encode().ljust(STATE_BYTES)]
         largest = as_read(codes, of_codes, mean)
-    ready("codebook_error")(flat, half, CODEBOOK_BLOCK, numbers(o["type"]), out, largest, sums)
+    ready("codebook_error")(flat, half, CODEBOOK_BLOCK, pairs(o["type"]), out, largest, sums)
     return data

@@ -31,6 +31,13 @@ def numbers(name: str) -> NDArray[np.float32]:
 
 
 @cache
+def pairs(name: str) -> NDArray[np.uint64]:
+    """(256,): the two float32 numbers of `nf4` or `fp4` that a byte stands for, the high code's first, as one."""
+    byte = np.arange(256)
+    return np.stack([numbers(name)[byte >> 4], numbers(name)[byte & 15]], axis=1).view(np.uint64).reshape(-1)
+
+
+@cache
 def ordered(name: str) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """The middles between the numbers in their order, and the codes in that order."""
     found = numbers(name)

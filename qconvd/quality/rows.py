@@ -133,9 +133,9 @@ class Comparison:
         if x.dtype != np.float32 or y.dtype != np.float32 or not x.size or x.shape != bound.shape:
             return False
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            error = np.abs(y - x)
-            share = error / bound
-        largest, most = float(error.max()), float(share.max())
+            error = np.subtract(y, x)
+            largest = float(np.abs(error, out=error).max())
+            most = float(np.divide(error, bound, out=error).max())
         # A bound of zero gives NaN or infinity; so does whatever is not finite.
         if not (largest < np.inf and most < 1 - 2.0**-20):
             return False

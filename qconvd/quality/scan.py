@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qconvd.checkpoints.base import TensorInfo
+from qconvd.engine.elements import IN_CACHE
 from qconvd.errors import BadCheckpoint
 
 PIECE = 4 << 20
@@ -167,8 +168,7 @@ def _counter(dtype: str) -> tuple[int, Callable[[Bytes], NonFinite] | None]:
         kind = _FLOATS[dtype]
         return np.dtype(kind.dtype).itemsize, lambda piece: _count(piece.view(kind.dtype), kind)
     if dtype == "F8_E4M3":
-        # 0x7f is its only NaN, and it has no infinity (OCP 8-bit floating point specification).
-        return 1, lambda piece: NonFinite(int(((piece & 0x7F) == 0x7F).sum()), 0)
+        return 1, _count_e4m3
     if dtype == "IQ1_M":
         return _IQ1_M, lambda piece: _count(_gather(piece.reshape(-1, _IQ1_M)), _FLOATS["F16"])
     if dtype in _SCALES:
@@ -181,6 +181,16 @@ def _count(bits: npt.NDArray[Any], kind: _Float) -> NonFinite:
     odd = bits[(bits & bits.dtype.type(kind.exponent)) == kind.exponent]
     infinite = int(((odd & bits.dtype.type(kind.mantissa)) == 0).sum())
     return NonFinite(odd.size - infinite, infinite)
+
+
+def _count_e4m3(codes: Bytes) -> NonFinite:
+    """0x7f, with either sign, is the only NaN; there is no infinity (OCP 8-bit floating point specification)."""
+    nan = 0
+    for start in range(0, codes.size, IN_CACHE):
+        size = codes[start : start + IN_CACHE] & np.uint8(0x7F)
+        if size.max() == 0x7F:
+            nan += int((size == 0x7F).sum())
+    return NonFinite(nan, 0)
 
 
 def _gather(blocks: Bytes) -> npt.NDArray[np.uint16]:

@@ -43,6 +43,8 @@ def test_each_float_type(tmp_path: Path, dtype: str, bits: list[int], kind: str)
 def test_f8_e4m3_has_nan_only_and_integers_have_none(tmp_path: Path) -> None:
     data = bytes(range(256))
     assert scan(file_of(tmp_path, b"h" * 16, data), [one("F8_E4M3", data)]).non_finite == {"t": NonFinite(2, 0)}
+    ends = b"\x7f" + bytes(5 << 17) + b"\xff"
+    assert scan(file_of(tmp_path, b"h" * 16, ends), [one("F8_E4M3", ends)]).non_finite == {"t": NonFinite(2, 0)}
     result = scan(file_of(tmp_path, b"h" * 16, data), [one("I32", data)])
     assert (result.non_finite, result.not_scanned) == ({}, {})
     assert scan(file_of(tmp_path, b"h" * 16, data), [one("NVFP4", data)]).not_scanned == {"t": "NVFP4"}

@@ -26,9 +26,12 @@ from qconvd_compressed.kernels.halves import (
 
 SMALLEST = 1e-38
 """What a block's largest is taken for if it is less, so that it can be divided by."""
+TALLIED = 16
+"""Blocks whose figures are added up at a time."""
 _codes = types.Array(types.uint8, 1, "C", readonly=True)
+_pairs = types.Array(types.uint64, 1, "C", readonly=True)
 CODEBOOK = types.void(FLAT, types.int64, types.int64, SINGLES_READ, _codes, BYTES_FLAT, SINGLES)
-ERROR = types.void(FLAT, types.int64, types.int64, SINGLES_READ, _codes, SINGLES_READ, SUMS)
+ERROR = types.void(FLAT, types.int64, types.int64, _pairs, _codes, SINGLES_READ, SUMS)
 
 
 def _codebook(x: Vector, half: Scalar, width: Scalar, bounds: Vector, order: Vector, out: Vector, most: Vector) -> None:
@@ -73,15 +76,23 @@ codebook = CACHE.entry(_codebook, CODEBOOK)
 
 
 def _codebook_error(x: Vector, half: Scalar, width: Scalar, values: Vector, codes: Vector, most: Vector, sums: Vector) -> None:
-    """Add the figures of what is read: `values`: (16,), the number of each code; `most`: the largest of each block as read."""
-    w, y, parts = np.empty(width, np.float32), np.empty(width, np.float32), np.empty((3, LANES), np.float32)
-    for block in range(most.size):
-        start, stop = block * width, min(x.size, (block + 1) * width)
+    """Add the figures of what is read.
+
+    `values`: (256,), the two numbers of each byte; `most`: the largest of each block as it is read.
+    """
+    w, y, parts = np.empty(TALLIED * width, np.float32), np.zeros(TALLIED * width, np.float32), np.empty((3, LANES), np.float32)
+    both = y.view(np.uint64)
+    for first in range(0, most.size, TALLIED):
+        last = min(most.size, first + TALLIED)
+        start, stop = first * width, min(x.size, last * width)
         widen(x[start:stop], half, w, sums)
         pairs = codes[start // 2 : (stop + 1) // 2]
         for i in range(pairs.size):
-            y[2 * i] = values[pairs[i] >> np.uint8(4)] * most[block]
-            y[2 * i + 1] = values[pairs[i] & np.uint8(15)] * most[block]
+            both[i] = values[pairs[i]]
+        for block in range(first, last):
+            numbers, scale = y[(block - first) * width : (block - first + 1) * width], most[block]
+            for i in range(width):
+                numbers[i] *= scale
         tally(w[: stop - start], y[: stop - start], parts, sums)
 
 
