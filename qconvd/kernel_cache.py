@@ -110,7 +110,9 @@ class KernelCache:
 
     def block(self, function: Function, *, inline: bool = True) -> Function:
         """Make `function` a building block: part of whoever calls it, or a function of its own beside it."""
-        compiled: Any = _compiler().njit(error_model="numpy", forceinline=inline)(function)
+        # No kernel's part is called from Python: wrappers for that would be a quarter of the time that compiling takes.
+        settings: dict[str, Any] = {"forceinline": inline, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+        compiled: Any = _compiler().njit(error_model="numpy", **settings)(function)
         return cast(Function, compiled)
 
     def ready(self, name: str, entry: Any) -> Any:
