@@ -55,6 +55,17 @@ def _compiler() -> Any:
     return numba
 
 
+@cache
+def _building_block(dispatcher: Any) -> Any:
+    """numba's `dispatcher`, but that calls are refused."""
+
+    class BuildingBlock(dispatcher):  # type: ignore[misc]
+        def __call__(self, *arguments: Any, **named: Any) -> Any:  # noqa: ARG002
+            raise TypeError(f"{self.py_func.__qualname__} is a part of kernels: only compiled functions can call it")
+
+    return BuildingBlock
+
+
 class KernelCache:
     """The kernels of one package: compiled when they are first asked for, and loaded from the disk by the next process."""
 
@@ -109,10 +120,16 @@ class KernelCache:
         return compiled
 
     def block(self, function: Function, *, inline: bool = True) -> Function:
-        """Make `function` a building block: part of whoever calls it, or a function of its own beside it."""
-        # No kernel's part is called from Python: wrappers for that would be a quarter of the time that compiling takes.
+        """Make `function` a building block: part of whoever calls it, or a function of its own beside it.
+
+        Only compiled functions can call it. Called from Python, it raises TypeError.
+        """
+        # Wrappers for calls from Python are a quarter of the time that compiling takes, and a kernel's parts need none.
         settings: dict[str, Any] = {"forceinline": inline, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
         compiled: Any = _compiler().njit(error_model="numpy", **settings)(function)
+        # numba would call a null pointer.
+        dispatcher: Any = type(compiled)
+        compiled.__class__ = _building_block(dispatcher)
         return cast(Function, compiled)
 
     def ready(self, name: str, entry: Any) -> Any:
@@ -121,7 +138,7 @@ class KernelCache:
             return entry
         with self._lock:
             if name not in self._ready:
-                with self._compiling():
+                with self._compiling(name):
                     self._compile(name, entry)
                 self._ready.add(name)
         return entry
@@ -143,11 +160,11 @@ class KernelCache:
         return time.process_time() - start
 
     @contextmanager
-    def _compiling(self) -> Iterator[None]:
-        """Held while a kernel is compiled or loaded: one process at a time compiles, the others then find its work."""
+    def _compiling(self, name: str) -> Iterator[None]:
+        """Held while a kernel is compiled or loaded: one process compiles it, the others then find its work."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / "lock").open("w")
+            lock = (self.folder / f"{name}.lock").open("w")
         except OSError as error:
             log.warning("the kernel cache %s cannot be locked: %s", self.folder, error,
                         extra={"action": "kernels.unlocked", "folder": self.folder})  # fmt: skip

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qconvd_ggml import affine, k_layout
+from qconvd_ggml.k_layout import SUPER
 from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.scales import positive_scales
 from qconvd_ggml.tile import (
@@ -36,6 +37,7 @@ from qconvd_ggml.tile import (
     f16_bits,
     f16_value,
     fold,
+    in_order,
     inline,
     kernel,
     load,
@@ -47,7 +49,6 @@ from qconvd_ggml.tile import (
 )
 from qconvd_ggml.weighting import super_block_squares, weigh
 
-SUPER = 256
 SUB_2, SUB_45 = 16, 32
 """Weights of a sub-block of Q2_K, and of Q4_K and Q5_K."""
 LISTS = 16
@@ -123,7 +124,7 @@ def _super_blocks(kind_of: _Type, search: Any, weighted: bool = False, squares: 
     bytes as in ggml, taken as `cap` if above.
     """
     width, top, size, d_at, scales_at, levels_at, scale_top, count, pack_scales, unpack_scale, pack = kind_of
-    groups_each = SUPER // width
+    groups_each, put_in_order = SUPER // width, in_order(width)
     blocks = LANES // groups_each
     weights = width * LANES
     find_scales = positive_scales(scale_top, groups_each, LISTS) if weighted else _rounded_scales(scale_top, groups_each)
@@ -133,7 +134,7 @@ def _super_blocks(kind_of: _Type, search: Any, weighted: bool = False, squares: 
         kind: Scalar, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: Scalar, sums: Vector
     ) -> None:
         x, y, w = np.empty(weights, np.float32), np.empty(weights, np.float32), np.empty(weights, np.float32)
-        q = np.empty(weights, np.uint8)
+        q, turned = np.empty(weights, np.uint8), np.empty(weights, np.uint8)
         total, scale, low = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
         inverse, shift = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
         d, m, mean = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
@@ -181,8 +182,8 @@ def _super_blocks(kind_of: _Type, search: Any, weighted: bool = False, squares: 
                     y[j * LANES + lane] = d[lane] * np.float32(level) - m[lane]
             for part in range(0, weights, STEP * LANES):
                 measure(x[part : part + STEP * LANES], y[part : part + STEP * LANES], sums)
-            for block in range(blocks):
-                pack(q, block * groups_each, tile, block * size + levels_at)
+            put_in_order(q, turned)
+            pack(q, tile, size, levels_at)
 
     return run
 

@@ -48,7 +48,7 @@ def _unit(half: Scalar, level: Scalar) -> Scalar:
     return half * (np.float32(0.5) + level) * np.float32(0.25)
 
 
-@inline
+@shared
 def _pack_xxs(point: Vector, sign: Vector, level: Vector, half: Scalar, first: Scalar, out: Vector) -> None:
     put16(out, 0, half)
     for k in range(8):
@@ -58,7 +58,7 @@ def _pack_xxs(point: Vector, sign: Vector, level: Vector, half: Scalar, first: S
         put_signs(sign, level, lane, out, 6 + 8 * k)
 
 
-@inline
+@shared
 def _pack_xs(point: Vector, sign: Vector, level: Vector, half: Scalar, first: Scalar, out: Vector) -> None:
     put16(out, 0, half)
     for k in range(16):
@@ -68,7 +68,7 @@ def _pack_xs(point: Vector, sign: Vector, level: Vector, half: Scalar, first: Sc
     put_levels(level, first, 16, out, 66)
 
 
-@inline
+@shared
 def _pack_s(point: Vector, sign: Vector, level: Vector, half: Scalar, first: Scalar, out: Vector) -> None:
     put16(out, 0, half)
     for k in range(8):

@@ -6,7 +6,7 @@ import numpy as np
 
 from qconvd_ggml.lattice import Lattice
 from qconvd_ggml.on_lattice import ANY, OWN, Kind, build, put_levels, put_signs
-from qconvd_ggml.tile import LANES, Importance, Scalar, Vector, inline, lattice_kernel, put16
+from qconvd_ggml.tile import LANES, Importance, Scalar, Vector, inline, lattice_kernel, put16, shared
 
 WIDTH = 32
 _XXS = Kind(
@@ -30,7 +30,7 @@ def _unit_xxs(half: Scalar, level: Scalar) -> Scalar:
     return half * (np.float32(0.5) + level) * np.float32(0.5)
 
 
-@inline
+@shared
 def _pack_xxs(point: Vector, sign: Vector, level: Vector, half: Scalar, first: Scalar, out: Vector) -> None:
     put16(out, 0, half)
     for k in range(8):
@@ -50,7 +50,7 @@ def _unit_s(half: Scalar, level: Scalar) -> Scalar:
     return half * (np.float32(1) + np.float32(2) * level)
 
 
-@inline
+@shared
 def _pack_s(point: Vector, sign: Vector, level: Vector, half: Scalar, first: Scalar, out: Vector) -> None:
     put16(out, 0, half)
     for k in range(8):

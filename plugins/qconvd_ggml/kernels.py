@@ -99,9 +99,9 @@ def encode(
     `x` is uint16 bit patterns for BF16, uint16 or float16 for F16, float32 for F32; read-only arrays are fine. `importance`,
     float32 of shape (columns,), says how much an error in each column counts (a row of llama.cpp's importance matrix); types
     that make no use of one ignore it. Returns uint8 of shape (rows, row_bytes), which is `out` if given (C-contiguous,
-    writable, of that shape), and what it did to the numbers: finite weights that a reader will see as infinite or NaN are
-    `overflows`; `underflows` are counted by F32, F16, BF16 only. The bytes do not depend on how rows are divided into calls.
-    NaN and infinite weights are counted and encoded as the kernel's module says.
+    writable, of that shape, no memory of `x`), and what it did to the numbers: finite weights that a reader will see as
+    infinite or NaN are `overflows`; `underflows` are counted by F32, F16, BF16 only. The bytes do not depend on how rows are
+    divided into calls. NaN and infinite weights are counted and encoded as the kernel's module says.
 
     Raises `Unsupported` if the columns are no multiple of the type's block, if the importance does not fit the columns, is
     negative or not finite, or if the type needs one and there is none; ValueError or TypeError for arrays of another kind.

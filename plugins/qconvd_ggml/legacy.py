@@ -21,7 +21,7 @@ import numpy as np
 
 from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.symmetric import largest
-from qconvd_ggml.tile import LANES, Scalar, Vector, deal, f16_bits, f16_value, fold, inline, kernel, load, whole
+from qconvd_ggml.tile import LANES, Scalar, Vector, f16_bits, f16_value, fold, in_order, inline, kernel, load, whole
 
 BLOCK = 32
 _HUGE = np.float32(3.4028234663852886e38)
@@ -111,26 +111,25 @@ def packing(bits: int, has_minimum: bool) -> tuple[int, Callable[..., None]]:
     size = header + BLOCK * bits // 8
     each = BLOCK if bits == 8 else BLOCK // 2
     """Bytes of a block that hold a level, or two nibbles."""
-    first_deal, second_deal = deal(8 if each == BLOCK else 4), deal(4)
+    put_in_order = in_order(each)
 
     @inline
     def pack(q: Vector, d16: Vector, m16: Vector, out: Vector) -> None:
         low, once = np.empty(each * LANES, np.uint8), np.empty(each * LANES, np.uint8)
         if bits == 8:
-            first_deal(q, once)
+            put_in_order(q, once)
         else:
             upper = q[each * LANES : BLOCK * LANES]
             for i in range(each * LANES):
                 low[i] = np.uint8((q[i] & np.uint8(15)) | np.uint8(upper[i] << np.uint8(4)))
-            first_deal(low, once)
-        second_deal(once, low)
+            put_in_order(low, once)
         fifth = np.zeros(LANES, np.uint32)
         if bits == 5:
             for j in range(BLOCK):
                 for lane in range(LANES):
                     fifth[lane] |= np.uint32(q[j * LANES + lane] >> np.uint8(4)) << np.uint32(j)
         # By words of 16 bits, of which a block has a whole number.
-        words, levels = out.view(np.uint16), low.view(np.uint16)
+        words, levels = out.view(np.uint16), (q if bits == 8 else low).view(np.uint16)
         at = 0
         for lane in range(LANES):
             words[at] = d16[lane]

@@ -302,7 +302,8 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
             for k in range(width // 8):
                 part = slice(k * 8 * LANES, (k + 1) * 8 * LANES)
                 _split_signs(x[part], w[part], even, sign[k * LANES : (k + 1) * LANES], magnitude[part])
-            most[:] = magnitude[:LANES]
+            for lane in range(LANES):
+                most[lane] = magnitude[lane]
             for j in range(width):
                 for lane in range(LANES):
                     v = magnitude[j * LANES + lane]

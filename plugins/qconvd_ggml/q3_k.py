@@ -16,6 +16,8 @@ its weights count. A lane is a sub-block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from qconvd_ggml.k_layout import pack_3, pack_scales_3
@@ -28,6 +30,7 @@ from qconvd_ggml.tile import (
     Vector,
     f16_bits,
     f16_value,
+    in_order,
     inline,
     kernel,
     load,
@@ -45,6 +48,7 @@ SUB = 16
 SIZE = 110
 _BLOCKS = LANES // SUB
 _level = level(4)
+_in_order = in_order(SUB)
 _largest = largest(SUB)
 _search = search(4, SUB)
 _LISTS = 16
@@ -84,8 +88,9 @@ def _fit(x: Vector, magnitude: Vector, scale: Vector, q: Vector) -> None:
             xq[lane] += v * v * v * level
             qq[lane] += v * v * level * level
     for _ in range(5):
-        before[:] = xq
-        squares[:] = qq
+        for lane in range(LANES):
+            before[lane] = xq[lane]
+            squares[lane] = qq[lane]
         for j in range(SUB):
             weights, levels = x[j * LANES : (j + 1) * LANES], q[j * LANES : (j + 1) * LANES]
             for lane in range(LANES):
@@ -147,53 +152,62 @@ def _searched_scales(scale: Vector, total: Vector, chosen: Vector, unit: Vector)
             chosen[k * _BLOCKS + block] = q if magnitude[block] >= LEAST else np.int32(0)
 
 
-@inline
-def _run(
-    weighted: Scalar, kind: Scalar, narrow: Vector, wide: Vector, importance: Importance,
-    out: Vector, groups: Scalar, sums: Vector,
-) -> None:  # fmt: skip
-    x, y, w = np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32)
-    found, q = np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.uint8)
-    magnitude, scale, d = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    total, mean = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    chosen, unit = np.empty(LANES, np.int32), np.empty(_LISTS, np.float32)
-    for start in range(0, groups, LANES):
-        load(kind, narrow, wide, start, SUB, y, x)
-        if weighted:
-            load_importance(importance, start, SUB, y, w)
-            super_block_squares(x, SUB, SUB, mean)
-            for lane in range(LANES):
-                mean[lane] = np.float32(2) * mean[lane] / np.float32(SUB * SUB)
-            weigh(x, mean, SUB, w)
-            _fit_weighted(x, w, magnitude, scale, found, total)
-            _searched_scales(scale, total, chosen, unit)
-        else:
-            _fit(x, magnitude, scale, found)
-            _rounded_scales(scale, chosen, unit)
-        tile = out[start // SUB * SIZE : (start + LANES) // SUB * SIZE]
-        for block in range(_BLOCKS):
-            half = f16_bits(unit[block])
-            put16(tile, block * SIZE + 108, half)
-            pack_scales_3(chosen, _BLOCKS, block, tile, block * SIZE + 96)
-            for k in range(SUB):
-                d[block * SUB + k] = f16_value(half) * np.float32(chosen[k * _BLOCKS + block] - np.int32(32))
-        for j in range(SUB):
-            for lane in range(LANES):
-                again = min(max(nearest_int(x[j * LANES + lane] / d[lane]), np.int32(-4)), np.int32(3))
-                # Where the scale is zero; nothing was searched where all weights are (nearly) zero.
-                kept = np.int32(found[j * LANES + lane]) if magnitude[lane] >= LEAST else np.int32(-4)
-                final = again if d[lane] != np.float32(0) else kept
-                y[j * LANES + lane] = d[lane] * np.float32(final)
-                q[j * LANES + lane] = np.uint8(final + np.int32(4))
-        measure(x, y, sums)
-        for block in range(_BLOCKS):
-            pack_3(q, block * SUB, tile, block * SIZE)
+def _super_blocks(weighted: bool) -> Callable[..., None]:
+    """The whole kernel, for the entry points below to call."""
+
+    @inline
+    def run(
+        kind: Scalar, narrow: Vector, wide: Vector, importance: Importance,
+        out: Vector, groups: Scalar, sums: Vector,
+    ) -> None:  # fmt: skip
+        x, y, w = np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32)
+        found = np.empty(SUB * LANES, np.float32)
+        q, turned = np.empty(SUB * LANES, np.uint8), np.empty(SUB * LANES, np.uint8)
+        magnitude, scale, d = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+        total, mean = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+        chosen, unit = np.empty(LANES, np.int32), np.empty(_LISTS, np.float32)
+        for start in range(0, groups, LANES):
+            load(kind, narrow, wide, start, SUB, y, x)
+            if weighted:
+                load_importance(importance, start, SUB, y, w)
+                super_block_squares(x, SUB, SUB, mean)
+                for lane in range(LANES):
+                    mean[lane] = np.float32(2) * mean[lane] / np.float32(SUB * SUB)
+                weigh(x, mean, SUB, w)
+                _fit_weighted(x, w, magnitude, scale, found, total)
+                _searched_scales(scale, total, chosen, unit)
+            else:
+                _fit(x, magnitude, scale, found)
+                _rounded_scales(scale, chosen, unit)
+            tile = out[start // SUB * SIZE : (start + LANES) // SUB * SIZE]
+            for block in range(_BLOCKS):
+                half = f16_bits(unit[block])
+                put16(tile, block * SIZE + 108, half)
+                pack_scales_3(chosen, _BLOCKS, block, tile, block * SIZE + 96)
+                for k in range(SUB):
+                    d[block * SUB + k] = f16_value(half) * np.float32(chosen[k * _BLOCKS + block] - np.int32(32))
+            for j in range(SUB):
+                for lane in range(LANES):
+                    again = min(max(nearest_int(x[j * LANES + lane] / d[lane]), np.int32(-4)), np.int32(3))
+                    # Where the scale is zero; nothing was searched where all weights are (nearly) zero.
+                    kept = np.int32(found[j * LANES + lane]) if magnitude[lane] >= LEAST else np.int32(-4)
+                    final = again if d[lane] != np.float32(0) else kept
+                    y[j * LANES + lane] = d[lane] * np.float32(final)
+                    q[j * LANES + lane] = np.uint8(final + np.int32(4))
+            measure(x, y, sums)
+            _in_order(q, turned)
+            pack_3(q, tile, SIZE, 0)
+
+    return run
+
+
+_plain, _weighted = _super_blocks(False), _super_blocks(True)
 
 
 @kernel
 def q3_k(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """Q3_K: 110 bytes for 256 weights; a group is a sub-block of 16."""
-    _run(False, kind, narrow, wide, no_importance(wide), out, groups, sums)
+    _plain(kind, narrow, wide, no_importance(wide), out, groups, sums)
 
 
 @weighted_kernel
@@ -201,4 +215,4 @@ def q3_k_weighted(
     kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector
 ) -> None:
     """Q3_K with an importance matrix."""
-    _run(True, kind, narrow, wide, importance, out, groups, sums)
+    _weighted(kind, narrow, wide, importance, out, groups, sums)

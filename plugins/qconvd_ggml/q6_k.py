@@ -15,6 +15,8 @@ rounds NaN by its bit pattern there, so only for the default NaN are the bytes i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from qconvd_ggml.k_layout import pack_6
@@ -27,6 +29,7 @@ from qconvd_ggml.tile import (
     Vector,
     f16_bits,
     f16_value,
+    in_order,
     inline,
     kernel,
     load,
@@ -43,6 +46,7 @@ SUB = 16
 SIZE = 210
 _search = search(32, SUB)
 _level = level(32)
+_in_order = in_order(SUB)
 
 
 @inline
@@ -72,48 +76,56 @@ def _scales(scale: Vector, first: Scalar, out: Vector, at: Scalar, d: Vector) ->
     return True
 
 
-@inline
-def _run(
-    weighted: Scalar, kind: Scalar, narrow: Vector, wide: Vector, importance: Importance,
-    out: Vector, groups: Scalar, sums: Vector,
-) -> None:  # fmt: skip
-    x, y, w = np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32)
-    q = np.empty(SUB * LANES, np.uint8)
-    magnitude, scale = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    inverse, d = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    live = np.empty(LANES, np.float32)
-    for first in range(0, groups, LANES):
-        load(kind, narrow, wide, first, SUB, y, x)
-        if weighted:
-            load_importance(importance, first, SUB, y, w)
-        else:
-            for i in range(SUB * LANES):
-                w[i] = x[i] * x[i]
-        _search(x, w, magnitude, scale, inverse)
-        tile = out[first // SUB * SIZE : (first + LANES) // SUB * SIZE]
-        for block in range(LANES // SUB):
-            alive = _scales(scale, block * SUB, tile, block * SIZE, d)
-            for lane in range(block * SUB, block * SUB + SUB):
-                # Where the scale is zero the search's level stays; nothing was searched where all weights are (nearly) zero.
-                searched = alive & (magnitude[lane] >= LEAST)
-                live[lane] = np.float32(1) if alive & (searched | (d[lane] != np.float32(0))) else np.float32(0)
-        for j in range(SUB):
-            for lane in range(LANES):
-                v = x[j * LANES + lane]
-                again = min(max(nearest_int(v / d[lane]), np.int32(-32)), np.int32(31))
-                kept = np.int32(_level(v * inverse[lane]))
-                found = again if d[lane] != np.float32(0) else kept
-                y[j * LANES + lane] = d[lane] * np.float32(found)
-                q[j * LANES + lane] = np.uint8(found + np.int32(32) if live[lane] > np.float32(0) else np.int32(0))
-        measure(x, y, sums)
-        for block in range(LANES // SUB):
-            pack_6(q, block * SUB, tile, block * SIZE)
+def _super_blocks(weighted: bool) -> Callable[..., None]:
+    """The whole kernel, for the entry points below to call."""
+
+    @inline
+    def run(
+        kind: Scalar, narrow: Vector, wide: Vector, importance: Importance,
+        out: Vector, groups: Scalar, sums: Vector,
+    ) -> None:  # fmt: skip
+        x, y, w = np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32), np.empty(SUB * LANES, np.float32)
+        q, turned = np.empty(SUB * LANES, np.uint8), np.empty(SUB * LANES, np.uint8)
+        magnitude, scale = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+        inverse, d = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+        live = np.empty(LANES, np.float32)
+        for first in range(0, groups, LANES):
+            load(kind, narrow, wide, first, SUB, y, x)
+            if weighted:
+                load_importance(importance, first, SUB, y, w)
+            else:
+                for i in range(SUB * LANES):
+                    w[i] = x[i] * x[i]
+            _search(x, w, magnitude, scale, inverse)
+            tile = out[first // SUB * SIZE : (first + LANES) // SUB * SIZE]
+            for block in range(LANES // SUB):
+                alive = _scales(scale, block * SUB, tile, block * SIZE, d)
+                for lane in range(block * SUB, block * SUB + SUB):
+                    # Where the scale is zero the search's level stays; where weights are (nearly) zero, nothing was searched.
+                    searched = alive & (magnitude[lane] >= LEAST)
+                    live[lane] = np.float32(1) if alive & (searched | (d[lane] != np.float32(0))) else np.float32(0)
+            for j in range(SUB):
+                for lane in range(LANES):
+                    v = x[j * LANES + lane]
+                    again = min(max(nearest_int(v / d[lane]), np.int32(-32)), np.int32(31))
+                    kept = np.int32(_level(v * inverse[lane]))
+                    found = again if d[lane] != np.float32(0) else kept
+                    y[j * LANES + lane] = d[lane] * np.float32(found)
+                    q[j * LANES + lane] = np.uint8(found + np.int32(32) if live[lane] > np.float32(0) else np.int32(0))
+            measure(x, y, sums)
+            _in_order(q, turned)
+            pack_6(q, tile, SIZE, 0)
+
+    return run
+
+
+_plain, _weighted = _super_blocks(False), _super_blocks(True)
 
 
 @kernel
 def q6_k(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sums: Vector) -> None:
     """Q6_K: 210 bytes for 256 weights; a group is a sub-block of 16."""
-    _run(False, kind, narrow, wide, no_importance(wide), out, groups, sums)
+    _plain(kind, narrow, wide, no_importance(wide), out, groups, sums)
 
 
 @weighted_kernel
@@ -121,4 +133,4 @@ def q6_k_weighted(
     kind: int, narrow: Vector, wide: Vector, importance: Importance, out: Vector, groups: int, sums: Vector
 ) -> None:
     """Q6_K with an importance matrix."""
-    _run(True, kind, narrow, wide, importance, out, groups, sums)
+    _weighted(kind, narrow, wide, importance, out, groups, sums)

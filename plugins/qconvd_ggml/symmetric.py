@@ -82,7 +82,9 @@ def search(half: int, width: int, lanes: int = LANES) -> Callable[..., None]:
     @shared
     def run(x: Vector, w: Vector, magnitude: Vector, scale: Vector, inverse: Vector) -> None:
         zero = np.float32(0)
-        wx = w * x
+        wx = np.empty(width * lanes, np.float32)
+        for i in range(width * lanes):
+            wx[i] = w[i] * x[i]
         signed, best = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
         for lane in range(lanes):
             m, v = find_largest(x, lane)

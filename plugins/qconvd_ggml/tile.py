@@ -136,7 +136,7 @@ def _pick(typing: Any, condition: Any, yes: Any, no: Any) -> Any:  # noqa: ARG00
 
 
 pick: Any = intrinsic(_pick)
-"""pick(condition, yes, no): `yes if condition else no`, of which both are there already: one instruction, never a branch.
+"""pick(condition, yes, no): `yes if condition else no`, both of which are computed: LLVM's `select`.
 
 Of Python's own expression numba makes a branch, and LLVM may leave it one, as it would rather not divide, or read memory, for
 nothing. Without AVX-512's masks the loop over the lanes is then no SIMD.
@@ -148,6 +148,18 @@ def fold(step: Function, count: int) -> Function:
     """`step(j, lane, x, state, fixed) -> state`, done for j, j+1, … j+count-1 in this order, without a loop."""
     if count == 1:
         return step
+    if count % 4 == 0:
+        quarter = count // 4
+        part = fold(step, quarter)
+
+        @inline
+        def four(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar) -> Scalar:
+            state = part(j, lane, x, state, fixed)
+            state = part(j + quarter, lane, x, state, fixed)
+            state = part(j + 2 * quarter, lane, x, state, fixed)
+            return part(j + 3 * quarter, lane, x, state, fixed)
+
+        return four  # type: ignore[return-value]
     half = count // 2
     first, second = fold(step, half), fold(step, count - half)
 
@@ -326,6 +338,19 @@ def load_importance(importance: Importance, start: Scalar, width: Scalar, scratc
             w[lane * width + j] = part[j]
     _deal(w, scratch)
     _deal(scratch, w)
+
+
+@memo
+def in_order(width: int) -> Callable[..., None]:
+    """Puts the bytes of a tile of groups of `width`, 16 or 32, into the order of their weights: run(tile, scratch)."""
+    first, second = deal(width // 4), deal(4)
+
+    @inline
+    def run(tile: Vector, scratch: Vector) -> None:
+        first(tile, scratch)
+        second(scratch, tile)
+
+    return run
 
 
 @inline

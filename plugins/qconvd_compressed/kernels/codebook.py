@@ -35,7 +35,7 @@ ERROR = types.void(FLAT, types.int64, types.int64, _pairs, _codes, SINGLES_READ,
 
 
 def _codebook(x: Vector, half: Scalar, width: Scalar, bounds: Vector, order: Vector, out: Vector, most: Vector) -> None:
-    """`bounds`: (15,), the middles between the numbers in their order; `order`: (16,), the code of each.
+    """`width`: even. `bounds`: (15,), the middles between the numbers, ascending; `order`: (16,), the code of each number.
 
     `out`: two codes in a byte, the first high; `most`: the largest of each block.
     """
@@ -78,7 +78,7 @@ codebook = CACHE.entry(_codebook, CODEBOOK)
 def _codebook_error(x: Vector, half: Scalar, width: Scalar, values: Vector, codes: Vector, most: Vector, sums: Vector) -> None:
     """Add the figures of what is read.
 
-    `values`: (256,), the two numbers of each byte; `most`: the largest of each block as it is read.
+    `width`: even; `values`: (256,), the two numbers of each byte; `most`: the largest of each block as it is read.
     """
     w, y, parts = np.empty(TALLIED * width, np.float32), np.zeros(TALLIED * width, np.float32), np.empty((3, LANES), np.float32)
     both = y.view(np.uint64)

@@ -120,7 +120,7 @@ def largest(x: Vector, half: Scalar) -> Scalar:
 
 @inline
 def lowest(x: Vector, half: Scalar) -> Scalar:
-    """The greatest magnitude of finite negative weights, as bits."""
+    """The greatest magnitude of finite negative weights, as bits: with the sign's bit set they are above all positive ones."""
     limit, found = infinite(half), np.uint16(0x8000)
     for i in range(x.size):
         found = max(found, x[i])
@@ -136,7 +136,7 @@ def lowest(x: Vector, half: Scalar) -> Scalar:
 
 @inline
 def highest(x: Vector, half: Scalar) -> Scalar:
-    """The greatest finite positive weight, as bits."""
+    """The greatest finite positive weight, as bits, which as signed integers are above those of all negative ones."""
     limit, signed = infinite(half), np.int16(0)
     for i in range(x.size):
         signed = max(signed, np.int16(x[i]))

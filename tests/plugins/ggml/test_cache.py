@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import qconvd_ggml
 from qconvd.api import cache_home
 from qconvd_ggml.cache import CACHE
+from qconvd_ggml.tile import nearest_int
 
 ENCODE = """
 import json, sys
@@ -192,3 +194,9 @@ print(json.dumps(right))
     blocks, env = str(golden / "ggml_blocks.npz"), {"QCONVD_CACHE_DIR": str(tmp_path)}
     for types in (["Q4_K"], ["Q5_K"], ["Q4_K", "Q5_K"], ["Q5_K", "Q4_K"]):
         assert finish(start(script, blocks, *types, **env)) == [True] * len(types)
+
+
+def test_a_building_block_that_is_called_from_python_says_so() -> None:
+    with pytest.raises(TypeError) as caught:
+        nearest_int(np.float32(2.5))
+    assert str(caught.value) == "nearest_int is a part of kernels: only compiled functions can call it"

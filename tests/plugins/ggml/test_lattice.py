@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from itertools import groupby
 
+import numba
 import numpy as np
 import pytest
 from gguf import quants
 
 from qconvd_ggml.closest import LONGEST, search
 from qconvd_ggml.lattice import CHUNK, Lattice, lattice, point_levels
-from qconvd_ggml.tile import inline
 
 DISTANCES = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1_S": 3, "IQ3_XXS": 2, "IQ3_S": 3}
 
@@ -63,7 +63,8 @@ def test_the_quick_choice_is_never_another_than_the_exact_one() -> None:
     found = lattice("IQ2_XS")
     prepare, choose, exact = search(8)
 
-    @inline
+    # Building blocks cannot be called from Python; what is made of them can.
+    @numba.njit(error_model="numpy")
     def both(number, x, w, s, a, b, wx):  # type: ignore[no-untyped-def]
         count, chunk = np.int64(found_counts[number]), np.int64(found_chunks[number])
         c = prepare(coordinates, chunk, count, np.float32(0), x, w, wx, a, b)
