@@ -183,7 +183,7 @@ def _search(x: Vector, w: Vector, scale: Vector) -> None:
         part = slice(first, first + _PART)
         _try_around(x[first:], w[first:], signed[part], scale[part], best[part])
     for lane in range(LANES):
-        scale[lane] = zero if magnitude[lane] < LEAST else scale[lane]
+        scale[lane] = pick(magnitude[lane] < LEAST, zero, scale[lane])
 
 
 @inline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qconvd.api import UnitReport
-from qconvd_ggml.tile import LANES, Scalar, Vector, fold, inline, shared
+from qconvd_ggml.tile import LANES, Scalar, Vector, fold, inline, pick, shared
 
 SQUARE_ERROR, SQUARE, MAX_SQUARE_ERROR, OVERFLOWS, UNDERFLOWS, NAN, INF, SUMS = range(8)
 """Rows of a kernel's last argument, a float64 array of SUMS * LANES elements: each lane keeps sums of its own."""
@@ -46,7 +46,7 @@ def measure(x: Vector, y: Vector, sums: Vector) -> None:
         sums[SQUARE_ERROR * LANES + lane] += np.float64(error if within else zero)
         sums[SQUARE * LANES + lane] += np.float64(square if within else zero)
         largest, before = np.float64(most if within else zero), sums[MAX_SQUARE_ERROR * LANES + lane]
-        sums[MAX_SQUARE_ERROR * LANES + lane] = largest if largest > before else before
+        sums[MAX_SQUARE_ERROR * LANES + lane] = pick(largest > before, largest, before)
         left += 0 if within else 1
     if left:
         exact(x, y, sums)

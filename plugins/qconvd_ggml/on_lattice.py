@@ -36,6 +36,7 @@ from qconvd_ggml.tile import (
     inline,
     load,
     nearest_int,
+    pick,
     put16,
     shared,
 )
@@ -307,7 +308,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
             for j in range(width):
                 for lane in range(LANES):
                     v = magnitude[j * LANES + lane]
-                    most[lane] = most[lane] if most[lane] > v else v
+                    most[lane] = pick(most[lane] > v, most[lane], v)
             for j in range(width):
                 for lane in range(LANES):
                     wx[j * LANES + lane] = w[j * LANES + lane] * magnitude[j * LANES + lane]
@@ -339,9 +340,9 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                     xq, qq = fit(0, lane, q, (zero, zero), (w, wx))
                     better = (qq > zero) & (xq * xq > best[lane] * qq)
                     s = xq / qq
-                    scale[lane] = s if better else scale[lane]
-                    best[lane] = s * xq if better else best[lane]
-                    winner[lane] = np.int32(t) if better else winner[lane]
+                    scale[lane] = pick(better, s, scale[lane])
+                    best[lane] = pick(better, s * xq, best[lane])
+                    winner[lane] = pick(better, np.int32(t), winner[lane])
             for g in range(groups_of):
                 for lane in range(LANES):
                     t = winner[lane]

@@ -37,6 +37,7 @@ from qconvd_ggml.tile import (
     load_importance,
     nearest_int,
     no_importance,
+    pick,
     put16,
     shared,
     weighted_kernel,
@@ -65,7 +66,7 @@ def _improve(v: Scalar, before: Scalar, xq: Scalar, qq: Scalar) -> Scalar:
     new_xq, new_qq = others_xq + weight * v * found, others_qq + weight * found * found
     taken = (others_xq > np.float32(0)) & (found != before) & (new_qq > np.float32(0))
     taken &= new_xq * new_xq * qq > xq * xq * new_qq
-    return new_xq if taken else xq, new_qq if taken else qq, found if taken else before
+    return pick(taken, new_xq, xq), pick(taken, new_qq, qq), pick(taken, found, before)
 
 
 @shared

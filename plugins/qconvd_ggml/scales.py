@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qconvd_ggml.symmetric import LEAST
-from qconvd_ggml.tile import Scalar, Vector, fold, inline, nearest_int, shared
+from qconvd_ggml.tile import Scalar, Vector, fold, inline, nearest_int, pick, shared
 
 
 def positive_scales(top: int, count: int, lanes: int) -> Callable[..., None]:
@@ -77,8 +77,8 @@ def positive_scales(top: int, count: int, lanes: int) -> Callable[..., None]:
                 inverse = numerator / limit[lane]
                 e = error(0, lane, v, zero, (inverse, np.float32(1) / inverse, w))
                 better = e < best[lane]
-                best[lane] = e if better else best[lane]
-                kept[lane] = inverse if better else kept[lane]
+                best[lane] = pick(better, e, best[lane])
+                kept[lane] = pick(better, inverse, kept[lane])
         # Numbers outside, lanes inside: each number waits for what became of the one before, but not for other lanes.
         for lane in range(lanes):
             xq[lane] = qq[lane] = zero

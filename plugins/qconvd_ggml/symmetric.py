@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qconvd_ggml.tile import LANES, Scalar, Vector, fold, inline, levels, shared
+from qconvd_ggml.tile import LANES, Scalar, Vector, fold, inline, levels, pick, shared
 
 LEAST = np.float32(1e-15)
 """Groups of weights below this count as zero (ggml's GROUP_MAX_EPS)."""
@@ -77,7 +77,7 @@ def search(half: int, width: int, lanes: int = LANES) -> Callable[..., None]:
         scale, best, kept = found
         taken = (qq > np.float32(0)) & (xq * xq > best * qq)
         s = xq / qq
-        return (s if taken else scale, s * xq if taken else best, inverse if taken else kept)
+        return pick(taken, s, scale), pick(taken, s * xq, best), pick(taken, inverse, kept)
 
     @shared
     def run(x: Vector, w: Vector, magnitude: Vector, scale: Vector, inverse: Vector) -> None:
@@ -109,6 +109,6 @@ def search(half: int, width: int, lanes: int = LANES) -> Callable[..., None]:
                 found = better(found, xq3[2], qq3[2], tries[2])
                 scale[lane], best[lane], inverse[lane] = found
         for lane in range(lanes):
-            scale[lane] = scale[lane] if magnitude[lane] >= LEAST else zero
+            scale[lane] = pick(magnitude[lane] >= LEAST, scale[lane], zero)
 
     return run

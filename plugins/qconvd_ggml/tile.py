@@ -15,6 +15,7 @@ from functools import cache as memo
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
@@ -130,7 +131,12 @@ def _pick(typing: Any, condition: Any, yes: Any, no: Any) -> Any:  # noqa: ARG00
         raise TypingError(f"pick between {yes} and {no}")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.select(*arguments)
+        # LLVM 22 writes `a[i] = yes if condition else a[i]` with a masked store, which is slow on AMD's processors. It does
+        # not see through `freeze`, which becomes no instruction.
+        chosen = builder.select(*arguments)
+        frozen = ir.instructions.Instruction(builder.block, chosen.type, "freeze", [chosen])
+        builder._insert(frozen)
+        return frozen
 
     return yes(types.boolean, yes, no), generate
 

@@ -153,16 +153,19 @@ def highest(x: Vector, half: Scalar) -> Scalar:
 def tally(x: Vector, y: Vector, parts: Vector, sums: Vector) -> None:
     """Add a row's figures: `x` are weights, `y` is what is read instead. `parts`: (3, LANES), scratch."""
     parts[:] = np.float32(0.0)
+    # Magnitudes are compared as integers: of the larger of two floats, written where one was, LLVM makes a masked store, which
+    # is slow on AMD's processors.
+    top = parts[2].view(np.int32)
     whole = x.size // LANES * LANES
-    errors, squares, largest_of = parts[0], parts[1], parts[2]
+    errors, squares = parts[0], parts[1]
     for at in range(0, whole, LANES):
         a, b = x[at : at + LANES], y[at : at + LANES]
         for lane in range(LANES):
             d = b[lane] - a[lane]
             errors[lane] += d * d
             squares[lane] += a[lane] * a[lane]
-            size, before = abs(d), largest_of[lane]
-            largest_of[lane] = size if size > before else before
+            size, before = np.float32(abs(d)).view(np.int32), top[lane]
+            top[lane] = size if size > before else before
     for i in range(whole, x.size):
         d = y[i] - x[i]
         parts[0, 0] += d * d
