@@ -22,8 +22,8 @@ PARTS = 1 << 10
 
 def bound(unit: Unit, x: Array) -> Array:
     """Per weight of `x`, float32 (rows, columns)."""
-    if unit.options["scheme"] in ("codebook", "floats"):
-        return (_codebook if unit.options["scheme"] == "codebook" else _floats)(unit, x)
+    if in_float32 := {"codebook": _codebook, "floats": _floats}.get(unit.options["scheme"]):
+        return in_float32(unit, x)
     w = np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     how = {"integers": _integers, "llm_int8": _llm_int8}[unit.options["scheme"]]
     # Decoding computes in float32.

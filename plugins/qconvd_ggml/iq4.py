@@ -28,12 +28,12 @@ from qconvd_ggml.tile import (
     f16_bits,
     f16_value,
     fold,
-    in_order,
     inline,
     kernel,
     load,
     nearest_int,
     no_importance,
+    pair_nibbles,
     pick,
     put16,
     shared,
@@ -130,7 +130,7 @@ def _refit_step(j: Scalar, lane: Scalar, x: Vector, state: Scalar, fixed: Scalar
 
 _PART = 16
 """Lanes that are searched at a time, so that what is kept of their weights stays in the first-level cache."""
-_largest, _in_order = largest(BLOCK), in_order(BLOCK // 2)
+_largest = largest(BLOCK)
 _fit, _refit = fold(_fit_step, BLOCK), fold(_refit_step, BLOCK)
 
 
@@ -233,7 +233,8 @@ def _iq4(
 ) -> None:
     """`per` blocks share a half: 1 in IQ4_NL and 8 in IQ4_XS."""
     x, y, w = np.empty(BLOCK * LANES, np.float32), np.empty(BLOCK * LANES, np.float32), np.empty(BLOCK * LANES, np.float32)
-    q, turned = np.empty(BLOCK * LANES, np.uint8), np.empty(BLOCK // 2 * LANES, np.uint8)
+    q = np.empty(BLOCK * LANES, np.uint8)
+    pairs, turned = np.empty(BLOCK // 2 * LANES, np.uint8), np.empty(BLOCK // 2 * LANES, np.uint8)
     square, scale = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     d, step = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     size = 18 if per == 1 else 136
@@ -255,10 +256,7 @@ def _iq4(
         for half_block in range(0, BLOCK * LANES, STEP * LANES):
             measure(x[half_block : half_block + STEP * LANES], y[half_block : half_block + STEP * LANES], sums)
         header = 2 if per == 1 else 8
-        pairs, upper = q[: BLOCK // 2 * LANES], q[BLOCK // 2 * LANES :]
-        for i in range(pairs.size):
-            pairs[i] |= np.uint8(upper[i] << np.uint8(4))
-        _in_order(pairs, turned)
+        pair_nibbles(q, pairs, turned)
         for lane in range(LANES):
             at = lane // per * size + header + lane % per * (BLOCK // 2)
             for j in range(BLOCK // 2):

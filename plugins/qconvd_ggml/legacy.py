@@ -21,7 +21,20 @@ import numpy as np
 
 from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.symmetric import largest
-from qconvd_ggml.tile import LANES, Scalar, Vector, f16_bits, f16_value, fold, in_order, inline, kernel, load, whole
+from qconvd_ggml.tile import (
+    LANES,
+    Scalar,
+    Vector,
+    f16_bits,
+    f16_value,
+    fold,
+    in_order,
+    inline,
+    kernel,
+    load,
+    pair_nibbles,
+    whole,
+)
 
 BLOCK = 32
 _HUGE = np.float32(3.4028234663852886e38)
@@ -111,7 +124,7 @@ def packing(bits: int, has_minimum: bool) -> tuple[int, Callable[..., None]]:
     size = header + BLOCK * bits // 8
     each = BLOCK if bits == 8 else BLOCK // 2
     """Bytes of a block that hold a level, or two nibbles."""
-    put_in_order = in_order(each)
+    put_in_order = in_order(BLOCK)
 
     @inline
     def pack(q: Vector, d16: Vector, m16: Vector, out: Vector) -> None:
@@ -119,10 +132,7 @@ def packing(bits: int, has_minimum: bool) -> tuple[int, Callable[..., None]]:
         if bits == 8:
             put_in_order(q, once)
         else:
-            upper = q[each * LANES : BLOCK * LANES]
-            for i in range(each * LANES):
-                low[i] = np.uint8((q[i] & np.uint8(15)) | np.uint8(upper[i] << np.uint8(4)))
-            put_in_order(low, once)
+            pair_nibbles(q, low, once)
         fifth = np.zeros(LANES, np.uint32)
         if bits == 5:
             for j in range(BLOCK):

@@ -15,7 +15,7 @@ import numpy as np
 
 from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.symmetric import largest
-from qconvd_ggml.tile import LANES, Scalar, Vector, inline, kernel, load
+from qconvd_ggml.tile import LANES, Scalar, Vector, inline, kernel, load, pair_nibbles
 
 BLOCK = 32
 SIZE = 17
@@ -64,6 +64,7 @@ def mxfp4(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sum
     """MXFP4: 17 bytes a block."""
     x, y = np.empty(BLOCK * LANES, np.float32), np.empty(BLOCK * LANES, np.float32)
     q = np.empty(BLOCK * LANES, np.uint8)
+    pairs, turned = np.empty(BLOCK // 2 * LANES, np.uint8), np.empty(BLOCK // 2 * LANES, np.uint8)
     most, d = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for first in range(0, groups, LANES):
         load(kind, narrow, wide, first, BLOCK, y, x)
@@ -88,7 +89,8 @@ def mxfp4(kind: int, narrow: Vector, wide: Vector, out: Vector, groups: int, sum
                 y[j * LANES + lane] = unit * (-value if negative else value)
         for start in range(0, BLOCK * LANES, STEP * LANES):
             measure(x[start : start + STEP * LANES], y[start : start + STEP * LANES], sums)
+        pair_nibbles(q, pairs, turned)
         for lane in range(LANES):
             at = lane * SIZE + 1
             for j in range(BLOCK // 2):
-                tile[at + j] = np.uint8(q[j * LANES + lane] | np.uint8(q[(j + BLOCK // 2) * LANES + lane] << np.uint8(4)))
+                tile[at + j] = pairs[lane * (BLOCK // 2) + j]

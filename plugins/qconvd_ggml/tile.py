@@ -359,6 +359,18 @@ def in_order(width: int) -> Callable[..., None]:
     return run
 
 
+_nibbles_in_order = in_order(16)
+
+
+@inline
+def pair_nibbles(q: Vector, pairs: Vector, scratch: Vector) -> None:
+    """Of a tile of blocks of 32 levels, the bytes of each block: the low nibbles are the first 16, the high ones the others."""
+    upper = q[pairs.size : 2 * pairs.size]
+    for i in range(pairs.size):
+        pairs[i] = np.uint8((q[i] & np.uint8(15)) | np.uint8(upper[i] << np.uint8(4)))
+    _nibbles_in_order(pairs, scratch)
+
+
 @inline
 def put16(out: Vector, at: Scalar, value: Scalar) -> None:
     """Write 16 bits, low byte first."""
