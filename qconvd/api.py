@@ -10,6 +10,7 @@ from qconvd.checkpoints.ggml import ggml_vocabulary
 from qconvd.checkpoints.ggml_shapes import check_ggml
 from qconvd.checkpoints.gguf import gguf_metadata
 from qconvd.containers.base import Container
+from qconvd.containers.gguf import packed_metadata
 from qconvd.containers.safetensors import safetensors_index
 from qconvd.cuda_device import cuda_device
 from qconvd.dtypes import BLOCKS, ELEMENT_BYTES, FLOATS, as_float32, bf16_as_normal_f16, row_bytes, storage
@@ -81,13 +82,15 @@ __all__ = [
     "Finding", "Format", "FormatOptions", "GgmlSource", "Hessian", "Imatrix", "Incomplete", "InputFile", "Kept",
     "KernelCache", "LeftOut", "Linear", "LinearsAndRest", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor",
     "Permute", "Placed", "Plan", "Prepares", "QconvdError", "Read", "Reader", "Rebuilder", "Rebuilt", "Repeat", "Reshape",
-    "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "Stateless", "StatisticsFile", "TensorInfo", "Transpose",
+    "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "Stateless", "StatisticsFile", "TensorInfo",
+    "Transpose",
     "Unit", "UnitReport", "Unsupported", "Whole", "as_float32", "bf16_as_normal_f16", "cache_home", "calibration_spec",
     "carried_files", "check_ggml",
     "check_report", "config_with", "container", "cuda_device", "decided_by", "dequantized", "encode_rest", "ggml_vocabulary",
     "gguf_families", "gguf_metadata", "given_by", "hookimpl", "imatrix_metadata", "imatrix_tensors",
     "in_float32", "in_order", "inside_layer", "json_file",
-    "kept_as", "kernel_findings", "layer_of", "linears", "module_patterns", "open_statistics", "reads", "rebuilt",
+    "kept_as", "kernel_findings", "layer_of", "linears", "module_patterns", "open_statistics", "packed_metadata",
+    "reads", "rebuilt",
     "rest_unit", "row_bytes", "rows_columns", "safetensors_index", "storage", "type_list", "unevenly_joined",
     "unmatched_patterns", "version",
 ]  # fmt: skip

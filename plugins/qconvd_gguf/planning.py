@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qconvd.api import ContainerSpec, LeftOut, ModelInfo, Plan, Reader, container
+from qconvd.api import ContainerSpec, LeftOut, ModelInfo, Plan, Reader, container, packed_metadata
 from qconvd_gguf import gpu, mapping, requantize
 from qconvd_gguf.backwards.rebuild import as_checkpoint
 from qconvd_gguf.families import family_of
@@ -77,13 +77,23 @@ def _converted(model: ModelInfo, options: GgufOptions) -> Contents:
     general, card_notes = general_metadata(model, seen.family.name, counts)
     file_type = ("general.file_type", "u32", FILE_TYPES[wanted].number)
     architecture = mapping.metadata(seen, model, file_type)
-    tokenizer, tokenizer_notes = tokenizer_metadata(model, seen.numbers["vocab"], options.pre)
+    tokenizer, tokenizer_notes = _tokenizer(model, seen.numbers["vocab"], options.pre)
     keys = [*general, *architecture, QUANTIZATION_VERSION, *mapping.vocabulary_metadata(seen, model), *tokenizer]
     if wanted not in PLAIN:
         # llama-quantize sets these two anew, which puts them at the end.
         keys = [k for k in keys if k not in (file_type, QUANTIZATION_VERSION)] + [QUANTIZATION_VERSION, file_type]
     traits = traits_of({key: value for key, _, value in (*general, *architecture)})
     return Contents(seen.tensors, keys, traits, seen.dropped, seen.notes, (*card_notes, *tokenizer_notes))
+
+
+def _tokenizer(model: ModelInfo, vocab_size: int, pre: str | None) -> tuple[Metadata, list[str]]:
+    """The tokenizer's keys, packed once for all files of a model, and warnings."""
+
+    def make() -> tuple[Metadata, list[str]]:
+        keys, notes = tokenizer_metadata(model, vocab_size, pre)
+        return packed_metadata(keys), notes
+
+    return model.once(("packed tokenizer.*", vocab_size, pre), make)
 
 
 def _requantized(model: ModelInfo, options: GgufOptions) -> Contents:

@@ -31,7 +31,9 @@ VALUE_TYPES = {
 """Scalar metadata types: their number in the file and how a value is packed."""
 STRING, ARRAY = 8, 9
 RAW = "raw"
-"""A value carried over from another GGUF file: base64 of its type and its bytes, as they stand there."""
+"""A value as it stands in a file: base64 of its type and its bytes. For what another GGUF file says, and for long arrays."""
+LONG = 4096
+"""Elements of an array that `packed_metadata` packs."""
 
 TENSOR_TYPES = {t.name: number for number, t in TYPES.items()}
 """ggml's numbers of the tensor types."""
@@ -67,18 +69,31 @@ class GgufContainer:
     def header(self, spec: ContainerSpec, file: FileSpec, tensors: Sequence[OutputTensor]) -> bytes:
         """Everything before the first tensor of a file that is not split, padding included."""
         alignment = _alignment(spec)
-        head = bytearray(_metadata(spec, len(tensors)))
-        end = _padded(len(head) + _table_size(tensors), alignment)
+        metadata = _metadata(spec, len(tensors))
+        size = _size(metadata) + _table_size(tensors)
+        end = _padded(size, alignment)
         offsets = {p.tensor: p.offset - end for p in file.tensors}
-        for tensor in tensors:
-            head += _tensor_info(tensor, offsets[tensor.name])
-        return bytes(head) + bytes(end - len(head))
+        table = (_tensor_info(tensor, offsets[tensor.name]) for tensor in tensors)
+        return b"".join((*metadata, *table, bytes(end - size)))
 
     def read(self, path: Path) -> Sequence[TensorInfo]:
         """The tensor table as the checkpoint reader understands it, which shares no code with this writer."""
         from qconvd.checkpoints.gguf import read_header
 
         return list(read_header(path.parent, path.name).tensors.values())
+
+
+def packed_metadata(metadata: Iterable[tuple[str, str, Any]]) -> list[tuple[str, str, Any]]:
+    """The same metadata, with long arrays in the file's own bytes already. Raises `QconvdError` as `layout` does.
+
+    A vocabulary of hundreds of thousands of strings would be packed anew for every file, and read anew with every plan.
+    """
+    return [
+        (key, RAW, base64.b64encode(_entry(key, kind, value)).decode())
+        if kind.startswith("arr[") and len(value) >= LONG
+        else (key, kind, value)
+        for key, kind, value in metadata
+    ]
 
 
 def _parts(spec: ContainerSpec, tensors: Sequence[OutputTensor]) -> Iterator[Sequence[OutputTensor]]:
@@ -126,24 +141,33 @@ def _padded(size: int, alignment: int) -> int:
 
 
 def _head_size(spec: ContainerSpec, tensors: Sequence[OutputTensor]) -> int:
-    return len(_metadata(spec, len(tensors))) + _table_size(tensors)
+    return _size(_metadata(spec, len(tensors))) + _table_size(tensors)
+
+
+def _size(parts: Iterable[bytes]) -> int:
+    return sum(len(part) for part in parts)
 
 
 def _table_size(tensors: Sequence[OutputTensor]) -> int:
     return sum(len(_tensor_info(tensor, 0)) for tensor in tensors)
 
 
-def _metadata(spec: ContainerSpec, tensors: int) -> bytes:
+def _metadata(spec: ContainerSpec, tensors: int) -> list[bytes]:
+    """Magic, counts, keys and values, in parts: a vocabulary's are megabytes, and copied once by whoever joins them."""
     keys = [key for key, _, _ in spec.metadata]
     if len(set(keys)) != len(keys):
         raise QconvdError(f"metadata keys are given twice: {sorted({k for k in keys if keys.count(k) > 1})}")
-    data = bytearray(MAGIC + struct.pack("<IQQ", VERSION, tensors, len(keys)))
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, tensors, len(keys))]
     for key, kind, value in spec.metadata:
-        try:
-            data += _string(key) + _value(kind, value)
-        except (struct.error, AttributeError, TypeError, ValueError, OverflowError) as error:
-            raise QconvdError(f"{str(value)[:60]!r} is no {kind}: {error}", where=f"metadata key {key}") from error
-    return bytes(data)
+        parts += (_string(key), _entry(key, kind, value))
+    return parts
+
+
+def _entry(key: str, kind: str, value: Any) -> bytes:
+    try:
+        return _value(kind, value)
+    except (struct.error, AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise QconvdError(f"{str(value)[:60]!r} is no {kind}: {error}", where=f"metadata key {key}") from error
 
 
 def _value(kind: str, value: Any) -> bytes:

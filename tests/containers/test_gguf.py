@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qconvd.containers.gguf import GgufContainer
+from qconvd.containers.gguf import LONG, GgufContainer, packed_metadata
 from qconvd.engine.plan import ContainerSpec, OutputTensor
 from qconvd.errors import QconvdError, Unsupported
 
@@ -134,6 +134,27 @@ def test_a_value_from_another_file_is_taken_over_byte_for_byte(tmp_path: Path) -
     broken = ContainerSpec("gguf", (("x", "raw", "no base64!"),))
     with pytest.raises(QconvdError, match="is no raw: "):
         CONTAINER.layout(broken, TENSORS)
+
+
+def test_long_arrays_are_packed_once_for_all_files() -> None:
+    metadata = (
+        ("general.architecture", "str", "owl"),
+        ("tokens", "arr[str]", [f"Wört {i}" for i in range(LONG)]),
+        ("scores", "arr[f32]", [0.5] * LONG),
+        ("few", "arr[str]", ["a", "b"]),
+    )
+    packed = packed_metadata(metadata)
+    assert [(key, kind) for key, kind, _ in packed] == [
+        ("general.architecture", "str"), ("tokens", "raw"), ("scores", "raw"), ("few", "arr[str]"),
+    ]  # fmt: skip
+    plain, same = ContainerSpec("gguf", metadata), ContainerSpec("gguf", tuple(packed))
+    (file,) = CONTAINER.layout(plain, TENSORS)
+    assert CONTAINER.layout(same, TENSORS) == (file,)
+    assert CONTAINER.header(same, file, TENSORS) == CONTAINER.header(plain, file, TENSORS)
+    with pytest.raises(QconvdError) as caught:
+        packed_metadata([("scores", "arr[f32]", ["high"] * LONG)])
+    assert "is no arr[f32]: required argument is not a float" in str(caught.value)
+    assert caught.value.where == "metadata key scores"
 
 
 def test_parts_keep_an_alignment_that_is_not_the_usual_one() -> None:
