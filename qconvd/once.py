@@ -39,7 +39,10 @@ from qconvd.targets import Target
 from qconvd.tasks import DeviceSpec, LimitsSpec, read_result, settle, spec_of, write_spec
 
 RECIPE = "convert"
-PAUSE = 0.1
+PAUSE = 0.05
+"""Seconds between two looks at what workers say."""
+LOOK = 1.0
+"""Seconds between two looks at what else could be started, while no worker ends: that asks much of the ledger."""
 Stage = TaskKind
 
 
@@ -219,17 +222,16 @@ class _Run:
         self.waited = ""
 
     def run(self) -> dict[str, Made]:
+        due = 0.0
         try:
-            while any(t.pending for t in self._rows()):
-                starts = next_tasks(
-                    self.ledger, self.devices, self.wanted.limits, self.wanted.devices, self.wanted.output,
-                    cache=cache_folder(self.wanted.hub.cache) if self.wanted.hub else None,
-                )  # fmt: skip
-                for start in starts:
-                    self._start(start)
-                if not self.running:
-                    self._give_up()
-                self._watch()
+            while True:
+                if not self.running or time.monotonic() >= due:
+                    if not any(t.pending for t in self._rows()):
+                        break
+                    self._start_what_can_be()
+                    due = time.monotonic() + LOOK
+                if self._watch():
+                    due = 0.0
                 time.sleep(PAUSE)
             return {self.targets[row.id].digest: self._made(row) for row in self._rows()}
         finally:
@@ -239,6 +241,16 @@ class _Run:
 
     def _rows(self) -> list[LedgerTarget]:
         return [row for row in self.ledger.targets() if row.id in self.targets]
+
+    def _start_what_can_be(self) -> None:
+        starts = next_tasks(
+            self.ledger, self.devices, self.wanted.limits, self.wanted.devices, self.wanted.output,
+            cache=cache_folder(self.wanted.hub.cache) if self.wanted.hub else None,
+        )  # fmt: skip
+        for start in starts:
+            self._start(start)
+        if not self.running:
+            self._give_up()
 
     def _start(self, start: Start) -> None:
         task = self.ledger.claim(start.task.id, start.placed)
@@ -263,8 +275,9 @@ class _Run:
         self.running[task.id] = (task, 0)
         self.listener.stage(task.kind, [self.targets[id].label for id in task.targets])
 
-    def _watch(self) -> None:
-        """Pass on what the workers say, and take what those that ended leave."""
+    def _watch(self) -> bool:
+        """Pass on what the workers say, and take what those that ended leave; whether any did."""
+        running = len(self.running)
         for id, (task, cursor) in list(self.running.items()):
             # Asked before the events are read, so that the last words are not missed.
             status = self.executor.poll(task.handle)
@@ -283,6 +296,7 @@ class _Run:
                 continue
             for row in rows:
                 self._note(row, task)
+        return len(self.running) < running
 
     def _note(self, row: LedgerTarget, task: Task) -> None:
         """Tell what a task did to a target. Who was alone in a crash is not tried again here: somebody is waiting."""

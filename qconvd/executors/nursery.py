@@ -1,10 +1,11 @@
 """A process that is a worker but for its task: what every worker imports is imported once, and a worker is a fork of it.
 
-    python -P -m qconvd.executors.nursery        descriptor 3: a socket of whoever starts attempts
+    python -P -m qconvd.executors.nursery [--bare]        descriptor 3: a socket of whoever starts attempts
 
 Each request is a message of JSON {"folder", "timeout", "spec", "threads"} with three descriptors: log, lock and tie (see
 runner.py). Every attempt is still a session and a process of its own. The nursery has one thread, which is what makes forking
-safe, and ends when its socket is closed.
+safe, and ends when its socket is closed. It has loaded the plugins, too, unless it is `--bare`, which it becomes by itself
+where one of them starts a thread.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -30,6 +32,7 @@ SOCKET = 3
 LIMIT = 1 << 16
 PRELOADED = ("qconvd.worker", "qconvd.plugins")
 STEP = 0.02
+BARE = "--bare"
 
 
 class Nursery:
@@ -76,6 +79,8 @@ def main() -> None:
     gc.disable()
     for module in PRELOADED:
         importlib.import_module(module)
+    if BARE not in sys.argv:
+        _load_plugins(requests)
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -89,6 +94,26 @@ def main() -> None:
             os.close(descriptor)
         _reap(os.WNOHANG)
     _reap(0)
+
+
+def _load_plugins(requests: socket.socket) -> None:
+    """Load them here, where it is done once. What is wrong with one is told elsewhere: by the command, and in forks."""
+    from qconvd.errors import QconvdError
+    from qconvd.plugins import plugins
+
+    before = _threads()
+    logging.disable()
+    with suppress(QconvdError):
+        plugins()
+    logging.disable(logging.NOTSET)
+    if _threads() > before:
+        # A fork would have the locks that the other threads hold, and not the threads. Requests wait in the socket meanwhile.
+        requests.set_inheritable(True)
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "qconvd.executors.nursery", BARE])
+
+
+def _threads() -> int:
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
 
 
 def _reap(options: int) -> None:

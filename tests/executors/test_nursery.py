@@ -73,6 +73,28 @@ def test_the_number_of_threads_is_each_attempts_own(executor: LocalExecutor) -> 
         assert _end(executor, handle).exit_code == EXIT_ERROR
 
 
+def test_plugins_are_loaded_once_but_not_one_that_starts_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a process cannot be forked: the nursery starts anew without plugins, and what it was asked for is done then."""
+    where = tmp_path / "installed"
+    (where / "threads-1.dist-info").mkdir(parents=True)
+    (where / "threads-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: threads\nVersion: 1\n")
+    (where / "threads-1.dist-info" / "entry_points.txt").write_text("[qconvd]\nthreads = threads_of_mine\n")
+    module = where / "threads_of_mine.py"
+    env = {**ENV, "PYTHONPATH": str(where)}
+    for number, (code, bare) in enumerate((("loaded = True", False), (THREAD, True)), 1):
+        module.write_text(code)
+        executor = LocalExecutor(tmp_path / f"state{number}", tied=True, forks=True)
+        try:
+            assert _end(executor, _submit(executor, "1.1", env)).exit_code == EXIT_ERROR
+            assert (b"--bare" in Path(f"/proc/{_nursery(executor)}/cmdline").read_bytes()) is bare
+            assert not executor._children, "it was a fork"
+        finally:
+            executor.close()
+
+
+THREAD = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
+
+
 def test_a_nursery_that_was_killed_is_done_without(executor: LocalExecutor) -> None:
     assert _end(executor, _submit(executor, "1.1")).exit_code == EXIT_ERROR
     os.kill(_nursery(executor), signal.SIGKILL)
