@@ -61,7 +61,7 @@ from qconvd.engine.plan import (
 )
 from qconvd.errors import BadCheckpoint, ConfigError, Incomplete, QconvdError, Unsupported
 from qconvd.examination import Finding
-from qconvd.formats import Advises, Detail, Format, FormatOptions, Size, check_report, type_list
+from qconvd.formats import Advises, Detail, Format, FormatOptions, RowsAlike, Size, check_report, type_list
 from qconvd.hookspecs import hookimpl
 from qconvd.input_files import FileOrAuto, InputFile
 from qconvd.kernel_cache import KernelCache, kernel_findings
@@ -82,7 +82,7 @@ __all__ = [
     "Finding", "Format", "FormatOptions", "GgmlSource", "Hessian", "Imatrix", "Incomplete", "InputFile", "Kept",
     "KernelCache", "LeftOut", "Linear", "LinearsAndRest", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor",
     "Permute", "Placed", "Plan", "Prepares", "QconvdError", "Read", "Reader", "Rebuilder", "Rebuilt", "Repeat", "Reshape",
-    "RowSplit", "SideFile", "Size", "Slice", "Stack", "StatRequest", "Stateless", "StatisticsFile", "TensorInfo",
+    "RowSplit", "RowsAlike", "SideFile", "Size", "Slice", "Stack", "StatRequest", "Stateless", "StatisticsFile", "TensorInfo",
     "Transpose",
     "Unit", "UnitReport", "Unsupported", "Whole", "as_float32", "bf16_as_normal_f16", "cache_home", "calibration_spec",
     "carried_files", "check_ggml",

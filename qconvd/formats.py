@@ -103,6 +103,17 @@ class Format(Protocol):
 
 
 @runtime_checkable
+class RowsAlike(Protocol):
+    """A format whose `rows_alike` says that `decode` and `bound` go by bytes and weights, and not by which rows these are.
+
+    Of units without statistics, verification then hands over rows of several places at once, as if they stood together: a
+    multiple of the unit's rows from each place but the last. `rows` is (0, their number).
+    """
+
+    rows_alike: bool
+
+
+@runtime_checkable
 class Advises(Protocol):
     """A format that says when one chooses which of its artifacts; model cards show it."""
 

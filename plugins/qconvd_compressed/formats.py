@@ -45,6 +45,7 @@ class _Quantized(LinearsAndRest):
     name: ClassVar[str]
     version: ClassVar[str] = "1"
     devices: ClassVar[Sequence[str]] = ("cpu",)
+    rows_alike = True
     LINEAR: ClassVar[str] = "scheme"
 
     def expand(self, options: QuantizedOptions) -> Sequence[QuantizedOptions]:

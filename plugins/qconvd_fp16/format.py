@@ -75,6 +75,7 @@ class PlainCast:
     Options: ClassVar[type[FormatOptions]] = CastOptions
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"bf16": {"dtype": "bf16"}, "f32": {"dtype": "f32"}}
     devices: ClassVar[Sequence[str]] = ("cpu",)
+    rows_alike = True
 
     def from_text(self, text: str) -> Mapping[str, Any]:
         """`fp16: bf16`. Raises ValueError for any other text than the three types."""

@@ -27,6 +27,7 @@ class Ggml:
         **{f"ggml-{short}": {"types": [name]} for short, name in SHORT.items() if short in ("q4", "q5", "q8")},
     }
     devices: ClassVar[Sequence[str]] = ("cpu",)
+    rows_alike = True
 
     def from_text(self, text: str) -> Mapping[str, Any]:
         """`q4_0` or `q8_0, q4_0`."""

@@ -28,6 +28,7 @@ class Gguf:
     }  # fmt: skip
     """The plain types have no short name of their own: `f16` alone is safetensors, `gguf: f16` is this."""
     devices: ClassVar[Sequence[str]] = ("cpu", "cuda")
+    rows_alike = True
 
     def from_text(self, text: str) -> Mapping[str, Any]:
         """`q8_0` or `q8_0, q4_0`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +15,17 @@ import numpy.typing as npt
 from qconvd.dtypes import FLOATS
 from qconvd.engine.elements import to_float32
 from qconvd.engine.evaluate import rows as evaluate
-from qconvd.engine.expr import rows_columns
+from qconvd.engine.expr import Expr, rows_columns
 from qconvd.engine.operations import Operation
 from qconvd.engine.plan import Plan, RowSplit, Unit, Whole
 from qconvd.engine.source import Source
 from qconvd.engine.statistics import Statistics
 from qconvd.errors import BadCheckpoint, QconvdError
-from qconvd.formats import Format
+from qconvd.formats import Format, RowsAlike
 
 PIECES = 5
 """Places of a unit that are sampled: the first rows, the last, and others evenly between."""
-PIECE = 1 << 12
+PIECE = 1 << 11
 """Weights at each of these places, if the unit may be split so finely: verifying must not cost what encoding does."""
 AT_ONCE = 1 << 20
 """Weights that are decoded at a time where a unit is compared in full."""
@@ -72,21 +72,34 @@ class Comparison:
 
     def sample(self, unit: Unit) -> None:
         """Compare a few rows of a unit, always the same ones. Raises `QconvdError` naming file, tensor, row and figures."""
+        total, columns = unit.shape
+        alike = isinstance(self._format, RowsAlike) and self._format.rows_alike and not unit.statistics
+        together = alike and all(rows_columns(x.shape)[0] == total for x in unit.inputs)
+        some: list[Range] = []
         for rows in sampled(unit):
-            self._compare(unit, rows)
+            if some and not (together and (rows[1] - rows[0] + sum(b - a for a, b in some)) * columns <= HELD_AT_ONCE):
+                self._compare(unit, some)
+                some = []
+            some.append(rows)
+        if some:
+            self._compare(unit, some)
 
     def full(self, unit: Unit) -> None:
         """Compare every row of a unit. Raises as `sample` does."""
         total, columns = unit.shape
         step = _multiple(unit) * max(1, AT_ONCE // (_multiple(unit) * max(1, columns)))
         for first in range(0, total, step):
-            self._compare(unit, (first, min(total, first + step)))
+            self._compare(unit, [(first, min(total, first + step))])
 
-    def _compare(self, unit: Unit, rows: Range) -> None:
+    def _compare(self, unit: Unit, places: Sequence[Range]) -> None:
+        """One range of rows, or several that the format takes for one."""
         total = unit.shape[0]
-        data = [self._bytes(t.name, t.nbytes * rows[0] // total, t.nbytes * rows[1] // total) for t in unit.outputs]
-        stored = [evaluate(x, *(rows if rows_columns(x.shape)[0] == total else _all(x.shape)), self._source, self._operations)
-                  for x in unit.inputs]  # fmt: skip
+        data = [
+            b"".join(self._bytes(t.name, t.nbytes * a // total, t.nbytes * b // total) for a, b in places) for t in unit.outputs
+        ]
+        stored = [self._stored(x, places, total) for x in unit.inputs]
+        numbers = np.concatenate([np.arange(a, b) for a, b in places])
+        rows = places[0] if len(places) == 1 else (0, len(numbers))
         wanted = [to_float32(x, e.dtype) if e.dtype in FLOATS else x for x, e in zip(stored, unit.inputs, strict=True)]
         stats = self._statistics.of(self._plan, unit)
         if not unit.inputs:
@@ -99,16 +112,24 @@ class Comparison:
             step = max(1, HELD_AT_ONCE // max(1, x.shape[1])) if y.shape == x.shape == bound.shape else max(1, len(x))
             for first in range(0, len(x), step):
                 some = slice(first, first + step)
-                self._hold(unit, index, (rows[0] + first, min(rows[1], rows[0] + first + step)), x[some], y[some], bound[some])
-        self.worst.rows += rows[1] - rows[0]
+                self._hold(unit, index, numbers[some], x[some], y[some], bound[some])
+        self.worst.rows += len(numbers)
 
-    def _hold(self, unit: Unit, index: int, rows: Range, x: AnyArray, y: AnyArray, bound: AnyArray) -> None:
+    def _stored(self, expr: Expr, places: Sequence[Range], total: int) -> AnyArray:
+        """Rows of an input: those of the unit, or all if it has another number of them."""
+        ranges = places if rows_columns(expr.shape)[0] == total else [_all(expr.shape)]
+        parts = [evaluate(expr, *rows, self._source, self._operations) for rows in ranges]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _hold(self, unit: Unit, index: int, numbers: AnyArray, x: AnyArray, y: AnyArray, bound: AnyArray) -> None:
+        """`numbers` are those of the rows."""
         name = unit.outputs[min(index, len(unit.outputs) - 1)].name
         origin = "the model has" if unit.inputs else "calibration gathered"
         where = f"{self._folder / self._places[name][0]}, tensor {name}"
         if y.shape != x.shape:
             fix = f"this is a defect of the format {self._format.name}"
-            raise QconvdError(f"rows {rows[0]} to {rows[1] - 1} decode to {y.shape}, {origin} {x.shape}", where=where, fix=fix)
+            what = f"rows {numbers[0]} to {numbers[-1]} decode to {y.shape}, {origin} {x.shape}"
+            raise QconvdError(what, where=where, fix=fix)
         if self._clearly_within(x, y, bound, name):
             return
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -119,7 +140,7 @@ class Comparison:
             if wrong.any():
                 row, column = (int(i[0]) for i in np.nonzero(wrong))
                 raise QconvdError(
-                    f"row {rows[0] + row}, column {column} holds {y[row, column]:.9g}, {origin} {x[row, column]:.9g}: "
+                    f"row {numbers[row]}, column {column} holds {y[row, column]:.9g}, {origin} {x[row, column]:.9g}: "
                     f"{self._format.name} may differ by {bound[row, column]:.3g} there",
                     where=where,
                     fix="convert it again; if it stays, this is a defect of the format, please report it",

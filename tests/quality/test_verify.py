@@ -93,6 +93,29 @@ def test_first_and_last_rows_are_always_sampled(made: Converted) -> None:
         path.write_bytes(before)
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_places_are_asked_about_together_where_rows_are_alike(tmp_path: Path, alike: bool) -> None:
+    asked = []
+
+    class Asked(type(plugins().formats["fp16"])):  # type: ignore[misc]
+        rows_alike = alike
+
+        def decode(self, unit: Any, rows: Any, data: Any) -> Any:
+            if "mlp" in unit.id:
+                asked.append(rows)
+            return super().decode(unit, rows, data)
+
+    rng = np.random.default_rng(6)
+    mlp = rng.standard_normal((2000, 16)).astype(np.float32)
+    model = make_model(tmp_path / "m", lambda tensors: tensors.update({"model.layers.0.mlp.weight": mlp}))
+    made = converted(model, tmp_path / "work", Asked())
+    assert made.verify(formats={"fp16": Asked()}).rows == 5 * 128 - 48 + 40 + 1 + 1
+    places = [(0, 128), (512, 640), (1024, 1152), (1408, 1536), (1920, 2000)]
+    assert asked == ([(0, 592)] if alike else places)
+    patch(made, "model.layers.0.mlp.weight", 1030 * 16 + 3, 9.5)
+    assert "row 1030, column 3 holds 9.5, the model has " in refused(rehashed(made), formats={"fp16": Asked()})
+
+
 def test_other_bytes_are_found_by_their_hash(made: Converted) -> None:
     path = patch(made, "model.layers.0.mlp.weight", 1000, 1.0)
     message = refused(made)
