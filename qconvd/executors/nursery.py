@@ -21,8 +21,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qconvd.executors import runner
@@ -97,19 +97,36 @@ def main() -> None:
 
 
 def _load_plugins(requests: socket.socket) -> None:
-    """Load them here, where it is done once. What is wrong with one is told elsewhere: by the command, and in forks."""
+    """Load them here, where it is done once, and silently: what a plugin prints or lacks, the command has told already."""
     from qconvd.errors import QconvdError
     from qconvd.plugins import plugins
 
     before = _threads()
     logging.disable()
-    with suppress(QconvdError):
+    with _silence(), suppress(QconvdError):
         plugins()
     logging.disable(logging.NOTSET)
     if _threads() > before:
         # A fork would have the locks that the other threads hold, and not the threads. Requests wait in the socket meanwhile.
         requests.set_inheritable(True)
         os.execv(sys.executable, [sys.executable, "-P", "-m", "qconvd.executors.nursery", BARE])
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing reaches the terminal, which is the command's."""
+    kept = [os.dup(number) for number in (1, 2)]
+    with Path(os.devnull).open("w") as null:
+        for number in (1, 2):
+            os.dup2(null.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, descriptor in zip((1, 2), kept, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
 
 
 def _threads() -> int:

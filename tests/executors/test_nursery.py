@@ -73,7 +73,7 @@ def test_the_number_of_threads_is_each_attempts_own(executor: LocalExecutor) -> 
         assert _end(executor, handle).exit_code == EXIT_ERROR
 
 
-def test_plugins_are_loaded_once_but_not_one_that_starts_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_are_loaded_once_but_not_one_that_starts_a_thread(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Such a process cannot be forked: the nursery starts anew without plugins, and what it was asked for is done then."""
     where = tmp_path / "installed"
     (where / "threads-1.dist-info").mkdir(parents=True)
@@ -81,7 +81,7 @@ def test_plugins_are_loaded_once_but_not_one_that_starts_a_thread(tmp_path: Path
     (where / "threads-1.dist-info" / "entry_points.txt").write_text("[qconvd]\nthreads = threads_of_mine\n")
     module = where / "threads_of_mine.py"
     env = {**ENV, "PYTHONPATH": str(where)}
-    for number, (code, bare) in enumerate((("loaded = True", False), (THREAD, True)), 1):
+    for number, (code, bare) in enumerate((("print('here I am')", False), (THREAD, True), ("1 / 0", False)), 1):
         module.write_text(code)
         executor = LocalExecutor(tmp_path / f"state{number}", tied=True, forks=True)
         try:
@@ -90,6 +90,7 @@ def test_plugins_are_loaded_once_but_not_one_that_starts_a_thread(tmp_path: Path
             assert not executor._children, "it was a fork"
         finally:
             executor.close()
+        assert capfd.readouterr() == ("", "")
 
 
 THREAD = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
