@@ -44,7 +44,7 @@ from qconvd.errors import BadCheckpoint, Busy, OutOfSpace, QconvdError, TakenAwa
 from qconvd.executors.base import MARK
 from qconvd.formats import Format, planned
 from qconvd.ledger.needs import BASE_MEMORY
-from qconvd.memory_limit import limit_memory, too_much
+from qconvd.memory_limit import keep_freed_memory, limit_memory, too_much
 from qconvd.named_files import identified, published
 from qconvd.plan_words import cut_off, told
 from qconvd.plugins import plugins
@@ -84,6 +84,8 @@ def main(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         return EXIT_ERROR
     limit_memory(spec)
+    if spec.kind == "verify":
+        keep_freed_memory()
     try:
         result = run(spec, emit, stop)
     except Cancelled:
