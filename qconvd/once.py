@@ -41,6 +41,8 @@ from qconvd.tasks import DeviceSpec, LimitsSpec, read_result, settle, spec_of, w
 RECIPE = "convert"
 PAUSE = 0.05
 """Seconds between two looks at what workers say."""
+IDLE = 0.2
+"""Seconds between two tries to start something while nothing runs."""
 LOOK = 1.0
 """Seconds between two looks at what else could be started, while no worker ends: that asks much of the ledger."""
 Stage = TaskKind
@@ -232,7 +234,8 @@ class _Run:
                     due = time.monotonic() + LOOK
                 if self._watch():
                     due = 0.0
-                time.sleep(PAUSE)
+                else:
+                    time.sleep(PAUSE if self.running else IDLE)
             return {self.targets[row.id].digest: self._made(row) for row in self._rows()}
         finally:
             self._stop()
