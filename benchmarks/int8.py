@@ -97,6 +97,9 @@ def perplexity(folder: Path, windows: Sequence[Sequence[int]]) -> float:
     for module in loaded.modules():
         if hasattr(module, "compute_dtype"):
             module.compute_dtype = torch.float32
+        # bitsandbytes' kernel for processors with AVX-512 BF16, which computes in that.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     for parameter in loaded.parameters():
         if parameter.dtype == torch.bfloat16:
             parameter.data = parameter.data.float()

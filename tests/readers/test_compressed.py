@@ -42,6 +42,10 @@ def load(folder: Path, **more: Any) -> Any:
     """The model, with nothing missing, left over or of another shape."""
     model, info = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", output_loading_info=True, **more)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for module in model.modules():
+        # bitsandbytes' kernel for processors with AVX-512 BF16 wants a multiple of 32 rows, and computes in bfloat16.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 
