@@ -133,6 +133,9 @@ class LocalExecutor:
             with suppress(OSError):  # a full disk must not keep the worker from hearing of it
                 runner.record(folder / "cancel.json", {"deadline": deadline})
         if before is None:
+            if self._nursery and not (folder / "pid.json").exists():
+                # It is busy with the imports of plugins, which may take long, and has not come to this one.
+                self._nursery.kill()
             self._signal(folder, signal.SIGTERM)
         self.poll(handle)
 

@@ -10,6 +10,7 @@ where one of them starts a thread.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -63,6 +64,11 @@ class Nursery:
             return False
         return True
 
+    def kill(self) -> None:
+        """End the nursery now. What it has started goes on; what it has not, never starts."""
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+
     def close(self) -> None:
         """End the nursery, when what it has started has ended."""
         self._socket.close()
@@ -73,6 +79,7 @@ class Nursery:
 def main() -> None:
     # A terminal's Ctrl-C is for the command that started this one, which then stops its attempts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
     requests = socket.socket(fileno=SOCKET)
     requests.set_inheritable(False)
     # What is imported stays: looking for garbage in it meanwhile takes a tenth of the time.
@@ -84,16 +91,30 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+    attempts: set[int] = set()
     while True:
         data, descriptors, _, _ = socket.recv_fds(requests, LIMIT, 3)
         if not data:
             break
-        if os.fork() == 0:
+        pid = os.fork()
+        if pid == 0:
             _attempt(json.loads(data), descriptors, requests)
+        attempts.add(pid)
         for descriptor in descriptors:
             os.close(descriptor)
-        _reap(os.WNOHANG)
-    _reap(0)
+        _reap(attempts, os.WNOHANG)
+    _reap(attempts, 0)
+    # Without what plugins want done at the end of a process: they did not ask for this one.
+    os._exit(0)
+
+
+def _end_with_parent() -> None:
+    """Who kills the command with -9 while plugins are imported is not to find this process there as long as they take."""
+    death = 1  # PR_SET_PDEATHSIG of prctl(2)
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(death, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _load_plugins(requests: socket.socket) -> None:
@@ -133,11 +154,16 @@ def _threads() -> int:
     return sum(1 for _ in Path("/proc/self/task").iterdir())
 
 
-def _reap(options: int) -> None:
-    """Collect attempts that have ended, or wait for all of them: what they used counts as ours, and as our parent's."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, options)[0]:
-            pass
+def _reap(attempts: set[int], options: int) -> None:
+    """Collect attempts that have ended, or wait for all of them: what they used counts as ours, and as our parent's.
+
+    Not any child: a plugin may have started some, which end when they like.
+    """
+    for pid in list(attempts):
+        with suppress(ChildProcessError):
+            if os.waitpid(pid, options)[0] == 0:
+                continue
+        attempts.discard(pid)
 
 
 def _attempt(request: Mapping[str, object], descriptors: list[int], requests: socket.socket) -> None:

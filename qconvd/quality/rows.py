@@ -112,7 +112,9 @@ class Comparison:
             step = max(1, HELD_AT_ONCE // max(1, x.shape[1])) if y.shape == x.shape == bound.shape else max(1, len(x))
             for first in range(0, len(x), step):
                 some = slice(first, first + step)
-                self._hold(unit, index, numbers[some], x[some], y[some], bound[some])
+                # An input with other rows than the unit's is here as a whole.
+                named = numbers[some] if len(x) == len(numbers) else np.arange(len(x))[some]
+                self._hold(unit, index, named, x[some], y[some], bound[some])
         self.worst.rows += len(numbers)
 
     def _stored(self, expr: Expr, places: Sequence[Range], total: int) -> AnyArray:

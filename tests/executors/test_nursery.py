@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,16 +75,19 @@ def test_the_number_of_threads_is_each_attempts_own(executor: LocalExecutor) -> 
         assert _end(executor, handle).exit_code == EXIT_ERROR
 
 
+def _installed(where: Path, code: str) -> dict[str, str]:
+    """The environment in which a plugin of that code is installed."""
+    (where / "mine-1.dist-info").mkdir(parents=True, exist_ok=True)
+    (where / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (where / "mine-1.dist-info" / "entry_points.txt").write_text("[qconvd]\nmine = plugin_of_mine\n")
+    (where / "plugin_of_mine.py").write_text(code)
+    return {**ENV, "PYTHONPATH": str(where)}
+
+
 def test_plugins_are_loaded_once_but_not_one_that_starts_a_thread(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Such a process cannot be forked: the nursery starts anew without plugins, and what it was asked for is done then."""
-    where = tmp_path / "installed"
-    (where / "threads-1.dist-info").mkdir(parents=True)
-    (where / "threads-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: threads\nVersion: 1\n")
-    (where / "threads-1.dist-info" / "entry_points.txt").write_text("[qconvd]\nthreads = threads_of_mine\n")
-    module = where / "threads_of_mine.py"
-    env = {**ENV, "PYTHONPATH": str(where)}
     for number, (code, bare) in enumerate((("print('here I am')", False), (THREAD, True), ("1 / 0", False)), 1):
-        module.write_text(code)
+        env = _installed(tmp_path / f"installed{number}", code)
         executor = LocalExecutor(tmp_path / f"state{number}", tied=True, forks=True)
         try:
             assert _end(executor, _submit(executor, "1.1", env)).exit_code == EXIT_ERROR
@@ -94,6 +99,52 @@ def test_plugins_are_loaded_once_but_not_one_that_starts_a_thread(tmp_path: Path
 
 
 THREAD = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
+
+
+def test_what_a_plugin_starts_or_wants_at_the_end_holds_nobody_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import atexit, subprocess, sys\n"
+        "atexit.register(print, 'at the end')\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(tmp_path / 'pid')!r}, 'a').write(f'{{child.pid}} ')\n"
+    )
+    executor = LocalExecutor(tmp_path / "state", tied=True, forks=True)
+    try:
+        assert _end(executor, _submit(executor, "1.1", _installed(tmp_path / "installed", code))).exit_code == EXIT_ERROR
+        executor.close()  # would wait ten minutes
+        assert capfd.readouterr().out == ""
+    finally:
+        for pid in (tmp_path / "pid").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def test_an_attempt_is_stopped_that_waits_for_a_plugin_to_be_imported(tmp_path: Path) -> None:
+    env = _installed(tmp_path / "installed", "import time; time.sleep(600)")
+    executor = LocalExecutor(tmp_path / "state", tied=True, forks=True)
+    handle = _submit(executor, "1.1", env)
+    assert executor.poll(handle) == Status("running")
+    executor.cancel(handle, 600)
+    assert _end(executor, handle).state == "cancelled"
+    executor.close()
+
+
+def test_a_nursery_ends_with_who_started_it_whatever_it_does(tmp_path: Path) -> None:
+    env = _installed(tmp_path / "installed", f"open({str(tmp_path / 'began')!r}, 'w').close(); import time; time.sleep(600)")
+    script = (
+        "import sys, time\n"
+        "from qconvd.executors.nursery import Nursery\n"
+        "import os\n"
+        "print(Nursery(dict(os.environ))._pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    with starter.stdout as said:
+        pid = int(said.readline())
+    _until((tmp_path / "began").exists)
+    starter.kill()
+    starter.wait()
+    _until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3])
 
 
 def test_a_nursery_that_was_killed_is_done_without(executor: LocalExecutor) -> None:

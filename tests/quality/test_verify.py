@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from converted import Converted, converted
-from qconvd.api import Encoded, QconvdError
+from qconvd.api import ContainerSpec, Encoded, OutputTensor, Plan, QconvdError, Read, Unit, Whole, container
 from qconvd.engine.manifest import ManifestFile, read_manifest, write_manifest
 from qconvd.plugins import plugins
 from qconvd.quality.verify import Failure, Report, verify_path
@@ -270,6 +270,38 @@ def test_a_decoder_of_the_wrong_shape_is_a_defect_of_the_format(made: Converted)
 
     message = refused(made, formats={"fp16": Wrong()})
     assert "rows 0 to 39 decode to (40, 15), the model has (40, 16)" in message
+
+
+def test_a_wrong_row_of_an_input_with_more_rows_than_the_unit_is_named(tmp_path: Path) -> None:
+    class Two(type(plugins().formats["fp16"])):  # type: ignore[misc]
+        """One unit of two tensors, the second of which has more rows, and one of these is wrong."""
+
+        def plan(self, model: Any, options: Any) -> Plan:
+            names = ("model.embed_tokens.weight", "model.layers.0.mlp.weight")
+            found = [model.tensors[name] for name in names]
+            outputs = [OutputTensor(t.name, "F32", t.shape, t.nbytes) for t in found]
+            unit = Unit("both", None, tuple(Read.of(t) for t in found), tuple(outputs), rows=Whole(), memory={"cpu": 1 << 20})
+            spec = ContainerSpec("safetensors", (("format", "str", "pt"),))
+            files = container("safetensors").layout(spec, outputs)
+            return Plan(container=spec, files=files, units=(unit,), name=self.name_parts(options))
+
+        def encoder(self, plan: Any, device: Any) -> Any:  # noqa: ARG002
+            class Encoder:
+                def encode(self, unit: Any, rows: Any, x: Any, stats: Any) -> Encoded:  # noqa: ARG002
+                    second = x[1].copy()
+                    second[270, 3] += 9
+                    return Encoded((x[0], second))
+
+            return Encoder()
+
+        def decode(self, unit: Any, rows: Any, data: Any) -> Any:  # noqa: ARG002
+            return [np.frombuffer(d, "<f4").reshape(-1, 16) for d in data]
+
+        def bound(self, unit: Any, rows: Any, x: Any, stats: Any) -> Any:  # noqa: ARG002
+            return [np.zeros_like(v) for v in x]
+
+    made = converted(make_model(tmp_path / "m"), tmp_path / "work", Two())
+    assert "tensor model.layers.0.mlp.weight: row 270, column 3 holds " in refused(made, formats={"fp16": Two()})
 
 
 def test_an_encoder_that_is_wrong_is_found_out(tmp_path: Path) -> None:
