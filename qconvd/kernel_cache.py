@@ -93,10 +93,13 @@ class KernelCache:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A name for all that decides the machine code: sources, compiler, its settings, CPU."""
+        """A name for all that decides the machine code: sources and their place, compiler, its settings, CPU."""
         parts = [platform.machine(), platform.python_version(), _cpu(), WIDE]
         parts += [f"{name} {metadata.version(name)}" for name in ("numba", "llvmlite")]
         parts += [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("NUMBA_") and k not in NO_MATTER]
+        # numba keeps machine code by the place of its source, and makes it anew when that has another time: two installations
+        # in one folder would drive each other out.
+        parts.append(str(self.sources))
         digest = hashlib.sha256("\n".join(parts).encode())
         for path in self._files():
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

@@ -20,7 +20,7 @@ from qconvd.config import Devices as DeviceSettings
 from qconvd.config import Hub as HubSettings
 from qconvd.config import Limits
 from qconvd.devices import Devices
-from qconvd.engine.manifest import OWN_NAME, SHARED_FOLDER, Manifest, read_manifest
+from qconvd.engine.manifest import OWN_NAME, Manifest, read_manifest
 from qconvd.errors import QconvdError, from_dict
 from qconvd.executors.base import environment
 from qconvd.executors.local import LocalExecutor
@@ -168,8 +168,9 @@ class Conversion:
         folder = self.output / names.folder
         path = folder / names.manifest
         if not path.exists():
-            ours = (folder / SHARED_FOLDER).is_dir() if names.shared else (folder / OWN_NAME).exists()
-            if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+            # Beside others' files in a shared folder there is room; files of the same name are found when it is planned.
+            ours = names.shared or (folder / OWN_NAME).exists()
+            if folder.exists() and (not folder.is_dir() or (not ours and any(folder.iterdir()))):
                 error = QconvdError(
                     "is there already and was not made by qconvd; it is left as it is",
                     where=str(folder), fix="move it away, or choose another --out or --name",
@@ -179,6 +180,8 @@ class Conversion:
         if self.force:
             return None
         manifest = read_manifest(path)
+        if not all(_is_there(folder / f.path, f.bytes) for f in manifest.files):
+            return None
         same = manifest.format == target.format and _wanted(manifest.options) == _wanted(options_of(target))
         if same and manifest.source.get("identity", self.identity) == self.identity:
             return Made(target, folder, manifest, new=False)
@@ -350,6 +353,13 @@ class _Run:
             self.executor.cancel(task.handle, grace)
         while any(not self.executor.poll(task.handle).ended for task, _ in self.running.values()):
             time.sleep(PAUSE / 2)
+
+
+def _is_there(path: Path, nbytes: int) -> bool:
+    try:
+        return path.stat().st_size == nbytes
+    except OSError:
+        return False
 
 
 def _as_options(reason: str) -> str:

@@ -20,7 +20,12 @@ def convert(
     model: Model,
     to: To = None,
     recipe: Recipe = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the artifacts go.")] = Path(),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Where the artifacts go; not the config's `output`, which is the daemon's."
+        ),
+    ] = Path(),
     name: Name = None,
     names: Annotated[
         str, typer.Option("--names", metavar="PROFILE", help="How artifacts are named; see `naming` in the docs.")

@@ -26,7 +26,10 @@ To = Annotated[
         help="What to make, e.g. fp16,q8_0,int8; with options in braces: 'gguf: {types: [q4_0], pure: true}'.",
     ),
 ]  # fmt: skip
-Recipe = Annotated[str | None, typer.Option("--recipe", "-r", help="What to make: a recipe of the config file.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", help="What to make: a recipe of the config file, whatever models its `match` names."),
+]
 Name = Annotated[str | None, typer.Option("--name", help="The model's name in the outputs; without it, the folder's.")]
 
 
@@ -142,7 +145,12 @@ def wanted(to: str | None, recipe: str | None, config: Path | None, model: Any) 
             return resolve_list(to), profile, {}
         except ConfigError as error:
             raise typer.BadParameter(f"--to: {str(error).removeprefix('--to: ')}") from None
-    found = load_config(config)
+    try:
+        found = load_config(config)
+    except ConfigError as error:
+        if recipe is None and error.where == "" and config is None:
+            raise ConfigError(error.what, fix=f"say what to make with --to, e.g. --to q8_0; {error.fix}") from None
+        raise
     if recipe is not None and recipe not in found.recipes:
         raise QconvdError(
             f"there is no recipe {recipe!r}{did_you_mean(recipe, found.recipes)}",

@@ -94,7 +94,8 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise QconvdError(f"is not valid JSON: {error}", where=where) from error
+        fix = "remove it and the files that it was about, and convert again"
+        raise QconvdError(f"is not valid JSON: {error}", where=where, fix=fix) from error
     if not isinstance(data, dict) or data.pop(MARK, None) != "manifest":
         raise QconvdError("is no manifest of qconvd", where=where)
     if data.pop("schema", None) != SCHEMA:

@@ -56,8 +56,8 @@ def _check_shared(
         return
     if not folder.is_dir():
         raise QconvdError("is there already and is no folder", where=str(folder), fix="move it away")
-    if any(folder.iterdir()) and not (folder / SHARED_FOLDER).is_dir():
-        raise _theirs(folder)
+    if (folder / OWN_NAME).exists() and not (folder / SHARED_FOLDER).is_dir():
+        raise _theirs(folder)  # one artifact's own folder, which a newer version of that artifact replaces as a whole
     replaced = readable(folder / manifest)
     before = {f.path for f in replaced.files} if replaced else set()
     if laid is not None and (digests is None or (folder / manifest).is_file()):

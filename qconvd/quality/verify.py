@@ -102,7 +102,7 @@ def verify_path(
         raise unreadable(path, error) from error
     places = manifest_paths(path if path.is_dir() else path.parent)
     if not path.is_dir():
-        places = [p for p in places if path.name in _names(p)]
+        places = [p for p in places if _is_about(p, path)]
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
     if path.is_dir() and not places and not files:  # the output folder: artifacts' folders stand in it
         places = [m for p in sorted(path.iterdir()) if p.is_dir() and p.name != SHARED_FOLDER for m in manifest_paths(p)]
@@ -132,12 +132,12 @@ def _verified(place: Path, formats: Mapping[str, Format] | None, begin: Callable
         return Failure(artifact, _told(error, folder))
 
 
-def _names(place: Path) -> set[str]:
-    """The files that a manifest names; none if it cannot be read."""
+def _is_about(place: Path, path: Path) -> bool:
+    """Whether a manifest names a file. One that cannot be read is taken to, by its own name: the file is not without one."""
     try:
-        return {f.path for f in read_manifest(place).files}
+        return path.name in {f.path for f in read_manifest(place).files}
     except QconvdError:
-        return set()
+        return place.name == OWN_NAME or place.stem == path.stem
 
 
 def _told(error: OSError | QconvdError, where: Path) -> QconvdError:

@@ -179,6 +179,36 @@ def test_force_makes_the_same_bytes_again(qconvd: Qconvd, glass: Path, converted
     assert (out / "glass_en-fp16" / "model.safetensors").stat().st_ino != before
 
 
+@pytest.mark.parametrize("harm", ["removed", "cut off"])
+def test_what_is_not_whole_any_more_is_made_again(
+    qconvd: Qconvd, glass: Path, converted: Path, tmp_path: Path, harm: str
+) -> None:
+    out = shutil.copytree(converted, tmp_path / "out")
+    for path in (out / "glass_en-GGUF" / "glass_en-Q8_0.gguf", out / "glass_en-fp16" / "model.safetensors"):
+        path.unlink() if harm == "removed" else os.truncate(path, 1000)
+    said = qconvd("convert", glass, "--to", TO, "--out", out, "--json")
+    assert said.code == 0
+    assert sorted(a["new"] for a in said.json["artifacts"]) == [False, True, True]
+    assert files(out) == files(converted)
+
+
+def test_a_plan_without_a_config_file_wants_to_know_what_to_make(qconvd: Qconvd, glass: Path) -> None:
+    said = qconvd("plan", glass)
+    assert said.code == 78
+    assert "there is no config file\n  say what to make with --to, e.g. --to q8_0; looked for config.yaml, " in said.err
+
+
+def test_a_file_of_somebody_s_in_a_shared_folder_is_no_hindrance(qconvd: Qconvd, glass: Path) -> None:
+    Path("out/glass_en-GGUF").mkdir(parents=True)
+    Path("out/glass_en-GGUF/glass_en-F16.gguf").write_text("mine")
+    assert qconvd("convert", glass, "--to", "q8_0", "--out", "out").code == 0
+    assert Path("out/glass_en-GGUF/glass_en-F16.gguf").read_text() == "mine"
+    said = qconvd("convert", glass, "--to", "gguf: f16", "--out", "out")
+    assert said.code != 0
+    assert "glass_en-F16.gguf: is there already and belongs to something else; it is left as it is" in said.err
+    assert Path("out/glass_en-GGUF/glass_en-F16.gguf").read_text() == "mine"
+
+
 def test_a_folder_that_is_somebody_s_is_left_alone(qconvd: Qconvd, glass: Path) -> None:
     Path("out/glass_en-fp16").mkdir(parents=True)
     Path("out/glass_en-fp16/mine.txt").write_text("mine")

@@ -71,9 +71,10 @@ def test_a_folder_that_is_not_ours_is_left_as_it_is(tmp_path: Path, manifest: st
     before = tree(work)
     with pytest.raises(QconvdError) as caught:
         commit(work, folder)
+    own = manifest == "qconvd.json"
+    place, why = (folder, "was not made by qconvd") if own else (folder / "m.gguf", "belongs to something else")
     assert str(caught.value) == (
-        f"{folder}: is there already and was not made by qconvd; it is left as it is\n"
-        "  move it away, or give the target another name"
+        f"{place}: is there already and {why}; it is left as it is\n  move it away, or give the target another name"
     )
     assert tree(folder) == {"m.gguf": b"theirs"}
     assert tree(work) == before
@@ -133,6 +134,23 @@ def test_in_a_shared_folder_only_the_same_artifact_is_replaced(tmp_path: Path) -
     with pytest.raises(QconvdError, match=r"other\.gguf: is there already and belongs to something else; it is left as it is"):
         commit(work, folder)
     assert (folder / "other.gguf").read_bytes() == b"theirs"
+
+
+def test_beside_somebody_s_files_there_is_room_in_a_shared_folder(tmp_path: Path) -> None:
+    (tmp_path / "M").mkdir()
+    (tmp_path / "M" / "other.gguf").write_bytes(b"theirs")
+    expected = finished(tmp_path / "w", {"m.gguf": b"ours"}, ".qconvd/m.json")
+    commit(tmp_path / "w", tmp_path / "M")
+    assert tree(tmp_path / "M") == {**expected, "other.gguf": b"theirs"}
+
+
+def test_a_shared_artifact_does_not_go_into_another_one_s_own_folder(tmp_path: Path) -> None:
+    before = finished(tmp_path / "a", {"m.st": b"1"})
+    commit(tmp_path / "a", tmp_path / "M")
+    finished(tmp_path / "b", {"m.gguf": b"2"}, ".qconvd/m.json")
+    with pytest.raises(QconvdError, match="was not made by qconvd"):
+        commit(tmp_path / "b", tmp_path / "M")
+    assert tree(tmp_path / "M") == before
 
 
 def test_an_own_folder_never_replaces_a_shared_one(tmp_path: Path) -> None:

@@ -285,19 +285,19 @@ def test_a_wrong_row_of_an_input_with_more_rows_than_the_unit_is_named(tmp_path:
             files = container("safetensors").layout(spec, outputs)
             return Plan(container=spec, files=files, units=(unit,), name=self.name_parts(options))
 
-        def encoder(self, plan: Any, device: Any) -> Any:  # noqa: ARG002
+        def encoder(self, plan: Any, device: Any) -> Any:
             class Encoder:
-                def encode(self, unit: Any, rows: Any, x: Any, stats: Any) -> Encoded:  # noqa: ARG002
+                def encode(self, unit: Any, rows: Any, x: Any, stats: Any) -> Encoded:
                     second = x[1].copy()
                     second[270, 3] += 9
                     return Encoded((x[0], second))
 
             return Encoder()
 
-        def decode(self, unit: Any, rows: Any, data: Any) -> Any:  # noqa: ARG002
+        def decode(self, unit: Any, rows: Any, data: Any) -> Any:
             return [np.frombuffer(d, "<f4").reshape(-1, 16) for d in data]
 
-        def bound(self, unit: Any, rows: Any, x: Any, stats: Any) -> Any:  # noqa: ARG002
+        def bound(self, unit: Any, rows: Any, x: Any, stats: Any) -> Any:
             return [np.zeros_like(v) for v in x]
 
     made = converted(make_model(tmp_path / "m"), tmp_path / "work", Two())
@@ -344,6 +344,14 @@ def test_by_hand_files_without_a_manifest_are_parsed_and_scanned(tmp_path: Path)
     (failure,) = verify_path(folder)
     assert isinstance(failure, Failure)
     assert "the safetensors library cannot read it" in failure.error.what
+
+
+def test_by_hand_a_file_whose_manifest_is_damaged_is_not_right(made: Converted) -> None:
+    (made.folder / "qconvd.json").write_text("{")
+    (found,) = verify_path(made.folder / "model.safetensors")
+    assert isinstance(found, Failure)
+    assert str(found.error).startswith(f"{made.folder / 'qconvd.json'}: is not valid JSON: ")
+    assert str(found.error).endswith("\n  remove it and the files that it was about, and convert again")
 
 
 def test_by_hand_nothing_to_verify(tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def check_imatrix(choices: Mapping[str, Choice], wish: Wish) -> None:
     if not wish.imatrix and (lacking := [n for n, c in choices.items() if needs_imatrix(n, c.dtype, wish.file)]):
         raise Unsupported(
             f"{wish.file} needs an importance matrix: without one {lacking[0]} would be useless as {choices[lacking[0]].dtype}",
-            fix="give `imatrix:` a file made of this model by llama-imatrix, or choose a type that needs none, "
-            "e.g. iq4_xs, q3_k_s or q2_k",
+            fix="say `imatrix: auto`, give `imatrix:` a file made of this model by llama-imatrix, or choose a type that needs "
+            "none, e.g. iq4_xs, q3_k_s or q2_k",
         )
 
 

@@ -127,6 +127,10 @@ def test_editing_a_building_block_changes_the_folder_and_the_bytes(tmp_path: Pat
     after = finish(start(ENCODE, "BF16", **env))
     assert after["folder"] != before["folder"]
     assert after["data"] != before["data"]
+    copy.rename(tmp_path / "gone")
+    shutil.copytree(tmp_path / "gone", tmp_path / "elsewhere" / "qconvd_ggml")
+    moved = finish(start(ENCODE, "BF16", **{**env, "PYTHONPATH": str(tmp_path / "elsewhere")}))
+    assert moved["folder"] not in (before["folder"], after["folder"]), "two installations would drive each other out"
 
 
 def test_being_warm_is_told_without_importing_numba(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_types_that_need_an_imatrix_are_refused_without() -> None:
         with pytest.raises(Unsupported) as caught:
             check_imatrix(choose(tensors, wish, LLAMA), wish)
         assert f"{wish.file} needs an importance matrix: without one blk.0.attn_q.weight would be useless" in str(caught.value)
-        assert "give `imatrix:` a file made of this model by llama-imatrix" in str(caught.value)
+        assert "say `imatrix: auto`, give `imatrix:` a file made of this model by llama-imatrix" in str(caught.value)
     # llama-quantize's exceptions: embeddings and output layer, and Q2_K everywhere but in Q2_K_S.
     for wish in (Wish("Q2_K"), Wish("IQ3_S"), Wish("IQ4_XS"), Wish("Q8_0", output="IQ2_S", embedding="IQ1_M")):
         check_imatrix(choose(tensors, wish, LLAMA), wish)
