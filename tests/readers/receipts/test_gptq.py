@@ -17,7 +17,7 @@ from qconvd_gptq.readers import READERS
 from reader_artifacts import digest
 
 RECEIPTS: dict[str, Any] = json.loads((Path(__file__).parent / "gptq.json").read_text())
-AGAIN = "run tests/readers/gptq/receipts.py (CONTRIBUTING.md says how)"
+AGAIN = "run tests/readers/receipts/receipts.py (CONTRIBUTING.md says how)"
 CLAIMED = {"gptqmodel": "gptqmodel", "transformers": "transformers", "vllm": "vllm-marlin"}
 """The reader of a plan that one of a receipt stands for: this vLLM has the same rules for CPUs, and fewer kernels."""
 ONLY_ON_A_CPU = ("Only types = [ScalarType.uint4b8] are supported", "_weight_int4pack_mm_cpu: expect qGroupSize")
