@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qconvd.api import ModelInfo, OutputTensor, RowSplit, Unit, reads, row_bytes, rows_columns
 from qconvd_gguf import gpu, requantize
-from qconvd_gguf.file_types import PLAIN
+from qconvd_gguf.file_types import FILE_TYPES, PLAIN
 from qconvd_gguf.importance import Importance, weigh
 from qconvd_gguf.mapping import Mapped, listed
 from qconvd_gguf.mixes import Choice, Tensor, Traits, Wish, check_imatrix, choose, convert, file_order
@@ -52,8 +52,20 @@ def typed(
         by_name = {n: requantize.copied(m, choices[n]) for n, m in by_name.items()}
     units = tuple(_unit(by_name[name], choices[name], options) for name in names)
     importance = weigh(units, model, options)
-    notes = (*_fallbacks(wanted, choices), *_without_effect(options, by_name), *(importance.notes if importance else ()))
+    same = () if as_converted or as_stored else _same_file(found, wish, traits)
+    notes = (*_fallbacks(wanted, choices), *same, *_without_effect(options, by_name), *(importance.notes if importance else ()))
     return Typed(importance.units if importance else units, choices, importance, notes)
+
+
+def _same_file(tensors: Sequence[Tensor], wish: Wish, traits: Traits) -> tuple[str, ...]:
+    """Of an `_L` variant, whether the preset that it varies makes the same of this model: then nobody needs both."""
+    base = FILE_TYPES[wish.file].mix
+    if not base:
+        return ()
+    mine, others = (choose(tensors, w, traits) for w in (wish, replace(wish, file=base)))
+    if any(mine[t.name].dtype != others[t.name].dtype for t in tensors):
+        return ()
+    return (f"{wish.file} is {base} by another name: for this model both have every tensor in the same type",)
 
 
 def wish_of(options: GgufOptions) -> Wish:

@@ -66,6 +66,17 @@ def test_rows_that_no_block_divides_fall_back_and_the_plan_says_so(folder: Path)
     assert any(note.startswith("2 of 20 tensors of the Q4_0 file are F16 because rows of 48 weights") for note in plan.notes)
 
 
+def test_an_l_variant_that_is_its_preset_by_another_name_says_so(smollm2: Path, tmp_path: Path) -> None:
+    """Rows of 576 weights have no block of Q6_K, so that llama-quantize's own choice for the embeddings is Q8_0 already."""
+    said = "Q4_K_L is Q4_K_M by another name: for this model both have every tensor in the same type"
+    assert said in planned(smollm2, "Q4_K_L").notes
+    made = converted(smollm2, ["Q4_K_M", "Q4_K_L"], tmp_path)
+    assert made["Q4_K_M"].read_bytes() == made["Q4_K_L"].read_bytes()
+    assert said not in planned(smollm2, "Q4_K_M").notes
+    gguf_models.make("llama", smollm2, tmp_path / "wide")
+    assert said not in planned(tmp_path / "wide", "Q4_K_L").notes
+
+
 def test_each_reason_to_fall_back_has_its_own_tensors() -> None:
     def choice(wanted: str) -> Choice:
         return Choice("F16", f"no multiple of {wanted}'s block", fallback=True)
