@@ -154,7 +154,13 @@ class Plugins:
     def _named(self, found: Iterable[T], what: str, attribute: str) -> dict[str, T]:
         by_name: dict[str, T] = {}
         for thing in found:
-            name = getattr(thing, attribute)
+            name = getattr(thing, attribute, None)
+            if not isinstance(name, str):
+                raise QconvdError(
+                    f"a plugin gives a {what} without `{attribute}`: {thing!r}",
+                    where=self.distribution(thing),
+                    fix="uninstall it, or ask its author",
+                )
             if name in by_name:
                 both = " and ".join(sorted(self.distribution(t) for t in (by_name[name], thing)))
                 raise QconvdError(f"two plugins claim the {what} {name!r}: {both}", fix="uninstall one of them")

@@ -175,7 +175,12 @@ def _resolve_all(name: str, items: list[Any], folder: Path) -> tuple[list[Target
 def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[list[Target], list[Wrong]]:
     match = _format_of(name)
     if match is None:
-        hint = _of_a_format(name) or did_you_mean(name, short_names()) or f"; there are {', '.join(plugins().formats)}"
+        hint = (
+            _of_a_list(name)
+            or _of_a_format(name)
+            or did_you_mean(name, short_names())
+            or f"; there are {', '.join(plugins().formats)}"
+        )
         broken = "".join(f"; the plugin {b.name} could not be loaded: {b.reason}" for b in plugins().broken if b.name == name)
         return [], [Wrong(path[:1], f"there is no format {name!r}{hint}{broken}", at_key=bool(path))]
     format, preset = match
@@ -224,6 +229,12 @@ def _lacking(name: str, format: Format, error: ValidationError) -> str:
         if example and not below:
             return f"{name} alone says no {key}; write for example `{name}: {{{key}: {example[1]}}}`"
     return ""
+
+
+def _of_a_list(name: str) -> str:
+    """A hint for several targets with nothing between them but blanks."""
+    words = name.split()
+    return f"; targets have commas between them: {','.join(words)}" if len(words) > 1 and all(map(_format_of, words)) else ""
 
 
 def _of_a_format(name: str) -> str:

@@ -161,6 +161,13 @@ def test_two_plugins_that_claim_one_name_are_both_named(tmp_path: Path) -> None:
     assert said["fix"] == "uninstall one of them"
 
 
+def test_a_format_without_a_name_is_told_with_who_gives_it(tmp_path: Path) -> None:
+    plugin(tmp_path, "nameless", "from qconvd.api import hookimpl\n@hookimpl\ndef qconvd_formats():\n    return [object()]\n")
+    said = python(LOAD, tmp_path)
+    assert said["what"].startswith("a plugin gives a format without `name`: <object object at ")
+    assert (said["where"], said["fix"]) == ("qconvd-nameless 2.0", "uninstall it, or ask its author")
+
+
 def test_a_plugin_may_not_take_a_built_in_name(tmp_path: Path) -> None:
     plugin(tmp_path, "thief", format_called("fp16"))
     said = python(LOAD, tmp_path)

@@ -192,6 +192,12 @@ def test_what_is_not_whole_any_more_is_made_again(
     assert files(out) == files(converted)
 
 
+def test_targets_without_commas_are_told_so(qconvd: Qconvd, glass: Path) -> None:
+    said = qconvd("plan", glass, "--to", "q8_0 q4_0")
+    assert said.code == 2
+    assert "there is no format 'q8_0 q4_0'; targets have commas between them: q8_0,q4_0" in " ".join(said.err.split())
+
+
 def test_a_plan_without_a_config_file_wants_to_know_what_to_make(qconvd: Qconvd, glass: Path) -> None:
     said = qconvd("plan", glass)
     assert said.code == 78

@@ -59,9 +59,10 @@ def choose(tensors: Sequence[Tensor], wish: Wish, traits: Traits) -> dict[str, C
     made = _File(tensors, wish, traits)
     choices = {tensor.name: made.choose(tensor) for tensor in tensors}
     if idle := [pattern for pattern, _ in wish.overrides if pattern not in made.used]:
+        names = [t.name for t in tensors if not is_kept(t.name, t.shape, traits.arch) and _layer(t.name) in (None, 0)]
         raise Unsupported(
             f"tensor_types: {', '.join(map(repr, idle))} is found in no name of a tensor that is quantized",
-            fix="names are those of GGUF, e.g. blk.0.ffn_down.weight; `qconvd plan` and `qconvd inspect` show them",
+            fix=f"those of this model, and as in layer 0 in every layer: {', '.join(names)}",
         )
     return choices
 

@@ -160,8 +160,9 @@ def test_a_pattern_that_changes_nothing_is_an_error() -> None:
     shapes = {"blk__0__attn_norm__weight": (256,), "blk__0__attn_q__weight": SQUARE}
     for pattern in ("attn_norm", "ffn_dwon"):
         message = f"tensor_types: '{pattern}' is found in no name of a tensor that is quantized"
-        with pytest.raises(Unsupported, match=message):
+        with pytest.raises(Unsupported, match=message) as caught:
             types(Wish("Q4_K_M", overrides=(("attn_q", "Q6_K"), (pattern, "Q8_0"))), **shapes)
+        assert caught.value.fix == "those of this model, and as in layer 0 in every layer: blk.0.attn_q.weight"
 
 
 def test_types_that_need_an_imatrix_are_refused_without() -> None:
