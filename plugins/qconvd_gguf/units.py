@@ -43,6 +43,7 @@ def typed(
     found = [Tensor(n, s, _before(by_name[n])) for n, s in shapes.items()]
     wish = wish_of(options)
     choices = convert(found, wanted) if as_converted else choose(found, wish, traits)
+    same = () if as_converted or as_stored else _same_file(found, choices, wish, traits)
     if as_stored:
         choices = {t.name: Choice(t.dtype) for t in found}
     check_imatrix(choices, wish)
@@ -52,18 +53,17 @@ def typed(
         by_name = {n: requantize.copied(m, choices[n]) for n, m in by_name.items()}
     units = tuple(_unit(by_name[name], choices[name], options) for name in names)
     importance = weigh(units, model, options)
-    same = () if as_converted or as_stored else _same_file(found, wish, traits)
     notes = (*_fallbacks(wanted, choices), *same, *_without_effect(options, by_name), *(importance.notes if importance else ()))
     return Typed(importance.units if importance else units, choices, importance, notes)
 
 
-def _same_file(tensors: Sequence[Tensor], wish: Wish, traits: Traits) -> tuple[str, ...]:
+def _same_file(tensors: Sequence[Tensor], choices: Mapping[str, Choice], wish: Wish, traits: Traits) -> tuple[str, ...]:
     """Of an `_L` variant, whether the preset that it varies makes the same of this model: then nobody needs both."""
     base = FILE_TYPES[wish.file].mix
     if not base:
         return ()
-    mine, others = (choose(tensors, w, traits) for w in (wish, replace(wish, file=base)))
-    if any(mine[t.name].dtype != others[t.name].dtype for t in tensors):
+    others = choose(tensors, replace(wish, file=base), traits)
+    if any(choice.dtype != others[name].dtype for name, choice in choices.items()):
         return ()
     return (f"{wish.file} is {base} by another name: for this model both have every tensor in the same type",)
 
