@@ -3,7 +3,7 @@
 With H = A D A^T, A unit upper triangular in the order of solving, the squared error of the output is
 sum_j D_j * |(E A)_j|^2 for E = W - Q. So column j is best rounded from w_j + sum_{i<j} A_ij * E_i: the feedback of GPTQ
 (Frantar et al., arXiv 2210.17323) in the form that QuIP's authors showed to be equal (Chee et al., arXiv 2307.13304). It needs
-one Cholesky factorisation and no inverse at all, where the usual way takes Cholesky, inverse, Cholesky; float32 is enough.
+one factorisation and no inverse of the Hessian, where the usual way takes Cholesky, inverse, Cholesky; float32 is enough.
 
 Columns are kept last first, so that A is the plain lower factor of LAPACK.
 """
@@ -12,18 +12,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qconvd.api import Hessian, QconvdError
+from qconvd_gptq.kernels import ready
 from qconvd_gptq.parts import in_parts
 
 Order: TypeAlias = Literal["none", "activation"]
 MOST_DAMP = 1.0
 BLOCK = 256
-"""Columns of a Cholesky factor that are computed at a time."""
+"""Columns of a factor that are computed at a time."""
+CORNER = 64
+"""Columns that a kernel factors one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ def factor(hessian: Hessian, order: Order, damp: float, where: str) -> Factor:
 
 def _factor(h: NDArray[np.float32], order: Order, damp: float, where: str) -> Factor:
     diagonal = h.diagonal()
-    if not np.isfinite(h).all():
+    # The sum alone takes a third of the time, and may overflow.
+    if not np.isfinite(h.sum()) and not np.isfinite(h).all():
         raise QconvdError(
             "the activations that calibration saw are not finite (NaN or infinite)",
             where=where,
@@ -57,16 +61,14 @@ def _factor(h: NDArray[np.float32], order: Order, damp: float, where: str) -> Fa
         )
     solved = np.argsort(-diagonal, kind="stable") if order == "activation" else np.arange(len(h))
     columns = np.ascontiguousarray(solved[::-1], np.int64)
-    dead = diagonal[columns] <= 0
     mean = float(diagonal.mean(dtype=np.float64)) or 1.0
+    ratio, pivots = np.empty(h.shape, np.float32), np.empty(len(h), np.float32)
     while True:
-        flipped = h[np.ix_(columns, columns)] if order == "activation" else h[::-1, ::-1].copy()
-        flipped[np.diag_indices(len(h))] += np.float32(damp * mean)
         # A column without activations stands for itself: rounded to nearest, feeding nothing back.
-        flipped[dead, dead] = np.float32(mean)
-        if _cholesky(flipped):
+        kernel: Any = ready("ordered")
+        kernel(h, columns, np.float32(damp * mean), np.float32(mean), ratio, 0, len(h))
+        if factored(ratio, pivots):
             break
-        del flipped
         if damp >= MOST_DAMP:
             raise QconvdError(
                 f"the Hessian cannot be factored, even with {damp:g} of its mean diagonal added",
@@ -74,35 +76,74 @@ def _factor(h: NDArray[np.float32], order: Order, damp: float, where: str) -> Fa
                 fix="calibrate with more text, or take `method: rtn`",
             )
         damp = min(MOST_DAMP, max(10 * damp, 1e-3))
-    pivots = flipped.diagonal().copy()
-    flipped /= pivots
-    for array in (columns, flipped, pivots):
+    for array in (columns, ratio, pivots):
         array.flags.writeable = False
-    return Factor(columns, flipped, pivots * pivots, int(dead.sum()), damp)
+    return Factor(columns, ratio, pivots, int((diagonal <= 0).sum()), damp)
 
 
-def _cholesky(a: NDArray[np.float32]) -> bool:
-    """Make `a` its lower Cholesky factor, in place; False if it has none in float32.
+def factored(a: NDArray[np.float32], pivots: NDArray[np.float32]) -> bool:
+    """Make `a`, whose lower triangle counts, the unit lower L of L D L^T; D goes to `pivots`. False if float32 finds none.
 
     By blocks of columns, nearly all of it as matrix products: numpy's own takes three times the memory and eight times as long.
     """
     for start in range(0, len(a), BLOCK):
         end = min(len(a), start + BLOCK)
         if start:
-            done, columns = a[start:end, :start].T.copy(), slice(start, end)  # a copy: these rows are written to
-            in_parts(len(a) - start, done.size, partial(_subtract, a[start:], columns, done))
-        try:
-            corner = np.linalg.cholesky(a[start:end, start:end])
-            below = np.linalg.inv(corner).T
-        except np.linalg.LinAlgError:
+            done = a[start:end, :start].T * pivots[:start, None]
+            in_parts(len(a) - start, done.size, partial(_subtract, a[start:], slice(start, end), done))
+        inverse = np.empty((end - start, end - start), np.float32)
+        if not _corner(a[start:end, start:end], pivots[start:end], inverse):
             return False
-        pivots = corner.diagonal()
-        if not (np.isfinite(pivots).all() and (pivots > 0).all()):
-            return False
-        a[start:end, start:end] = corner
-        a[start:end, end:] = 0
+        below = inverse.T / pivots[start:end]
         in_parts(len(a) - end, below.size, partial(_multiply, a[end:, start:end], below))
     return True
+
+
+def _corner(a: NDArray[np.float32], pivots: NDArray[np.float32], inverse: NDArray[np.float32]) -> bool:
+    """The same of a block, by halves, and the inverse of its L."""
+    half = _half(len(a))
+    if not half:
+        kernel: Any = ready("corner")
+        return bool(kernel(a, pivots, inverse))
+    upper, lower, below = a[:half, :half], a[half:, half:], a[half:, :half]
+    if not _corner(upper, pivots[:half], inverse[:half, :half]):
+        return False
+    a[:half, half:] = 0
+    below[:] = below @ (inverse[:half, :half].T / pivots[:half])
+    lower -= (below * pivots[:half]) @ below.T
+    if not _corner(lower, pivots[half:], inverse[half:, half:]):
+        return False
+    _join(below, inverse, half)
+    return True
+
+
+def inverse_of(a: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of a unit lower triangle."""
+    inverse = np.empty(a.shape, np.float32)
+    _inverse(a, inverse)
+    return inverse
+
+
+def _inverse(a: NDArray[np.float32], inverse: NDArray[np.float32]) -> None:
+    half = _half(len(a))
+    if not half:
+        kernel: Any = ready("inverted")
+        kernel(a, inverse)
+        return
+    _inverse(a[:half, :half], inverse[:half, :half])
+    _inverse(a[half:, half:], inverse[half:, half:])
+    _join(a[half:, :half], inverse, half)
+
+
+def _join(below: NDArray[np.float32], inverse: NDArray[np.float32], half: int) -> None:
+    """The rest of an inverse, from those of both halves and what is below the first."""
+    inverse[half:, :half] = -(inverse[half:, half:] @ below) @ inverse[:half, :half]
+    inverse[:half, half:] = 0
+
+
+def _half(columns: int) -> int:
+    """Where a block is divided; 0 if the kernel takes it as it is."""
+    return 0 if columns <= CORNER else -(-columns // (2 * CORNER)) * CORNER
 
 
 def _subtract(a: NDArray[np.float32], columns: slice, done: NDArray[np.float32], first: int, last: int) -> None:

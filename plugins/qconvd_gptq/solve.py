@@ -10,7 +10,7 @@ only what is left within PANEL of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvd.api import Hessian, QconvdError, UnitReport, as_float32
-from qconvd_gptq.factor import Factor, Order, factor
+from qconvd_gptq.factor import Factor, Order, factor, inverse_of
 from qconvd_gptq.kernels import ready
 from qconvd_gptq.parts import in_parts
 
@@ -26,7 +26,7 @@ Singles: TypeAlias = NDArray[np.float32]
 ActOrder: TypeAlias = Literal["none", "static", "desc_act"]
 ROWS = 1024
 """Rows that are solved together: wide enough for matrix products, and not the whole matrix."""
-BLOCK, PANEL = 128, 32
+BLOCK, PANEL = 512, 32
 """Columns that get the feedback of all before them in one product, and columns that are left to the kernel."""
 WIDEST = 16.0
 """No group's range is wider than this many times the largest weight of its row, whatever is fed back to it."""
@@ -142,6 +142,8 @@ class _Linear:
         self.scales = np.empty((groups, rows), np.float16)
         self.zeros = np.empty((groups, rows), np.uint8)
         self.output_error = 0.0
+        self._held: Singles | None = None
+        self._no_pivots = np.zeros(columns, np.float32)
 
     def solved(self) -> Solved:
         report = UnitReport()
@@ -154,38 +156,59 @@ class _Linear:
 
     def _rows(self, first: int, last: int) -> UnitReport:
         """Solve some rows; what becomes of them is written to the arrays of the whole."""
-        part = self.w.rows(first, last)
-        finite = np.isfinite(part)
-        nan = inf = 0
-        if not finite.all():
-            nan, inf = int(np.isnan(part).sum()), int(np.isinf(part).sum())
-            part = np.where(finite, part, np.float32(0))
         # From here on, `w` holds weights, and below what is solved already their errors.
-        w = np.empty((self.columns, last - first), np.float32)
-        ready("transposed")(part, self.order, w)
-        square, largest = _square(w), np.abs(part).max(axis=1, initial=0)
-        del part, finite
+        w, largest, square, nan, inf = self._transposed(first, last)
         self._scale = np.empty((len(self.members), last - first), np.float32)
         self._zero = np.empty_like(self._scale)
         self._limit = largest * np.float32(WIDEST) if self.dynamic else np.full(last - first, np.inf, np.float32)
+        self._sums = np.zeros(3)
         if not self.dynamic:
             for g in range(len(self.members)):
                 self._find(g, w, self.members[g])
         for a, b in self._blocks():
-            self._block(w, a, b, first)
+            x = w[a:b].copy()
+            self._feed(w, x, a, b, self.columns)
+            if self.dynamic:
+                self._within(w, x, a, first, self.width, self._group)
+            else:
+                self._within(w, x, a, first, PANEL, self._panel)
         self.scales[:, first:last] = self._scale
         self.zeros[:, first:last] = self._zero
-        error = float(np.abs(w).max(initial=0))
-        if not np.isfinite(error):
+        output, squared, error = self._sums
+        if np.isnan(squared) or not np.isfinite(error):
             raise QconvdError(
                 "solving gave weights that are not finite", where=self.where, fix="raise damp_percent, or take `method: rtn`"
             )
+        self.output_error += float(output)
         # A scale that float16 cannot hold leaves weights more than a grid's width away.
         beyond = self._scale >= 65504
         overflows = int(
             sum((np.abs(w[m]) > self._scale[g])[:, beyond[g]].sum() for g, m in enumerate(self.members) if beyond[g].any())
         )
-        return UnitReport(w.size, _square(w), square, error, overflows, 0, nan, inf)
+        return UnitReport(w.size, float(squared), square, float(error), overflows, 0, nan, inf)
+
+    def _transposed(self, first: int, last: int) -> tuple[Singles, Singles, float, int, int]:
+        """Some rows as (columns in their order, rows), without NaN and infinite weights.
+
+        And the largest magnitude of each row, the sum of squares, and how many were NaN and infinite.
+        """
+        part = self.w.rows(first, last)
+        w, largest = self._memory(last - first), np.empty(last - first, np.float32)
+        square, nan, inf = np.zeros(1), 0, 0
+        kernel: Any = ready("transposed")
+        kernel(part, self.order, w, largest, square)
+        if not np.isfinite(square[0]) and not np.isfinite(part).all():
+            nan, inf = int(np.isnan(part).sum()), int(np.isinf(part).sum())
+            square[0] = 0
+            kernel(np.where(np.isfinite(part), part, np.float32(0)), self.order, w, largest, square)
+        return w, largest, float(square[0]), nan, inf
+
+    def _memory(self, rows: int) -> Singles:
+        """For the weights of some rows; the same again for the next."""
+        if self._held is None:
+            self._held = np.empty(self.columns * rows, np.float32)
+        part: Singles = self._held[: self.columns * rows].reshape(self.columns, rows)
+        return part
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         """Blocks of positions from the last to the first; where scales are found on the way, none cuts a group."""
@@ -194,29 +217,33 @@ class _Linear:
         for end in range(self.columns, 0, -width):
             yield max(0, end - width), end
 
-    def _block(self, w: Singles, a: int, b: int, first: int) -> None:
-        """Positions a to b - 1: feedback of all columns solved before, then panel by panel."""
-        x = w[a:b].copy()
-        self._feed(w, x, a, b, b, self.columns)
-        end = b
-        while end > a:
-            start, known = max(a, end - PANEL), b
-            if self.dynamic:
-                members = self.members[self.group[end - 1]]
-                lowest, known = int(members[0]), int(members[-1]) + 1
-                start = max(start, lowest)
-                if known == end:
-                    self._feed(w, x[lowest - a : end - a], lowest, end, end, b)
-                    ahead = self._ahead(w[lowest:end], x[lowest - a : end - a], lowest, end)
-                    self._find(int(self.group[end - 1]), ahead, np.arange(end - lowest))
-            self._feed(w, x[start - a : end - a], start, end, end, known)
-            self._panel(w, x[start - a : end - a], start, end, first)
-            end = start
+    def _within(
+        self, w: Singles, x: Singles, a: int, first: int, unit: int, solve: Callable[[Singles, Singles, int, int], None]
+    ) -> None:
+        """`solve` units of positions, the last first.
 
-    def _feed(self, w: Singles, x: Singles, start: int, end: int, since: int, until: int) -> None:
-        """Add to `x`, which is positions start to end - 1, what the errors of positions since to until - 1 give them."""
+        They are as many from `a` on as `x` has, which has what all after these feed back.
+        """
+        if len(x) <= unit:
+            solve(w, x, a, first)
+            return
+        # By halves, so that products are as large as can be; units count from the end.
+        later = -(-len(x) // unit) // 2 * unit
+        middle = a + len(x) - later
+        self._within(w, x[-later:], middle, first, unit, solve)
+        self._feed(w, x[:-later], a, middle, middle + later)
+        self._within(w, x[:-later], a, first, unit, solve)
+
+    def _group(self, w: Singles, x: Singles, a: int, first: int) -> None:
+        """A group whose scale is found now that it is reached."""
+        b = a + len(x)
+        self._find(int(self.group[a]), self._ahead(w[a:b], x, a, b), np.arange(len(x)))
+        self._within(w, x, a, first, PANEL, self._panel)
+
+    def _feed(self, w: Singles, x: Singles, start: int, since: int, until: int) -> None:
+        """Add to `x`, which is positions from `start` on, what the errors of positions since to until - 1 give them."""
         if self.factor and since < until:
-            ratio, errors = self.factor.ratio[since:until, start:end].T, w[since:until]
+            ratio, errors = self.factor.ratio[since:until, start : start + len(x)].T, w[since:until]
 
             def feed(first: int, last: int) -> None:
                 x[:, first:last] += ratio @ errors[:, first:last]
@@ -231,20 +258,19 @@ class _Linear:
         """
         if self.factor is None or end == self.columns:
             return x
-        moved: Singles = np.linalg.inv(self.factor.ratio[lowest:end, lowest:end]).T @ (x - w)
+        moved: Singles = inverse_of(self.factor.ratio[lowest:end, lowest:end]).T @ (x - w)
         moved += w
         return moved
 
-    def _panel(self, w: Singles, x: Singles, start: int, end: int, first: int) -> None:
-        codes = np.empty(x.shape, np.uint8)
-        ratio = self.factor.ratio[start:end, start:end] if self.factor else x[:0, :0]
-        group = np.ascontiguousarray(self.group[start:end])
+    def _panel(self, w: Singles, x: Singles, a: int, first: int) -> None:
+        """A few positions, one after the other."""
+        these = slice(a, a + len(x))
+        ratio, pivots = (self.factor.ratio[these, these], self.factor.pivots) if self.factor else (x[:0, :0], self._no_pivots)
         kernel: Any = ready("columns")
-        kernel(w[start:end], x, ratio, self._scale, self._zero, group, 1 << self.grid.bits, int(self.factor is not None), codes)
-        self.codes[self.order[start:end], first : first + x.shape[1]] = codes
-        if self.factor:
-            each = np.einsum("kr,kr->k", x, x)
-            self.output_error += float(each.astype(np.float64) @ self.factor.pivots[start:end])
+        kernel(
+            w[these], x, ratio, self._scale, self._zero, self.group[these], 1 << self.grid.bits, int(self.factor is not None),
+            pivots[these], self.order[these], self.codes, first, self._sums,
+        )  # fmt: skip
 
     def _find(self, group: int, x: Singles, index: NDArray[np.int64]) -> None:
         """Scales and zero points of a group that is rows `index` of `x`."""
@@ -255,7 +281,3 @@ class _Linear:
         kernel: Any = ready("search" if self.grid.norm else "find")
         norm = (np.float32(self.grid.norm),) if self.grid.norm else ()
         kernel(x, index, grid, *norm, self._limit, *out)
-
-
-def _square(w: Singles) -> float:
-    return float(np.einsum("kr,kr->k", w, w).sum(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""The solver's loops over columns, in numba: grid.py finds scales, columns.py rounds. Importing this imports nothing.
+"""The solver's loops, in numba: factoring.py for the Hessian, grid.py finds scales, columns.py rounds. Imports nothing.
 
 Arrays are transposed: (columns of the weight, rows of the weight). Rows of a weight are independent of each other, so they are
 the lanes, and the innermost loop over them becomes SIMD.
@@ -11,15 +11,16 @@ from typing import Any
 
 from qconvd.api import KernelCache
 
-KERNELS = ("transposed", "find", "search", "columns", "pack", "pack3")
+KERNELS = ("ordered", "corner", "inverted", "transposed", "find", "search", "columns", "pack", "pack3")
 CACHE = KernelCache(Path(__file__).parent, KERNELS)
 
 
 def ready(name: str) -> Any:
     """A kernel, compiled or loaded from the disk cache if it was not used before in this process."""
-    from qconvd_gptq.kernels import columns, grid, words
+    from qconvd_gptq.kernels import columns, factoring, grid, words
 
     entries = {
+        "ordered": factoring.ordered, "corner": factoring.corner, "inverted": factoring.inverted,
         "transposed": columns.transposed, "find": grid.find, "search": grid.search, "columns": columns.columns,
         "pack": words.pack, "pack3": words.pack3,
     }  # fmt: skip

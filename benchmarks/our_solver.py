@@ -1,0 +1,40 @@
+"""Our GPTQ solver on one linear, in a process with a worker's environment. benchmarks/gptq.py runs it.
+
+    python benchmarks/our_solver.py LINEAR.npz BITS GROUP ORDER OUT.npy
+
+Prints JSON: seconds of wall and processor time of one solve, kernels compiled and loaded before.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import numpy as np
+
+from qconvd.api import Hessian
+from qconvd_gptq.solve import Grid, Weights, nearest, solve
+
+
+def main() -> None:
+    path, bits, group, order, out = sys.argv[1:]
+    given = np.load(path)
+    w, h, tokens = given["w"], given["h"], int(given["tokens"])
+    grid = Grid(int(bits), int(group))
+    if order == "nearest":
+        np.save(out, nearest(Weights(w), grid).dequantized())
+        print(json.dumps({"wall": 0, "cpu": 0}))
+        return
+    columns = 2 * grid.group_size
+    solve(Weights(w[:64, :columns].copy()), Hessian(h[:columns, :columns].copy(), tokens), grid, order=order)  # type: ignore[arg-type]
+    hessian = Hessian(h.copy(), tokens)
+    wall, cpu = time.perf_counter(), time.process_time()
+    solved = solve(Weights(w), hessian, grid, order=order)  # type: ignore[arg-type]
+    took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    np.save(out, solved.dequantized())
+    print(json.dumps(took))
+
+
+if __name__ == "__main__":
+    main()
