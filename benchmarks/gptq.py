@@ -54,7 +54,9 @@ def main() -> None:
     a = parser.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
     print(f"{machine()}; {SAMPLES} x {LENGTH} tokens; medians of {a.rounds} in turn\n")
-    bench = Bench(a.work, a.model, a.novels, a.environments, a.windows)
+    bench = Bench(*(path.resolve() for path in (a.work, a.model, a.novels, a.environments)), a.windows)
+    # GPTQModel writes its logs where it is started.
+    os.chdir(a.work)
     parts = a.parts.split(",")
     if "commands" in parts:
         for group in (int(g) for g in a.groups.split(",")):

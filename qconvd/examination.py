@@ -39,7 +39,7 @@ def examine(file: Path | None, *, warm: bool = False) -> list[Finding]:
         about_config,
         *_devices(config),
         *_plugins(warm),
-        *_calibration(config),
+        *_calibration(config, warm),
         *_inotify(config),
         *_hub(config),
         *_notifiers(config),
@@ -96,7 +96,7 @@ def _plugins(warm: bool) -> Iterator[Finding]:
     yield from own
 
 
-def _calibration(config: Config | None) -> Iterator[Finding]:
+def _calibration(config: Config | None, warm: bool) -> Iterator[Finding]:
     """Whether there is what calibration runs models with, if a recipe calibrates. Found without importing it."""
     recipes = config.recipes.items() if config else ()
     calibrated = [name for name, recipe in recipes if any(t.options.calibrated for t in recipe.targets)]
@@ -109,6 +109,11 @@ def _calibration(config: Config | None) -> Iterator[Finding]:
         yield Finding("calibration", "bad", found, "pip install 'qconvd[calibration]'")
     else:
         yield Finding("calibration", "good", ", ".join(f"{name} {version(name)}" for name in LIBRARIES))
+        from qconvd.calibration.kernels import CACHE, ready
+        from qconvd.kernel_cache import cpu_flags, kernel_findings
+
+        if "avx512_bf16" in cpu_flags():
+            yield from kernel_findings("calibration kernels", CACHE, ready if warm else None)
 
 
 def _inotify(config: Config | None) -> Iterator[Finding]:

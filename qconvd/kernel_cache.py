@@ -216,6 +216,12 @@ def kernel_findings(what: str, kernels: KernelCache, ready: Callable[[str], Any]
     return [Finding(what, "note", "not all compiled yet", later)]
 
 
+def cpu_flags() -> frozenset[str]:
+    """What /proc/cpuinfo says that the processor has (`avx512_bf16`); empty where it says nothing."""
+    lines = (line for line in _cpu().splitlines() if line.startswith("flags"))
+    return frozenset(next(lines, "").split())
+
+
 @cache
 def _cpu() -> str:
     try:

@@ -58,7 +58,19 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 0x7FFFFFFF)
 
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+def keep_freed_arrays() -> None:
+    """The same for arrays of less than 32 MiB, which calibration makes for every batch of every layer, in threads of its own.
+
+    What is larger, as Hessians may be, goes back at once; of the rest, what is above `KEPT` at the end of a heap.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_TRIM_THRESHOLD, KEPT)
+
+
+KEPT = 256 << 20
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Of malloc.h."""
 
 

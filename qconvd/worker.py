@@ -44,7 +44,7 @@ from qconvd.errors import BadCheckpoint, Busy, OutOfSpace, QconvdError, TakenAwa
 from qconvd.executors.base import MARK
 from qconvd.formats import Format, planned
 from qconvd.ledger.needs import BASE_MEMORY
-from qconvd.memory_limit import keep_freed_memory, limit_memory, too_much
+from qconvd.memory_limit import keep_freed_arrays, keep_freed_memory, limit_memory, too_much
 from qconvd.named_files import identified, published
 from qconvd.plan_words import cut_off, told
 from qconvd.plugins import plugins
@@ -158,7 +158,10 @@ def convert_task(spec: TaskSpec, on_event: Emit, cancelled: Callable[[], bool]) 
                 wanted.append(_convert_target(target, model, spec, device))
             except Exception as error:  # noqa: BLE001 — a plugin's encoder: it fails this target, the others go on
                 results[target.id] = _failed(spec, target, error)
-        for folder in sorted({one.calibration for one in wanted if one.calibration is not None}):
+        calibrations = sorted({one.calibration for one in wanted if one.calibration is not None})
+        if calibrations:
+            keep_freed_arrays()
+        for folder in calibrations:
             locks.callback(os.close, _lock(folder))
         targets = {t.id: t for t in spec.targets}
         for one in list(wanted):

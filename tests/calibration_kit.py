@@ -51,9 +51,10 @@ def small_text(folder: Path) -> Path:
 def spec_of(
     model: ModelInfo, *, text: str | Path = "", samples: int = 3, length: int | None = 24, **more: Any
 ) -> CalibrationSpec:
+    """In float32 unless said otherwise, so that figures are the same on every machine."""
     linears = more.pop("linears", None)
-    text = str(text or small_text(model.path.parent))
-    return calibration_spec(CalibrationOptions(text=text, samples=samples, length=length, **more), model, linears)
+    options = {"text": str(text or small_text(model.path.parent)), "samples": samples, "length": length, "dtype": "float32"}
+    return calibration_spec(CalibrationOptions(**options | more), model, linears)
 
 
 def calibration(

@@ -121,16 +121,19 @@ def test_what_is_freed_is_kept_for_the_next_array_of_its_size() -> None:
     script = """
 import resource, sys
 import numpy as np
-from qconvd.memory_limit import keep_freed_memory
-if sys.argv[1] == "kept":
-    keep_freed_memory()
+from qconvd.memory_limit import keep_freed_arrays, keep_freed_memory
+how, size = sys.argv[1], int(sys.argv[2])
+{"all": keep_freed_memory, "arrays": keep_freed_arrays, "nothing": int}[how]()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
-    np.ones(40 << 20, np.uint8)
+    [np.ones(size, np.uint8) for _ in range(4)]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-    def faults(how: str) -> int:
-        return int(subprocess.run([sys.executable, "-c", script, how], check=True, capture_output=True, text=True).stdout)
+    def faults(how: str, size: int) -> int:
+        command = [sys.executable, "-c", script, how, str(size)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    assert faults("kept") < faults("given back") / 5
+    assert faults("all", 40 << 20) < faults("nothing", 40 << 20) / 5
+    assert faults("arrays", 31 << 20) < faults("nothing", 31 << 20) / 5
+    assert faults("arrays", 40 << 20) > faults("all", 40 << 20) * 5, "large ones go back"

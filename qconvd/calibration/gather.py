@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qconvd.calibration.bfloat16 import add_products, multiplies_bfloat16
 from qconvd.calibration.experts import observed
 from qconvd.calibration.trace import LayerTrace
 from qconvd.engine.plan import StatKind
@@ -28,12 +29,16 @@ class Sum:
 
     def add(self, x: torch.Tensor) -> None:
         """`x` is (…, columns)."""
-        rows = x.reshape(-1, x.shape[-1]).float()
+        rows = x.reshape(-1, x.shape[-1])
         self.tokens += len(rows)
         if self._squares is not None:
-            self._squares += rows.square().sum(0)
+            self._squares += rows.float().square().sum(0)
         if self._products is None:
             return
+        if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and multiplies_bfloat16():
+            add_products(rows, self._products)
+            return
+        rows = rows.float()
         for start, end in _panels(len(self._products)):
             torch.addmm(
                 self._products[start:end, start:], rows[:, start:end].T, rows[:, start:], out=self._products[start:end, start:]
@@ -41,13 +46,13 @@ class Sum:
 
     def products(self) -> NDArray[np.float32]:
         """X^T X, (columns, columns), exactly symmetric. To be called once."""
-        whole = self._products
-        assert whole is not None
+        assert self._products is not None
+        whole: NDArray[np.float32] = self._products.cpu().numpy()
         for start, end in _panels(len(whole)):
-            diagonal = whole[start:end, start:end]
-            diagonal.add_(diagonal.T.clone()).mul_(0.5)
+            corner = whole[start:end, start:end]
+            corner[:] = np.triu(corner) + np.triu(corner, 1).T
             whole[end:, start:end] = whole[start:end, end:].T
-        return np.asarray(whole.cpu().numpy())
+        return whole
 
     def mean_squares(self) -> NDArray[np.float32]:
         """(columns,); ones if there was no token, as llama-quantize takes what was never used."""

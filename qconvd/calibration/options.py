@@ -74,6 +74,12 @@ class CalibrationOptions(BaseModel):
         "the quantized layers before it give (`quantized`: a pass of its own for each target).",
     )
 
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="What the model is computed in. `auto`: bfloat16 on a GPU and on processors that multiply it (AVX512-BF16, "
+        "AMX), which takes half the time; float32 on others.",
+    )
+
     @property
     def place(self) -> str:
         """`default`, a path, or a dataset with its commit."""
@@ -100,6 +106,7 @@ def calibration_spec(
         seed=options.seed,
         chat=options.chat,
         stream=options.activations,
+        dtype=options.dtype,
         linears=dict(linears or {}),
     )
 

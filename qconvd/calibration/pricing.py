@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qconvd.calibration.errors import not_installed
 from qconvd.calibration.suitable import check_suitable
 from qconvd.checkpoints.base import ModelInfo
-from qconvd.engine.plan import CalibrationSpec, StatRequest
+from qconvd.engine.plan import CalibrationSpec, Device, StatRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +29,15 @@ class Price:
     tokens: int
 
 
-def price(
-    model: ModelInfo, spec: CalibrationSpec, requests: Collection[StatRequest], memory: int, *, element: int = 4
-) -> Price:
-    """What gathering `requests` takes where `memory` bytes may be used; `element`: bytes of a computed number.
+def price(model: ModelInfo, spec: CalibrationSpec, requests: Collection[StatRequest], memory: int) -> Price:
+    """What gathering `requests` on the CPU takes where `memory` bytes may be used.
 
     Reads no weights, but the text. Raises `QconvdError` if it cannot be done: not enough memory or text, torch or transformers
     not installed, no tokenizer, no causal language model, or a linear that text does not go through.
     """
     check_suitable(model)
     try:
+        from qconvd.calibration.bfloat16 import computed_in
         from qconvd.calibration.budget import budget
         from qconvd.calibration.network import Network
         from qconvd.calibration.samples import tokens
@@ -46,6 +45,7 @@ def price(
         from qconvd.calibration.wanted import wanted
     except ModuleNotFoundError as error:
         raise not_installed(error) from error
+    element = computed_in(spec, Device()).itemsize
     network = Network(model)
     traces = survey(network, spec.length)
     layers = wanted(network, traces, spec, requests)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qconvd.calibration.bfloat16 import computed_in
 from qconvd.calibration.budget import budget
 from qconvd.calibration.fingerprint import circumstances, fingerprint
 from qconvd.calibration.gather import Gathering, Sum
@@ -68,7 +69,7 @@ class Calibration:
         self._source = Source(model)
         self._source.__enter__()
         try:
-            dtype = torch.float32 if device.kind == "cpu" else torch.bfloat16
+            dtype = computed_in(spec, device)
             weights = Weights(network, self._source, torch.device(device.kind), dtype)
             self._stream = Stream(network, weights, spec.length, limits.threads, on_event, cancelled)
             self._traces = self._stream.traces

@@ -65,6 +65,9 @@ def trace(network: Network, length: int, device: torch.device) -> Sequence[Layer
     found = [LayerTrace() for _ in network.layers]
 
     def run(one: LayerTrace, layer: Any, hidden: torch.Tensor, args: Any, kwargs: Any) -> None:
+        # Parameters alone: a layer's own buffers (frequencies) stay as precise as transformers has them.
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.to(_dtype(network))
         with _Watch(network, layer, one):
             out = type(layer).forward(layer, hidden.to("meta"), *_meta(args), **_meta(kwargs))
         one.rest = out[1:] if isinstance(out, tuple) else None

@@ -112,6 +112,8 @@ class CalibrationSpec:
     stream: Literal["original", "quantized"] = "original"
     """`original`: every layer is fed what the model itself feeds it. `quantized`: what the layers before it give once their
     weights are the target's own, dequantized."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and activations while the model is run; `auto`: as the device is fastest."""
     linears: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The checkpoint's tensors behind a `StatRequest.linear` of another name; several are stacked (experts)."""
 

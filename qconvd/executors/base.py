@@ -91,6 +91,8 @@ def environment(device: str, gpu: str, threads: int, *, online: bool = False) ->
         **dict.fromkeys(THREADS, count),
         # numpy's. Its threads spin while they wait; who has large products runs them in threads of the worker's own.
         "OPENBLAS_NUM_THREADS": "1",
+        # Nor need torch's: a layer is many short products, and between them they would.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         **({} if online else {"HF_HUB_OFFLINE": "1"}),

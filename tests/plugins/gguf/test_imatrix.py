@@ -103,7 +103,9 @@ def made(model: ModelInfo, text: str, output: Path) -> tuple[Path, Any, Any]:
 def test_the_sums_of_experts_are_those_of_the_plain_model(tmp_path: Path, name: str) -> None:
     """And an expert that no token reached has none, as in llama-imatrix's files; the manifest counts them."""
     model = kit.family(tmp_path, name)
-    wanted = f"imatrix: {{calibration: {{text: {kit.small_text(tmp_path)}, samples: 1, length: 16, chat: false}}}}"
+    wanted = (
+        f"imatrix: {{calibration: {{text: {kit.small_text(tmp_path)}, samples: 1, length: 16, chat: false, dtype: float32}}}}"
+    )
     path, target, manifest = made(model, wanted, tmp_path / "out")
     _, fed = plain_model.Plain(model.path).run(tokens(model, target.plan.calibration))
     found, compared, unreached = tensors(path), 0, {}
