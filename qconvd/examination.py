@@ -110,9 +110,9 @@ def _calibration(config: Config | None, warm: bool) -> Iterator[Finding]:
     else:
         yield Finding("calibration", "good", ", ".join(f"{name} {version(name)}" for name in LIBRARIES))
         from qconvd.calibration.kernels import CACHE, ready
-        from qconvd.kernel_cache import cpu_flags, kernel_findings
+        from qconvd.kernel_cache import kernel_findings, multiplies_bfloat16
 
-        if "avx512_bf16" in cpu_flags():
+        if multiplies_bfloat16():
             yield from kernel_findings("calibration kernels", CACHE, ready if warm else None)
 
 

@@ -61,16 +61,19 @@ def keep_freed_memory() -> None:
 def keep_freed_arrays() -> None:
     """The same for arrays of less than 32 MiB, which calibration makes for every batch of every layer, in threads of its own.
 
-    What is larger, as Hessians may be, goes back at once; of the rest, what is above `KEPT` at the end of a heap.
+    What is larger, as Hessians may be, goes back at once; of the rest, what is above `KEPT` at the end of the heap. There is
+    one heap for all threads that begin after this: those of their own glibc gives back whenever nothing is in them.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 32 << 20)
         mallopt(_TRIM_THRESHOLD, KEPT)
+        mallopt(_ARENA_MAX, 1)
 
 
-KEPT = 256 << 20
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+KEPT = 128 << 20
+"""Bytes at the end of the heap that a process keeps though they are free."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 """Of malloc.h."""
 
 

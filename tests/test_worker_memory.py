@@ -119,21 +119,26 @@ def test_memory_is_predicted_from_pieces_not_from_tensors() -> None:
 
 def test_what_is_freed_is_kept_for_the_next_array_of_its_size() -> None:
     script = """
-import resource, sys
+import resource, sys, threading
 import numpy as np
 from qconvd.memory_limit import keep_freed_arrays, keep_freed_memory
 how, size = sys.argv[1], int(sys.argv[2])
 {"all": keep_freed_memory, "arrays": keep_freed_arrays, "nothing": int}[how]()
+def use():
+    for _ in range(10):
+        [np.ones(size, np.uint8) for _ in range(4)]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    [np.ones(size, np.uint8) for _ in range(4)]
+thread = threading.Thread(target=use)
+thread.start() if sys.argv[3] == "thread" else use()
+thread.join() if sys.argv[3] == "thread" else None
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-    def faults(how: str, size: int) -> int:
-        command = [sys.executable, "-c", script, how, str(size)]
+    def faults(how: str, size: int, where: str = "here") -> int:
+        command = [sys.executable, "-c", script, how, str(size), where]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert faults("all", 40 << 20) < faults("nothing", 40 << 20) / 5
     assert faults("arrays", 31 << 20) < faults("nothing", 31 << 20) / 5
+    assert faults("arrays", 8 << 20, "thread") < faults("nothing", 8 << 20, "thread") / 5
     assert faults("arrays", 40 << 20) > faults("all", 40 << 20) * 5, "large ones go back"

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qconvd import kernel_cache
 from qconvd.engine.plan import CalibrationSpec, Device
-from qconvd.kernel_cache import cpu_flags
 
 SCRATCH = 8 << 20
 """Bytes of activations that are laid out for the kernel at once, at most."""
@@ -22,8 +22,8 @@ _kept = local()
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether torch and this processor do (AVX512-BF16, or AMX, which comes with it): at twice the rate of float32."""
-    return "avx512_bf16" in cpu_flags() and torch.backends.mkldnn.is_available()
+    """Whether this processor and torch do."""
+    return kernel_cache.multiplies_bfloat16() and torch.backends.mkldnn.is_available()
 
 
 def computed_in(spec: CalibrationSpec, device: Device) -> torch.dtype:
@@ -64,9 +64,9 @@ def _scratch(*shape: int) -> NDArray[np.uint32]:
 
 def _shared(count: int, call: Callable[[int, int], None]) -> None:
     """`call(first, last)` for parts of `range(count)`, on as many threads as torch takes."""
-    threads = min(count, torch.get_num_threads())
-    places = [count * i // threads for i in range(threads + 1)]
-    parts = list(pairwise(places))
+    threads = torch.get_num_threads()
+    divided = min(count, threads)
+    parts = list(pairwise(count * i // divided for i in range(divided + 1)))
     others = [_pool(threads).submit(call, *part) for part in parts[1:]]
     call(*parts[0])
     for other in others:

@@ -12,6 +12,7 @@ from qconvd.calibration.context import checked
 from qconvd.calibration.network import Network
 from qconvd.calibration.trace import LayerTrace
 from qconvd.calibration.wanted import Layer, Wave, nbytes, packed
+from qconvd.calibration.weights import TYPES
 from qconvd.engine.plan import CalibrationSpec
 from qconvd.errors import QconvdError
 from qconvd.quantities import show_size
@@ -50,7 +51,8 @@ def budget(
     # Also where config.json leaves it to transformers.
     if isinstance(context := getattr(network.text, "max_position_embeddings", None), int):
         checked(spec.length, context, str(network.model.path))
-    weights = max(_weights(layer, element) for layer in network.layers)
+    stored = max((TYPES[t.dtype].itemsize for t in network.model.tensors.values() if t.dtype in TYPES), default=element)
+    weights = max(_weights(layer, element, stored) for layer in network.layers)
     weights += sum(_own(module, element) for _, module in network.outer())
     sample = max(_sample(network, trace, spec.length, element) for trace in traces)
     batch = max(1, min(spec.samples, TOKENS // spec.length, memory // BATCH_SHARE // sample))
@@ -78,10 +80,10 @@ def budget(
     return Budget(batch, weights, activations, waves, max(held, default=0), least)
 
 
-def _weights(layer: nn.Module, element: int) -> int:
-    """A layer as it is computed with, and the largest tensor once more as it is read."""
+def _weights(layer: nn.Module, element: int, stored: int) -> int:
+    """A layer as it is computed with, and the largest tensor once more as it is read: `stored` bytes a weight, at the most."""
     read = max((prod(p.shape) for p in layer.parameters()), default=0)
-    return sum(_own(module, element) for module in layer.modules()) + read * element
+    return sum(_own(module, element) for module in layer.modules()) + read * max(element, stored)
 
 
 def _own(module: nn.Module, element: int) -> int:

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from qconvd import __version__
+from qconvd.calibration.bfloat16 import multiplies_bfloat16
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.checkpoints.identity import identity
 from qconvd.engine.plan import CalibrationSpec, Device
@@ -28,11 +29,17 @@ def fingerprint(
         "qconvd": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "device": torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "device": torch.cuda.get_device_name() if on_gpu else _processor(),
         "threads": threads,
         "batch": batch,
         "dtype": str(dtype),
     }
+
+
+def _processor() -> str:
+    """What its sums depend on."""
+    bfloat16 = " BF16" if multiplies_bfloat16() else ""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}{bfloat16}"
 
 
 def circumstances(known: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Sum:
         rows = x.reshape(-1, x.shape[-1])
         self.tokens += len(rows)
         if self._squares is not None:
-            self._squares += rows.float().square().sum(0)
+            for some in rows.split(PANEL):  # in parts, for they are computed in copies of twice or four times the width
+                self._squares += some.float().square().sum(0)
         if self._products is None:
             return
         if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and multiplies_bfloat16():

@@ -41,6 +41,7 @@ def price(model: ModelInfo, spec: CalibrationSpec, requests: Collection[StatRequ
         from qconvd.calibration.budget import budget
         from qconvd.calibration.network import Network
         from qconvd.calibration.samples import tokens
+        from qconvd.calibration.states import DIGEST
         from qconvd.calibration.survey import survey
         from qconvd.calibration.wanted import wanted
     except ModuleNotFoundError as error:
@@ -58,6 +59,6 @@ def price(model: ModelInfo, spec: CalibrationSpec, requests: Collection[StatRequ
         memory=fitted.memory,
         statistics=fitted.statistics,
         least=fitted.least,
-        scratch=2 * states,
+        scratch=2 * (states + DIGEST),
         tokens=spec.samples * spec.length,
     )

@@ -1,13 +1,16 @@
 """The work folder of a calibration: hidden states between layers, durable, and whose they are.
 
-`fingerprint.json` says what the states are of; another fingerprint starts anew. `hidden-0007.f32` is the input of layer 7:
-(samples, length, hidden) in the compute type. A file of that name is complete.
+`fingerprint.json` says what the states are of; another fingerprint starts anew. `hidden-0007.bin` is the input of layer 7:
+(samples, length, hidden) in the compute type, and a digest. A file of that name is complete; whether it still is what was
+written, is looked at when a calibration goes on with it.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +21,11 @@ import torch
 from qconvd.engine.durable import sync_folder, write_whole
 from qconvd.errors import OutOfSpace
 
+log = logging.getLogger(__name__)
 FINGERPRINT = "fingerprint.json"
+DIGEST = 32
+"""Bytes at the end of a file."""
+PIECE = 1 << 20
 
 
 class States:
@@ -29,13 +36,17 @@ class States:
         self.folder = folder
         self.shape = shape
         self.dtype = dtype
-        self.nbytes = shape[0] * self._sample
+        self.nbytes = shape[0] * self._sample + DIGEST
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(fingerprint, sort_keys=True, indent=1).encode()
         known = folder / FINGERPRINT
         if not known.exists() or known.read_bytes() != text:
             self.clear()
             write_whole(known, text)
+        elif self.position is not None and not self._is_sound(self._path(self.position)):
+            log.warning("%s is damaged: calibration starts over", self._path(self.position),
+                        extra={"action": "calibration.damaged", "file": self._path(self.position)})  # fmt: skip
+            self.clear()
 
     @property
     def position(self) -> int | None:
@@ -68,6 +79,15 @@ class States:
     def drop(self, layer: int) -> None:
         self._path(layer).unlink(missing_ok=True)
 
+    def _is_sound(self, path: Path) -> bool:
+        """Whether a file is as it was written."""
+        digest, left = _digest(), self.nbytes - DIGEST
+        with path.open("rb") as file:
+            while left and (piece := file.read(min(left, PIECE))):
+                digest.update(piece)
+                left -= len(piece)
+            return not left and file.read() == digest.digest()
+
     @property
     def _sample(self) -> int:
         return self.shape[1] * self.shape[2] * int(self.dtype.itemsize)
@@ -83,6 +103,7 @@ class Writer:
         self.layer = layer
         self._states = states
         self._path = states._path(layer).with_name(f".hidden-{layer:04}.new")
+        self._digest = _digest()
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
             os.posix_fallocate(self._descriptor, 0, states.nbytes)
@@ -93,7 +114,10 @@ class Writer:
     def write(self, hidden: torch.Tensor) -> None:
         """Append samples, (samples, length, hidden)."""
         data = hidden.to("cpu", self._states.dtype).contiguous().view(torch.uint8).numpy()
-        view = memoryview(data).cast("B")
+        self._digest.update(data)
+        self._append(memoryview(data).cast("B"))
+
+    def _append(self, view: memoryview) -> None:
         try:
             while view:
                 view = view[os.write(self._descriptor, view) :]
@@ -102,6 +126,7 @@ class Writer:
 
     def keep(self) -> None:
         """Make it durable, and the layer's input from now on."""
+        self._append(memoryview(self._digest.digest()))
         os.fsync(self._descriptor)
         os.close(self._descriptor)
         self._descriptor = -1
@@ -121,3 +146,7 @@ class Writer:
         return OutOfSpace(
             what, where=str(self._states.folder), fix="make room there, or calibrate with fewer or shorter samples"
         )
+
+
+def _digest() -> Any:
+    return hashlib.blake2b(digest_size=DIGEST)

@@ -47,7 +47,7 @@ class Stream:
         for name, module in network.outer():
             self._load_own(name, module)
         with self._computing():
-            self.traces = trace(network, length, weights.device)
+            self.traces = trace(network, length, weights.device, weights.dtype)
 
     def load(self, layer: int, replaced: Mapping[str, NDArray[Any]] | None = None) -> None:
         """Read a layer's weights; some may be `replaced`, by their names in the checkpoint."""
@@ -123,7 +123,9 @@ class Stream:
     def _called(self, hidden: torch.Tensor) -> Sequence[Call]:
         samples, length = int(hidden.shape[0]), int(hidden.shape[1])
         if (samples, length) not in self._calls:
-            self._calls[samples, length] = calls(self.network, self.traces, samples, length, self.weights.device)
+            self._calls[samples, length] = calls(
+                self.network, self.traces, samples, length, self.weights.device, self.weights.dtype
+            )
         return self._calls[samples, length]
 
     def _load_own(self, name: str, module: Any) -> None:

@@ -20,4 +20,4 @@ def survey(network: Network, length: int) -> Sequence[LayerTrace]:
     network.origins(network.embedding)
     for layer in network.layers:  # a checkpoint that lacks a weight is found now, and not in the middle
         network.origins(layer)
-    return trace(network, length, torch.device("cpu"))
+    return trace(network, length, torch.device("cpu"), torch.float32)

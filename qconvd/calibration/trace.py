@@ -57,7 +57,7 @@ class LayerTrace:
         return hidden if self.rest is None else (hidden, *self.rest)
 
 
-def trace(network: Network, length: int, device: torch.device) -> Sequence[LayerTrace]:
+def trace(network: Network, length: int, device: torch.device, dtype: torch.dtype) -> Sequence[LayerTrace]:
     """Run the decoder on one sample of zeros, and its layers on the meta device alone.
 
     Its modules outside of the layers must be loaded (to `device`), and no layer may be.
@@ -67,25 +67,29 @@ def trace(network: Network, length: int, device: torch.device) -> Sequence[Layer
     def run(one: LayerTrace, layer: Any, hidden: torch.Tensor, args: Any, kwargs: Any) -> None:
         # Parameters alone: a layer's own buffers (frequencies) stay as precise as transformers has them.
         for parameter in layer.parameters():
-            parameter.data = parameter.data.to(_dtype(network))
+            parameter.data = parameter.data.to(dtype)
         with _Watch(network, layer, one):
             out = type(layer).forward(layer, hidden.to("meta"), *_meta(args), **_meta(kwargs))
         one.rest = out[1:] if isinstance(out, tuple) else None
 
     # Sizes that do not fit each other first show when they are computed with.
     with blamed_on_config(network.model, f"transformers' {type(network.whole).__name__} cannot run as its config.json says"):
-        _outer_pass(network, (1, length), device, found, run)
+        _outer_pass(network, (1, length), device, dtype, found, run)
     return found
 
 
-def calls(network: Network, traces: Sequence[LayerTrace], samples: int, length: int, device: torch.device) -> Sequence[Call]:
+def calls(
+    network: Network, traces: Sequence[LayerTrace], samples: int, length: int, device: torch.device, dtype: torch.dtype
+) -> Sequence[Call]:
     """How each layer is called for so many samples at once."""
     found = [LayerTrace(rest=trace.rest) for trace in traces]
-    _outer_pass(network, (samples, length), device, found, lambda *_: None)
+    _outer_pass(network, (samples, length), device, dtype, found, lambda *_: None)
     return [one.call for one in found]
 
 
-def _outer_pass(network: Network, shape: tuple[int, int], device: torch.device, found: Sequence[LayerTrace], run: Any) -> None:
+def _outer_pass(
+    network: Network, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, found: Sequence[LayerTrace], run: Any
+) -> None:
     called = 0
     with ExitStack() as stack, torch.no_grad():
         for one, layer in zip(found, network.layers, strict=True):
@@ -99,7 +103,7 @@ def _outer_pass(network: Network, shape: tuple[int, int], device: torch.device, 
 
             layer.forward = forward
             stack.callback(layer.__dict__.pop, "forward")
-        embedded = torch.zeros(*shape, network.hidden, device=device, dtype=_dtype(network))
+        embedded = torch.zeros(*shape, network.hidden, device=device, dtype=dtype)
         network.decoder(inputs_embeds=embedded, use_cache=False)
     if called != len(found):
         what = f"transformers' {type(network.whole).__name__} calls layers {called} times, and has {len(found)}"
@@ -166,7 +170,3 @@ class _Watch:
 
 def _meta(tree: Any) -> Any:
     return tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, tree)
-
-
-def _dtype(network: Network) -> torch.dtype:
-    return next((p.dtype for _, m in network.outer() for p in m.parameters(recurse=False)), torch.float32)

@@ -31,9 +31,14 @@ class Weights:
         self.dtype = dtype
 
     def load(self, module: nn.Module, replaced: Mapping[str, NDArray[Any]] | None = None) -> None:
-        """Give every parameter and stored buffer below a module its values. `replaced` holds some by the checkpoint's names."""
+        """Give every parameter and stored buffer below a module its values. `replaced` holds some by the checkpoint's names.
+
+        Buffers stay in float32, as transformers keeps them: some decide between nearly equal scores (DeepSeek 3's router).
+        """
+        buffers = dict(module.named_buffers())
         for name, origin in self._network.origins(module).items():
-            put(module, name, self._value(origin, replaced or {}))
+            dtype = torch.float32 if name in buffers and buffers[name].is_floating_point() else self.dtype
+            put(module, name, self._value(origin, replaced or {}, dtype))
         for owner in module.modules():
             fill_buffers(self._network, owner, self.device)
 
@@ -48,39 +53,39 @@ class Weights:
 
     def value(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """A parameter by its name in the whole model."""
-        return self._value(self._network.origin(name, shape), {})
+        return self._value(self._network.origin(name, shape), {}, self.dtype)
 
     def rows(self, tensor: str, rows: NDArray[np.int64]) -> torch.Tensor:
         """Some rows of a matrix, ascending, in the compute type."""
         parts = [self._read(tensor, int(a), int(b)) for a, b in _runs(rows)]
-        return self._converted(np.concatenate(parts), tensor)
+        return self._converted(np.concatenate(parts), tensor, self.dtype)
 
-    def _value(self, origin: Origin, replaced: Mapping[str, NDArray[Any]]) -> torch.Tensor:
+    def _value(self, origin: Origin, replaced: Mapping[str, NDArray[Any]], dtype: torch.dtype) -> torch.Tensor:
         if not origin.experts:
-            return self._tensor(origin.tensors[0], replaced)
+            return self._tensor(origin.tensors[0], replaced, dtype)
         parts = []
         for linears in origin.experts:
             parts.append(
-                torch.cat([self._tensor(t, replaced) for t in linears])
+                torch.cat([self._tensor(t, replaced, dtype) for t in linears])
                 if len(linears) > 1
-                else self._tensor(linears[0], replaced)
+                else self._tensor(linears[0], replaced, dtype)
             )
         return torch.stack(parts)
 
-    def _tensor(self, name: str, replaced: Mapping[str, NDArray[Any]]) -> torch.Tensor:
+    def _tensor(self, name: str, replaced: Mapping[str, NDArray[Any]], dtype: torch.dtype) -> torch.Tensor:
         info = self._network.model.tensors[name]
         if name in replaced:
             given = replaced[name]
             if given.shape != rows_columns(info.shape):
                 raise QconvdError(f"{name}: weights of the shape {given.shape} cannot stand for {info.shape}")
-            return torch.tensor(np.asarray(given), device=self.device).to(self.dtype).reshape(info.shape)
-        return self._converted(self._read(name, 0, info.rows), name).reshape(info.shape)
+            return torch.tensor(np.asarray(given), device=self.device).to(dtype).reshape(info.shape)
+        return self._converted(self._read(name, 0, info.rows), name, dtype).reshape(info.shape)
 
     def _read(self, name: str, first: int, last: int) -> NDArray[Any]:
         """Some rows, also of a tensor that does not lie in the files as it is (turned, or quantized)."""
         return evaluate.rows(Read.of(self._network.model.tensors[name]), first, last, self._source, plugins().operations)
 
-    def _converted(self, raw: NDArray[Any], name: str) -> torch.Tensor:
+    def _converted(self, raw: NDArray[Any], name: str, dtype: torch.dtype) -> torch.Tensor:
         kind = self._network.model.tensors[name].dtype
         if kind not in TYPES:
             what = f"{name} is stored as {kind}; calibration reads {', '.join(TYPES)}"
@@ -89,7 +94,7 @@ class Weights:
         values = torch.from_numpy(raw.view(np.int16) if kind == "BF16" else raw)
         if kind == "BF16":
             values = values.view(torch.bfloat16)
-        return values.to(self.device, self.dtype)
+        return values.to(self.device, dtype)
 
 
 def put(module: nn.Module, name: str, value: torch.Tensor) -> None:

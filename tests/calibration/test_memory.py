@@ -62,14 +62,15 @@ def test_linears_that_are_fed_the_same_share_one_object(model: ModelInfo, tmp_pa
     assert not q.array.flags.writeable and (q.array == q.array.T).all()
 
 
-def test_the_price_says_what_the_folder_takes(model: ModelInfo, tmp_path: Path) -> None:
-    spec = kit.spec_of(model, samples=7)
+@pytest.mark.parametrize(("dtype", "element"), [("float32", 4), ("bfloat16", 2)])
+def test_the_price_says_what_the_folder_takes(model: ModelInfo, tmp_path: Path, dtype: str, element: int) -> None:
+    spec = kit.spec_of(model, samples=7, dtype=dtype)
     priced = price(model, spec, requests(model), kit.MEMORY)
     assert priced.tokens == 7 * 24
     calibration = kit.calibration(model, requests(model), tmp_path / "work", spec)
     next(calibration.waves(0))
     files = [p.stat().st_size for p in (tmp_path / "work").iterdir() if "hidden" in p.name]
-    assert sum(files) == priced.scratch == 2 * 7 * 24 * 64 * 4
+    assert sum(files) == priced.scratch == 2 * (7 * 24 * 64 * element + 32)
     calibration.close()
 
 

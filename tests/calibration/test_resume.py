@@ -16,6 +16,7 @@ import pytest
 
 import calibration_kit as kit
 import crash
+from qconvd.calibration.kernels import KERNELS, ready
 from qconvd.checkpoints import ModelInfo
 from qconvd.engine.plan import StatRequest
 
@@ -28,7 +29,7 @@ class Work:
         self.folder = folder
         self.more = more
         self.requests = [StatRequest(name, "hessian") for name in kit.linears(model)]
-        self.spec = kit.spec_of(model, samples=5)
+        self.spec = kit.spec_of(model, samples=5, dtype=more.pop("dtype", "float32"))
 
     def run(self) -> None:
         calibration = kit.calibration(self.model, self.requests, self.folder / "states", self.spec, **self.more)
@@ -53,10 +54,12 @@ class Work:
         return [json.loads(line)[0] for line in (self.folder / "log").read_text().splitlines()]
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> Work:
+@pytest.fixture(params=["float32", "bfloat16"])
+def work(tmp_path: Path, request: pytest.FixtureRequest) -> Work:
     (tmp_path / "one").mkdir()
-    return Work(kit.family(tmp_path, "llama"), tmp_path / "one")
+    for kernel in KERNELS:  # compiling would count among the calls that change the disk
+        ready(kernel)
+    return Work(kit.family(tmp_path, "llama"), tmp_path / "one", dtype=request.param)
 
 
 def test_killed_before_any_call_that_changes_the_disk_it_goes_on(work: Work, tmp_path: Path) -> None:
@@ -95,6 +98,29 @@ def test_killed_in_the_middle_of_a_layer_it_makes_that_layer_again_and_none_befo
     assert wanted.items() >= work.found().items()
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut off", "longer"])
+def test_states_that_are_damaged_are_not_gone_on_with(
+    work: Work, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clean = Work(work.model, tmp_path / "clean", dtype=work.spec.dtype)
+    clean.folder.mkdir()
+    clean.run()
+    calibration = kit.calibration(work.model, work.requests, work.folder / "states", work.spec)
+    for layer in range(2):
+        list(calibration.waves(layer))
+        calibration.finish(layer)
+    calibration.close()
+    path = work.folder / "states" / "hidden-0002.bin"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes({"flipped": data, "cut off": path.read_bytes()[:-1000], "longer": path.read_bytes() + b"x"}[damage])
+    work.run()
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        f"{path} is damaged: calibration starts over"
+    ]
+    assert work.layers()[0] == 0 and work.found() == clean.found()
+
+
 def test_another_fingerprint_starts_anew(work: Work, tmp_path: Path) -> None:
     work.run()
     (work.folder / "log").unlink()
@@ -121,8 +147,9 @@ def test_the_folder_holds_one_layers_inputs_and_is_complete_or_not_there(work: W
         ".hidden-0001.new", "fingerprint.json", "hidden-0000.bin",
     ]  # fmt: skip
     calibration.finish(0)
+    element = 4 if work.spec.dtype == "float32" else 2
     assert sorted(p.name for p in (work.folder / "states").iterdir()) == ["fingerprint.json", "hidden-0001.bin"]
-    assert (work.folder / "states" / "hidden-0001.bin").stat().st_size == 5 * 24 * 64 * 4
+    assert (work.folder / "states" / "hidden-0001.bin").stat().st_size == 5 * 24 * 64 * element + 32
     calibration.close()
 
 

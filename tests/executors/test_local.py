@@ -411,10 +411,14 @@ def test_only_whole_lines_with_the_mark_are_events() -> None:
     assert data[length:] == b'@@q {"event": "c"'
 
 
-def test_a_worker_sees_only_its_gpu() -> None:
+def test_a_worker_sees_only_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment("cuda", "GPU-7f", 4)["CUDA_VISIBLE_DEVICES"] == "GPU-7f"
     assert environment("cpu", "GPU-7f", 0)["CUDA_VISIBLE_DEVICES"] == ""
     assert environment("cpu", "", 4)["OPENBLAS_NUM_THREADS"] == "1"
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert environment("cpu", "", 4)["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert environment("cpu", "", 4)["OMP_WAIT_POLICY"] == "active"
     assert environment("cpu", "", 0)["OMP_NUM_THREADS"] == "1"
 
 
