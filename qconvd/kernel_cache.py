@@ -179,7 +179,7 @@ class KernelCache:
 
     def _compile(self, name: str, entry: Any) -> None:
         try:
-            entry.compile(entry.declared)
+            self._loaded_or_compiled(name, entry)
             # Note, for `is_warm`, that it is compiled and kept.
             (self.folder / f"{name}.ready").write_text(self._stamp)
         except OSError as error:
@@ -189,6 +189,19 @@ class KernelCache:
             log.warning("the %s kernel could not be kept in %s and will be compiled again: %s", name, self.folder, error,
                         extra={"action": "kernels.not_kept", "folder": self.folder})  # fmt: skip
         entry.disable_compile()
+
+    def _loaded_or_compiled(self, name: str, entry: Any) -> None:
+        try:
+            entry.compile(entry.declared)
+        except OSError:
+            raise
+        except Exception as error:  # whatever numba, pickle and LLVM say of files that a power cut left empty or cut off
+            if not any(Path(entry.stats.cache_path).glob("*.nbi")):
+                raise
+            log.warning("the %s kernel in %s cannot be read and is compiled again: %s", name, self.folder, error,
+                        extra={"action": "kernels.damaged", "folder": self.folder})  # fmt: skip
+            entry._cache.flush()
+            entry.compile(entry.declared)
 
     def _marked(self, place: Path, name: str) -> bool:
         try:
@@ -216,10 +229,9 @@ def kernel_findings(what: str, kernels: KernelCache, ready: Callable[[str], Any]
     return [Finding(what, "note", "not all compiled yet", later)]
 
 
-def cpu_flags() -> frozenset[str]:
-    """What /proc/cpuinfo says that the processor has (`avx512_bf16`); empty where it says nothing."""
-    lines = (line for line in _cpu().splitlines() if line.startswith("flags"))
-    return frozenset(next(lines, "").split())
+def multiplies_bfloat16() -> bool:
+    """Whether the processor does (AVX512-BF16, or AMX, which comes with it), as Linux says: at twice the rate of float32."""
+    return any("avx512_bf16" in line.split() for line in _cpu().splitlines() if line.startswith("flags"))
 
 
 @cache
