@@ -125,6 +125,10 @@ class Card:
         fitting = [row for row in self.rows if row.readers.get(reader) == ""]
         return [row for row in fitting if not (whole and row.in_parts)]
 
+    def opens(self, *readers: str) -> bool:
+        """Whether one of some runtimes opens one of the artifacts, be it with a note on what it needs."""
+        return any(reader in row.readers for row in self.rows for reader in readers)
+
     def suggested(self, reader: str, *, whole: bool = False) -> Row | None:
         """The artifact to begin with: the smallest of at least `ENOUGH_BITS`, or the largest; None if it loads none."""
         fitting = sorted(self.loads(reader, whole=whole), key=lambda row: row.nbytes)

@@ -143,6 +143,19 @@ def test_safetensors_are_for_transformers_and_vllm_at_their_revision(model: Path
     assert "- Commit: not known" in body
 
 
+def test_what_needs_something_beside_it_is_shown_with_that_said(model: Path, tmp_path: Path) -> None:
+    gptq = made(model, tmp_path, "gptq", "4bit-32g", bits=4, group_size=32, method="rtn")
+    body, _ = render(card(upstream(model, "glass_en"), [gptq], title="g", repo="me/g"))
+    for line in (
+        "vllm serve me/g",
+        'from_pretrained("me/g")',
+        'GPTQModel.load("me/g")',
+        "transformers: with gptqmodel and optimum",
+    ):
+        assert line in body
+    assert "Also loads with ExLlamaV2." in body
+
+
 def test_a_card_says_that_the_model_was_quantized_before(ggufs: list[Manifest]) -> None:
     quantized = [replace(m, source={**m.source, "quantization": "GPTQ, 4 bits"}) for m in ggufs]
     body, _ = render(card(Upstream("glass_en"), quantized, title="g"))
