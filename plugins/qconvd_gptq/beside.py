@@ -9,7 +9,7 @@ from qconvd.api import Hessian
 from qconvd_gptq.solve import Grid, Solved, Weights, nearest
 
 ROWS = 64
-"""Rows that are looked at, spread evenly: some percent of what solving takes. A linear with no more is known exactly."""
+"""Rows that are looked at, spread evenly: little beside solving a wide linear. One with no more is known exactly."""
 
 
 def nearest_error(w: Weights, solved: Solved, hessian: Hessian, grid: Grid) -> float:

@@ -52,8 +52,10 @@ def factor(hessian: Hessian, order: Order, damp: float, where: str) -> Factor:
 
 def _factor(h: NDArray[np.float32], order: Order, damp: float, where: str) -> Factor:
     diagonal = h.diagonal()
-    # The sum alone takes a third of the time, and may overflow.
-    if not np.isfinite(h.sum()) and not np.isfinite(h).all():
+    # The sum alone takes a third of the time.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = h.sum()
+    if not np.isfinite(total) and not np.isfinite(h).all():
         raise QconvdError(
             "the activations that calibration saw are not finite (NaN or infinite)",
             where=where,
@@ -62,11 +64,11 @@ def _factor(h: NDArray[np.float32], order: Order, damp: float, where: str) -> Fa
     solved = np.argsort(-diagonal, kind="stable") if order == "activation" else np.arange(len(h))
     columns = np.ascontiguousarray(solved[::-1], np.int64)
     mean = float(diagonal.mean(dtype=np.float64)) or 1.0
-    ratio, pivots = np.empty(h.shape, np.float32), np.empty(len(h), np.float32)
+    h, ratio, pivots = np.ascontiguousarray(h), np.empty(h.shape, np.float32), np.empty(len(h), np.float32)
     while True:
         # A column without activations stands for itself: rounded to nearest, feeding nothing back.
         kernel: Any = ready("ordered")
-        kernel(h, columns, np.float32(damp * mean), np.float32(mean), ratio, 0, len(h))
+        kernel(h, columns, np.float32(damp * mean), np.float32(mean), ratio)
         if factored(ratio, pivots):
             break
         if damp >= MOST_DAMP:
@@ -82,9 +84,9 @@ def _factor(h: NDArray[np.float32], order: Order, damp: float, where: str) -> Fa
 
 
 def factored(a: NDArray[np.float32], pivots: NDArray[np.float32]) -> bool:
-    """Make `a`, whose lower triangle counts, the unit lower L of L D L^T; D goes to `pivots`. False if float32 finds none.
+    """Make `a`, a lower triangle, the unit lower L of L D L^T; D goes to `pivots`. False if float32 finds none.
 
-    By blocks of columns, nearly all of it as matrix products: numpy's own takes three times the memory and eight times as long.
+    By blocks of columns and these by halves, so that nearly all of it is matrix products.
     """
     for start in range(0, len(a), BLOCK):
         end = min(len(a), start + BLOCK)

@@ -14,9 +14,11 @@ import torch
 from qconvd.api import Array, Hessian, QconvdError, Unit, UnitReport, as_float32
 from qconvd_gptq.encoder import GptqEncoder, grid_of
 from qconvd_gptq.kernels.grid import GRID, SHRINKS
-from qconvd_gptq.solve import BLOCK, WIDEST, ActOrder, Grid, Solved, check_columns, column_order
+from qconvd_gptq.solve import WIDEST, ActOrder, Grid, Solved, check_columns, column_order
 
 Tensor: TypeAlias = Any
+BLOCK = 128
+"""Columns that are solved one by one between two matrix products."""
 
 
 class GpuEncoder(GptqEncoder):

@@ -4,8 +4,8 @@
     nearest round to nearest on the same grid, without a Hessian
 
 Weights are (rows, columns) = (out features, in features). A block of rows is solved at a time, so memory is a few times ROWS
-times columns, and within it: blocks of columns get what all columns before them feed back in one matrix product; single columns
-only what is left within PANEL of them.
+times columns, and within it: blocks of columns get what all columns before them feed back in one matrix product, halves of
+blocks what the other half does, and so on; single columns only what is left within PANEL of them.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class _Linear:
             raise QconvdError(
                 "solving gave weights that are not finite", where=self.where, fix="raise damp_percent, or take `method: rtn`"
             )
-        self.output_error += float(output)
+        self.output_error += float(output) if self.factor else 0.0
         # A scale that float16 cannot hold leaves weights more than a grid's width away.
         beyond = self._scale >= 65504
         overflows = int(

@@ -23,7 +23,7 @@ _codes = types.Array(types.uint8, 2, "C")
 _sums = types.Array(types.float64, 1, "C")
 TRANSPOSED = types.void(_read, _index, _write, _rows, _sums)
 COLUMNS = types.void(
-    _write, _write, _strided, _read, _read, _index, types.int64, types.int64, _row, _index, _codes, types.int64, _sums
+    _write, _read, _strided, _read, _read, _index, types.int64, types.int64, _row, _index, _codes, types.int64, _sums
 )
 BLOCK, STRIP = 64, 16
 """Rows and columns that are turned at once: a strip is a line of the cache, read once and written once."""
@@ -112,7 +112,7 @@ def _columns(
     """Round columns, the last first.
 
     `w`: (n, rows), the weights; becomes weight less what is read. `x`: (n, rows), the weights with what is fed back from
-    columns solved before; is used up. `ratio`: (n, n), how much of the error of column i column j < i takes.
+    columns solved before. `ratio`: (n, n), how much of the error of column i column j < i takes.
     `scale` and `zero`: (groups, rows); `group`: (n,), which of them. Without `feed`, nothing is passed on. Codes go to the rows
     `order` of `codes`, from column `first` on.
 

@@ -20,12 +20,12 @@ _read = types.Array(types.float32, 2, "A", readonly=True)
 _row = types.Array(types.float32, 1, "C")
 
 
-def _ordered(h: Vector, order: Vector, added: Scalar, alone: Scalar, out: Vector, first: Scalar, last: Scalar) -> None:
-    """Rows first to last - 1 of `out[i, j] = h[order[i], order[j]]` up to the diagonal, and zeros beyond it.
+def _ordered(h: Vector, order: Vector, added: Scalar, alone: Scalar, out: Vector) -> None:
+    """`out[i, j] = h[order[i], order[j]]` up to the diagonal, and zeros beyond it.
 
     The diagonal gets `added`; where it is not above zero it becomes `alone`.
     """
-    for i in range(first, last):
+    for i in range(order.size):
         row = h[order[i]]
         for j in range(i + 1):
             out[i, j] = row[order[j]]
@@ -34,7 +34,7 @@ def _ordered(h: Vector, order: Vector, added: Scalar, alone: Scalar, out: Vector
         out[i, i] = out[i, i] + added if out[i, i] > np.float32(0.0) else alone
 
 
-ordered = CACHE.entry(_ordered, types.void(_hessian, _order, types.float32, types.float32, _whole, types.int64, types.int64))
+ordered = CACHE.entry(_ordered, types.void(_hessian, _order, types.float32, types.float32, _whole))
 
 
 def _corner(a: Vector, pivots: Vector, inverse: Vector) -> Scalar:

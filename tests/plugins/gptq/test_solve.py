@@ -68,6 +68,30 @@ def test_it_is_as_good_as_the_plain_algorithm(bits: int, symmetric: bool, order:
 
 
 @pytest.mark.parametrize("order", ["none", "static", "desc_act"])
+@pytest.mark.parametrize(("columns", "group"), [(700, 32), (700, 8), (1100, 128), (1100, 600), (513, -1)])
+def test_so_it_is_where_feedback_crosses_blocks(columns: int, group: int, order: ActOrder) -> None:
+    w, h, grid = weights(40, columns), hessian(columns), Grid(4, group)
+    ours = output_error(w, solve(Weights(w), h, grid, order=order).dequantized(), h)
+    assert ours == pytest.approx(output_error(w, plain(w, h, grid, order).astype(np.float16), h), rel=2e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_a_hessian_looks_like_in_memory_makes_no_difference() -> None:
+    h = Hessian(np.asfortranarray(H.array), H.tokens)
+    np.testing.assert_array_equal(solve(Weights(W), h, Grid(4, 64)).codes, solve(Weights(W), H, Grid(4, 64)).codes)
+    large = Hessian(H.array * np.float32(1e38 / H.array.max()), H.tokens)
+    np.testing.assert_allclose(
+        solve(Weights(W), large, Grid(4, 64)).codes.mean(), solve(Weights(W), H, Grid(4, 64)).codes.mean()
+    )
+
+
+def test_rounding_to_nearest_has_no_output_error_whatever_is_lost() -> None:
+    huge = W.copy()
+    huge[3, 5] = 1e30
+    assert nearest(Weights(huge), Grid(4, 64)).output_error == 0
+
+
+@pytest.mark.parametrize("order", ["none", "static", "desc_act"])
 def test_integers_are_the_plain_algorithms_but_for_ties(order: ActOrder) -> None:
     grid = Grid(3, 32)
     found, expected = solve(Weights(W), H, grid, order=order).dequantized(), plain(W, H, grid, order).astype(np.float16)
