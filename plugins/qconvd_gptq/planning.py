@@ -37,7 +37,7 @@ from qconvd.api import (
 from qconvd_gptq import config_json
 from qconvd_gptq.linears import Chosen, sorted_out
 from qconvd_gptq.options import GptqOptions
-from qconvd_gptq.readers import NOTES, READERS, hindrance, obstacle
+from qconvd_gptq.readers import READERS, hindrance, note, obstacle
 
 CONTEXT = 1 << 30
 """Bytes of GPU memory for the driver's context and code, which no plan can know."""
@@ -76,9 +76,17 @@ def plan(model: ModelInfo, options: GptqOptions) -> Plan:
         ),
         left_out=tuple(LeftOut(k.tensor.name, kept_as(k.tensor, cast), k.reason) for k in kept),
         loads_with=readers,
-        notes=(*notes, *unmatched_patterns(options.modules, model)),
+        notes=(*_few(chosen, kept), *notes, *unmatched_patterns(options.modules, model)),
         calibration=calibration_spec(options.calibration, model) if options.method == "gptq" else None,
     )
+
+
+def _few(chosen: Sequence[Chosen], kept: Sequence[Kept]) -> tuple[str, ...]:
+    """A sentence where most linears are left out, which its name does not tell."""
+    if len(kept) <= len(chosen):
+        return ()
+    also = ", and so would `partial_groups: true`, for GPTQModel alone" if "group_size" in kept[0].reason else ""
+    return (f"quantizes only {len(chosen)} of {len(chosen) + len(kept)} linears: {kept[0].reason}{also}",)
 
 
 def _readers(
@@ -91,7 +99,7 @@ def _readers(
     for reader in READERS:
         why = obstacle(reader, options) or hindrance(reader, chosen, [k.module for k in kept], uniform)
         if not why:
-            good.append(Reader(READERS[reader], NOTES[reader]))
+            good.append(Reader(READERS[reader], note(reader, chosen)))
             continue
         bad.setdefault(why, []).append(READERS[reader])
         if reader in options.for_:

@@ -30,6 +30,7 @@ NOTES: dict[ReaderName, str] = {
     "transformers": "with gptqmodel and optimum installed; on a CPU not 4 bits in groups of 512 or 1024",
     "gptqmodel": "",
 }
+SHORT_GROUP = 'on a CPU with `backend="torch"`, for the last groups are short'
 GPTQMODEL_GROUPS = (-1, 16, 32, 64, 128, 256, 512, 1024)
 MARLIN_GROUPS = (-1, 32, 64, 128)
 
@@ -74,6 +75,12 @@ def hindrance(reader: ReaderName, linears: Sequence[Chosen], left_out: Sequence[
     if reader == "transformers" and not uniform:
         return "it leaves the same linears out of every layer, and here layers differ"
     return ""
+
+
+def note(reader: ReaderName, linears: Sequence[Chosen]) -> str:
+    """What has to be done before a reader loads it; empty if nothing."""
+    short = reader == "gptqmodel" and any(x.bits == 4 and x.columns % x.width for x in linears)
+    return SHORT_GROUP if short else NOTES[reader]
 
 
 def _mixed(quantized: set[str], left_out: Sequence[str]) -> str:

@@ -102,6 +102,9 @@ def test_what_a_group_size_does_not_divide_stays_in_16_bits_and_is_named() -> No
     reason = "groups of 128 do not divide 192 inputs; `group_size: 64` would"
     assert left_out(plan)["model.layers.0.self_attn.q_proj.weight"] == reason
     assert len(plan.left_out) == 12
+    assert (
+        plan.notes[0] == f"quantizes only 2 of 14 linears: {reason}, and so would `partial_groups: true`, for GPTQModel alone"
+    )
     config = config_of(plan)
     assert dynamic(config, "model.layers.1.mlp.down_proj") == {}
     for module in ("self_attn.q_proj", "self_attn.qkv_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.gate_up_proj"):
@@ -124,7 +127,12 @@ def test_partial_groups_take_them_in_and_only_gptqmodel_reads_that() -> None:
     plan = planned(headers(llama(width=192, key=192)), partial_groups=True)
     assert plan.left_out == ()
     assert next(t.shape for t in plan.tensors if t.name.endswith("q_proj.scales")) == (2, 192)
-    assert [r.name for r in plan.loads_with] == ["GPTQModel"]
+    assert [(r.name, r.note) for r in plan.loads_with] == [
+        ("GPTQModel", 'on a CPU with `backend="torch"`, for the last groups are short')
+    ]
+    eight = planned(headers(llama(width=192, key=192)), partial_groups=True, bits=8)
+    assert [(r.name, r.note) for r in eight.loads_with] == [("GPTQModel", "")]
+    assert not any("quantizes only" in note for note in plan.notes)
 
 
 def test_widths_that_do_not_fill_words_are_left_out() -> None:
