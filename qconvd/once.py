@@ -335,7 +335,8 @@ class _Run:
             self.waited = reason
             return
         for row in waiting:
-            self.errors[row.id] = QconvdError(_as_options(row.reason))
+            fix = "give a larger --memory, or leave it out" if "limits.memory allows" in row.reason else ""
+            self.errors[row.id] = QconvdError(_as_options(row.reason), fix=fix)
             self.listener.failed(self.targets[row.id].label, self.errors[row.id])
         self.ledger.cancel([row.id for row in waiting], reason)
 

@@ -278,7 +278,7 @@ def test_one_that_cannot_be_made_does_not_hold_up_the_others(qconvd: Qconvd, gla
         (["--to", "fp16", "--names", "x"], 2, "--names: there is no profile 'x'; there are default, thebloke"),
         (["--to", "fp16", "--device", "gpu"], 2, "gpu"),
         (["--to", "fp16", "--out", "file"], 3, "file: cannot be written: Not a directory\n  choose another --out"),
-        (["--to", "fp16", "--memory", "10MiB"], 3, "of memory; --memory allows 10.0 MiB"),
+        (["--to", "fp16", "--memory", "10MiB"], 3, "of memory; --memory allows 10.0 MiB\n  give a larger --memory"),
     ],
 )
 def test_refusals(qconvd: Qconvd, glass: Path, arguments: list[str], code: int, message: str) -> None:
