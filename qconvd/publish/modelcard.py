@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from statistics import median
 from typing import Any
 
 import jinja2
@@ -101,6 +102,21 @@ class Row:
     def statistics(self) -> str:
         """What its errors were weighed with."""
         return ", ".join(f"{s.get('kind')} {s.get('file')}" for s in self.manifest.statistics)
+
+    @property
+    def calibration(self) -> str:
+        """What it was calibrated on, and what that was good for; empty if it was not."""
+        about = self.manifest.calibration
+        if not about.get("samples"):
+            return ""
+        text = "the text that comes with qconvd" if about.get("text") == "default" else about.get("text")
+        said = f"{about['samples']} x {about.get('length')} tokens of {text}"
+        linears = [x for x in about.get("linears", {}).values() if x.get("output_error") and x.get("nearest_error")]
+        if linears:
+            share = median(x["output_error"] / x["nearest_error"] for x in linears)
+            said += f": its linears' outputs are off by {share:.0%} of what rounding to nearest gives (squared; "
+            said += f"median of {len(linears)})"
+        return said
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,22 @@ def test_what_needs_something_beside_it_is_shown_with_that_said(model: Path, tmp
     assert "Also loads with ExLlamaV2." in body
 
 
+def test_what_was_calibrated_says_on_what_and_what_for(model: Path, tmp_path: Path) -> None:
+    gptq = made(model, tmp_path, "gptq", "4bit-32g", bits=4, group_size=32, method="rtn")
+    linears = {name: {"output_error": 1.0, "nearest_error": worse} for name, worse in (("a", 2), ("b", 4), ("c", 5), ("d", 0))}
+    about = {"text": "default", "samples": 8, "length": 64, "linears": linears}
+    rows = [replace(gptq, calibration=about), replace(gptq, calibration={"text": "a|b.txt", "samples": 1, "length": 16})]
+    body, _ = render(card(upstream(model, "glass_en"), rows, title="g", repo="me/g"))
+    said = [line for line in body.splitlines() if "calibrated" in line]
+    assert said == [
+        "4bit-32g was calibrated on 8 x 64 tokens of the text that comes with qconvd: its linears' outputs are off by 25% of "
+        "what rounding to nearest gives (squared; median of 3).",
+        r"4bit-32g was calibrated on 1 x 16 tokens of a\|b.txt.",
+    ]
+    body, _ = render(card(upstream(model, "glass_en"), [gptq], title="g", repo="me/g"))
+    assert "calibrated" not in body
+
+
 def test_a_card_says_that_the_model_was_quantized_before(ggufs: list[Manifest]) -> None:
     quantized = [replace(m, source={**m.source, "quantization": "GPTQ, 4 bits"}) for m in ggufs]
     body, _ = render(card(Upstream("glass_en"), quantized, title="g"))
