@@ -35,7 +35,7 @@ def qconvd_findings(warm: bool) -> Iterable[Finding]:
     from qconvd_ggml.cache import CACHE
 
     if not warm:
-        return kernel_findings("kernels", CACHE, None)
+        return kernel_findings("GGUF kernels", CACHE, None)
     from qconvd_ggml.kernels import ready
 
-    return kernel_findings("kernels", CACHE, ready)
+    return kernel_findings("GGUF kernels", CACHE, ready)

@@ -45,7 +45,7 @@ class States:
             write_whole(known, text)
         elif self.position is not None and not self._is_sound(self._path(self.position)):
             log.warning("%s is damaged: calibration starts over", self._path(self.position),
-                        extra={"action": "calibration.damaged", "file": self._path(self.position)})  # fmt: skip
+                        extra={"action": "calibration.damaged", "path": self._path(self.position)})  # fmt: skip
             self.clear()
 
     @property

@@ -357,7 +357,7 @@ def test_doctor(qconvd: Qconvd, config: Path, tmp_path: Path) -> None:
     assert findings["watched"]["state"] == "good"
     assert findings["watch inbox"]["found"] == f"{tmp_path}/inbox can be watched"
     assert findings["output"]["found"].endswith("is not there yet; it will be made")
-    assert {"CPU", "memory", "formats", "kernels", "inotify", "disk", "state"} <= findings.keys()
+    assert {"CPU", "memory", "formats", "GGUF kernels", "inotify", "disk", "state"} <= findings.keys()
 
 
 def test_doctor_looks_for_what_calibration_needs_if_a_recipe_calibrates(
