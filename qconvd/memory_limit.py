@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import resource
+from collections.abc import Mapping
 
 from qconvd.errors import QconvdError
 from qconvd.quantities import show_size
@@ -52,10 +53,7 @@ def keep_freed_memory() -> None:
     For a process whose one thread makes arrays of the same sizes over and over, as verification does: it takes no more at its
     peak. glibc gives back arrays of 32 MiB and more whatever it is told otherwise. Other C libraries have no such setting.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, 0x7FFFFFFF)
+    _set_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: 0x7FFFFFFF})
 
 
 def keep_freed_arrays() -> None:
@@ -64,11 +62,14 @@ def keep_freed_arrays() -> None:
     What is larger, as Hessians may be, goes back at once; of the rest, what is above `KEPT` at the end of the heap. There is
     one heap for all threads that begin after this: those of their own glibc gives back whenever nothing is in them.
     """
+    _set_malloc({_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: KEPT, _ARENA_MAX: 1})
+
+
+def _set_malloc(settings: Mapping[int, int]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_TRIM_THRESHOLD, KEPT)
-        mallopt(_ARENA_MAX, 1)
+        for setting, value in settings.items():
+            mallopt(setting, value)
 
 
 KEPT = 128 << 20

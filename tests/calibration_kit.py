@@ -24,6 +24,10 @@ from qconvd.engine.run import Limits
 MEMORY = 2 << 30
 GPT2 = "gpt2"
 """Among the families, but made without a record."""
+SAME = {"command-r-plus": "command-r", "deepseek2-lite": "deepseek2-plain"}
+"""Records with many layers; the code is that of another's."""
+FAMILIES = (GPT2, *(n for n in family_models.NAMES if n not in {"internlm2", *SAME}))
+"""Those that are calibrated: transformers has no InternLM2."""
 
 
 def family(folder: Path, name: str) -> ModelInfo:

@@ -43,9 +43,9 @@ class States:
         if not known.exists() or known.read_bytes() != text:
             self.clear()
             write_whole(known, text)
-        elif self.position is not None and not self._is_sound(self._path(self.position)):
-            log.warning("%s is damaged: calibration starts over", self._path(self.position),
-                        extra={"action": "calibration.damaged", "path": self._path(self.position)})  # fmt: skip
+        elif (at := self.position) is not None and not self._is_sound(path := self._path(at)):
+            log.warning("%s is damaged: calibration starts over", path,
+                        extra={"action": "calibration.damaged", "path": path})  # fmt: skip
             self.clear()
 
     @property

@@ -71,12 +71,17 @@ def as_data(plan: Plan, price: Price | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def samples_in_words(about: Mapping[str, Any]) -> str:
+    """What was run through a model, from what a plan or a manifest says of its calibration."""
+    text = "the text that comes with qconvd" if about.get("text") == "default" else about.get("text")
+    return f"{about.get('samples')} x {about.get('length')} tokens of {text}"
+
+
 def in_words(data: Mapping[str, Any]) -> str:
     """A sentence for people."""
-    text = "the text that comes with qconvd" if data["text"] == "default" else data["text"]
     waves, layers = data["waves"], data["layers"]
     often = "once" if waves <= layers else f"in {waves} waves, for its statistics do not fit into memory at once"
     return (
-        f"calibrated on {data['samples']} x {data['length']} tokens of {text}, which go through {layers} layers {often}; that "
+        f"calibrated on {samples_in_words(data)}, which go through {layers} layers {often}; that "
         f"takes {show_size(data['memory'])} of memory, and {show_size(data['scratch'])} of disk meanwhile"
     )

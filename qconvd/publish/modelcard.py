@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 
 from qconvd import __version__
+from qconvd.engine.calibration_cost import samples_in_words
 from qconvd.engine.manifest import Manifest
 from qconvd.errors import QconvdError
 from qconvd.formats import Advises
@@ -109,8 +110,7 @@ class Row:
         about = self.manifest.calibration
         if not about.get("samples"):
             return ""
-        text = "the text that comes with qconvd" if about.get("text") == "default" else about.get("text")
-        said = f"{about['samples']} x {about.get('length')} tokens of {text}"
+        said = samples_in_words(about)
         linears = [x for x in about.get("linears", {}).values() if x.get("output_error") and x.get("nearest_error")]
         if linears:
             share = median(x["output_error"] / x["nearest_error"] for x in linears)

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import calibration_kit as kit
-import family_models
 from qconvd.calibration import bfloat16
 from qconvd.calibration.bfloat16 import add_products, computed_in
 from qconvd.calibration.gather import Sum
@@ -107,9 +106,7 @@ def test_the_type_is_what_the_device_is_fast_with_unless_said(
     assert computed_in(CalibrationSpec("default", "", dtype=dtype), Device(kind)) is wanted  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "name", [kit.GPT2, *(n for n in family_models.NAMES if n not in ("internlm2", "command-r-plus", "deepseek2-lite"))]
-)
+@pytest.mark.parametrize("name", kit.FAMILIES)
 def test_a_family_in_bfloat16_differs_by_rounding_only(tmp_path: Path, name: str) -> None:
     model = kit.family(tmp_path, name)
     names = kit.linears(model)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import calibration_kit as kit
-import family_models
 import plain_model as reference
 from qconvd.calibration.network import Network
 from qconvd.calibration.samples import tokens
@@ -17,11 +16,9 @@ from qconvd.engine.plan import StatRequest
 from qconvd.errors import Unsupported
 
 REFUSED = {"internlm2": "does not know the model type 'internlm2'"}
-SAME = {"command-r-plus": "command-r", "deepseek2-lite": "deepseek2-plain"}
-"""Records with many layers; the code is that of another's."""
 
 
-@pytest.mark.parametrize("name", [kit.GPT2, *(n for n in family_models.NAMES if n not in {*REFUSED, *SAME})])
+@pytest.mark.parametrize("name", kit.FAMILIES)
 def test_a_family_is_calibrated_as_transformers_runs_it(tmp_path: Path, name: str) -> None:
     model = kit.family(tmp_path, name)
     # Longer than the sliding windows of these models.

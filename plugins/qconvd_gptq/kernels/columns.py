@@ -121,7 +121,7 @@ def _columns(
     """
     n, rows = w.shape
     most = np.float32(levels - 1)
-    errors, fed = np.zeros((n, LANES), np.float32), np.zeros(LANES, np.float32)
+    errors = np.zeros((n, LANES), np.float32)
     # One array for all that is computed with: where there are many, LLVM does not prove that none overlaps another.
     t = np.zeros((_T, LANES), np.float32)
     for at in range(0, rows, LANES):
@@ -133,13 +133,12 @@ def _columns(
             t[_SCALE, r] = np.float32(1.0)
         for i in range(n - 1, -1, -1):
             if feed:
-                _fed(errors, ratio, i, fed)
+                _fed(errors, ratio, i, t[_FED])
             g = group[i]
             _take(scale[g, at : at + lanes], t[_SCALE])
             _take(zero[g, at : at + lanes], t[_ZERO])
             _take(x[i, at : at + lanes], t[_X])
             _take(w[i, at : at + lanes], t[_W])
-            _take(fed, t[_FED])
             _round(t, most, pivots[i])
             _take(t[_W], errors[i])
             _take(t[_W, :lanes], w[i, at : at + lanes])
