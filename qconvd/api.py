@@ -5,6 +5,7 @@ from __future__ import annotations
 from qconvd import __version__ as version
 from qconvd.cache_home import cache_home
 from qconvd.calibration.options import CalibrationOptions, calibration_spec
+from qconvd.calibration.products import add_rounded_products, bfloat16_pays
 from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
 from qconvd.checkpoints.ggml import ggml_vocabulary
 from qconvd.checkpoints.ggml_shapes import check_ggml
@@ -84,7 +85,8 @@ __all__ = [
     "Permute", "Placed", "Plan", "Prepares", "QconvdError", "Read", "Reader", "Rebuilder", "Rebuilt", "Repeat", "Reshape",
     "RowSplit", "RowsAlike", "SideFile", "Size", "Slice", "Stack", "StatRequest", "Stateless", "StatisticsFile", "TensorInfo",
     "Transpose",
-    "Unit", "UnitReport", "Unsupported", "Whole", "as_float32", "bf16_as_normal_f16", "cache_home", "calibration_spec",
+    "Unit", "UnitReport", "Unsupported", "Whole", "add_rounded_products", "as_float32", "bf16_as_normal_f16", "bfloat16_pays",
+    "cache_home", "calibration_spec",
     "carried_files", "check_ggml",
     "check_report", "config_with", "container", "cuda_device", "decided_by", "dequantized", "encode_rest", "ggml_vocabulary",
     "gguf_families", "gguf_metadata", "given_by", "hookimpl", "imatrix_metadata", "imatrix_tensors",

@@ -43,7 +43,8 @@ class GptqEncoder:
         weights, grid, o = Weights(x, unit.inputs[0].dtype), grid_of(unit), unit.options
         if hessian is None:
             return nearest(weights, grid, unit.id)
-        return solve(weights, hessian, grid, order=o["order"], damp=o["damp_percent"], where=unit.id)
+        rounded = o.get("feedback") != "float32"
+        return solve(weights, hessian, grid, order=o["order"], damp=o["damp_percent"], rounded=rounded, where=unit.id)
 
 
 def _figures(unit: Unit, x: Array, solved: Solved, hessian: Hessian | None) -> Mapping[str, float]:

@@ -135,6 +135,8 @@ def _linear(x: Chosen, options: GptqOptions) -> Unit:
     }  # fmt: skip
     if calibrated:
         said["damp_percent"] = options.damp_percent
+        if options.calibration.dtype == "float32":
+            said["feedback"] = "float32"
     if options.non_finite != "report":
         said["non_finite"] = options.non_finite
     return Unit(

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvd.api import Hessian, QconvdError, UnitReport, as_float32
+from qconvd.api import Hessian, QconvdError, UnitReport, add_rounded_products, as_float32, bfloat16_pays
 from qconvd_gptq.factor import Factor, Order, factor, inverse_of
 from qconvd_gptq.kernels import ready
 from qconvd_gptq.parts import in_parts
@@ -28,6 +28,8 @@ ROWS = 1024
 """Rows that are solved together: wide enough for matrix products, and not the whole matrix."""
 BLOCK, PANEL = 512, 32
 """Columns that get the feedback of all before them in one product, and columns that are left to the kernel."""
+ROUNDED = 128 * 128
+"""Ratios from which on feedback is multiplied in bfloat16, where that takes less time: fewer take as long in float32."""
 WIDEST = 16.0
 """No group's range is wider than this many times the largest weight of its row, whatever is fed back to it."""
 
@@ -95,21 +97,31 @@ def nearest(w: Weights, grid: Grid, where: str = "") -> Solved:
 
 
 def solve(
-    w: Weights, hessian: Hessian, grid: Grid, *, order: ActOrder = "static", damp: float = 0.01, where: str = ""
+    w: Weights,
+    hessian: Hessian,
+    grid: Grid,
+    *,
+    order: ActOrder = "static",
+    damp: float = 0.01,
+    rounded: bool = True,
+    where: str = "",
 ) -> Solved:
     """Quantize `w` so that its outputs change least on what `hessian` was gathered from.
 
     `order`: `none` solves columns as they stand, `desc_act` those with large activations first, and groups are columns that are
     solved one after the other (`g_idx` is shuffled); both find a group's scale when its first column is reached. `static`
     solves as `desc_act` does, with groups of neighbouring columns whose scales are those of the weights as they were. `damp` is
-    the share of the mean diagonal that is added to the diagonal; more if the factorisation fails.
+    the share of the mean diagonal that is added to the diagonal; more if the factorisation fails. `rounded`: feedback is
+    multiplied in bfloat16 and summed up in float32, on processors that are faster with it; it moves weights by a small part
+    of what rounding to the grid does, and the output error by the square of that.
 
     Raises `QconvdError` naming `where` for a Hessian of another size or that is not finite, and where the result is not.
     """
     check_columns(hessian, w.array.shape[1], where)
     dynamic, by = column_order(order, grid)
     made = factor(hessian, by, damp, where)
-    return _Linear(w, grid, made, made.columns, dynamic=dynamic, where=where).solved()
+    rounded = rounded and bfloat16_pays()
+    return _Linear(w, grid, made, made.columns, dynamic=dynamic, rounded=rounded, where=where).solved()
 
 
 def check_columns(hessian: Hessian, columns: int, where: str) -> None:
@@ -128,9 +140,18 @@ class _Linear:
     """Arrays of one linear while it is solved. Positions count columns as in `Factor`: the one that is solved last is 0."""
 
     def __init__(
-        self, w: Weights, grid: Grid, made: Factor | None, order: NDArray[np.int64], *, dynamic: bool, where: str
+        self,
+        w: Weights,
+        grid: Grid,
+        made: Factor | None,
+        order: NDArray[np.int64],
+        *,
+        dynamic: bool,
+        rounded: bool = False,
+        where: str,
     ) -> None:
         self.w, self.grid, self.factor, self.order, self.dynamic, self.where = w, grid, made, order, dynamic, where
+        self.rounded = rounded
         rows, columns = w.array.shape
         self.columns, self.width = columns, grid.width(columns)
         groups = grid.groups(columns)
@@ -243,10 +264,13 @@ class _Linear:
     def _feed(self, w: Singles, x: Singles, start: int, since: int, until: int) -> None:
         """Add to `x`, which is positions from `start` on, what the errors of positions since to until - 1 give them."""
         if self.factor and since < until:
-            ratio, errors = self.factor.ratio[since:until, start : start + len(x)].T, w[since:until]
+            ratio, errors = self.factor.ratio[since:until, start : start + len(x)], w[since:until]
 
             def feed(first: int, last: int) -> None:
-                x[:, first:last] += ratio @ errors[:, first:last]
+                if self.rounded and ratio.size >= ROUNDED:
+                    add_rounded_products(ratio, errors[:, first:last], x[:, first:last])
+                else:
+                    x[:, first:last] += ratio.T @ errors[:, first:last]
 
             in_parts(x.shape[1], ratio.size, feed)
 

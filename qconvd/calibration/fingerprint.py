@@ -12,6 +12,7 @@ import transformers
 
 from qconvd import __version__
 from qconvd.calibration.bfloat16 import multiplies_bfloat16
+from qconvd.calibration.kernels import tiled
 from qconvd.checkpoints.base import ModelInfo
 from qconvd.checkpoints.identity import identity
 from qconvd.engine.plan import CalibrationSpec, Device
@@ -38,7 +39,7 @@ def fingerprint(
 
 def _processor() -> str:
     """What its sums depend on."""
-    bfloat16 = " BF16" if multiplies_bfloat16() else ""
+    bfloat16 = (" AMX" if tiled() else " BF16") if multiplies_bfloat16() else ""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}{bfloat16}"
 
 

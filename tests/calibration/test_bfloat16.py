@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import calibration_kit as kit
-from qconvd.calibration import bfloat16
+from qconvd.calibration import bfloat16, kernels, products
 from qconvd.calibration.bfloat16 import add_products, computed_in
 from qconvd.calibration.gather import Sum
+from qconvd.calibration.products import add_rounded_products
 from qconvd.engine.plan import CalibrationSpec, Device, StatRequest
 
 CPU = torch.device("cpu")
@@ -34,14 +35,55 @@ def check(tokens: int, columns: int) -> None:
     add_products(x, sums)
     above = np.triu_indices(columns)
     wanted = exact(x)[above] + 3
-    # Two roundings for each pair of tokens, in blocks of 512.
+    # Two roundings for each pair of tokens, in blocks of 256.
     np.testing.assert_allclose(sums.numpy()[above], wanted, rtol=0, atol=2e-6 * (tokens + 3) + 1e-6)
 
 
-@pytest.mark.parametrize("columns", [1, 47, 48, 49, 64, 341])
-@pytest.mark.parametrize("tokens", [1, 2, 511, 512, 513, 1300])
+@pytest.fixture(params=["tiles", "dots"])
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AMX, and what a processor without it does."""
+    if request.param == "dots":
+        monkeypatch.setattr(kernels, "tiled", lambda: False)
+    elif not kernels.tiled():
+        pytest.skip("needs a processor with AMX")
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("columns", [1, 47, 63, 64, 65, 341])
+@pytest.mark.parametrize("tokens", [1, 2, 31, 33, 255, 256, 257, 1300])
 def test_products_are_those_of_float64(tokens: int, columns: int) -> None:
     check(tokens, columns)
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("columns", [(1, 1), (16, 33), (64, 64), (100, 130), (512, 70)])
+@pytest.mark.parametrize("rows", [1, 31, 32, 511, 512, 1025])
+def test_rectangles_are_products_of_what_was_rounded(rows: int, columns: tuple[int, int]) -> None:
+    random = np.random.default_rng(rows)
+    x, y = (random.standard_normal((rows + 2, n + 5)).astype("f4")[1:-1, 3:-2] for n in columns)
+    exact = rounded(x).T @ rounded(y) + 3
+    whole = np.full((columns[0], columns[1] + 7), 3, np.float32)
+    add_rounded_products(x, y, whole[:, 4:-3])
+    np.testing.assert_allclose(whole[:, 4:-3], exact, rtol=0, atol=2e-6 * (rows + 3) + 1e-6)
+    assert (whole[:, :4] == 3).all() and (whole[:, -3:] == 3).all()
+    across = np.full(columns, 3, np.float32)
+    add_rounded_products(np.asfortranarray(x), np.asfortranarray(y), across)
+    np.testing.assert_array_equal(across, whole[:, 4:-3])
+
+
+@pytest.mark.usefixtures("instructions")
+def test_what_is_no_number_stays_none() -> None:
+    x, y = np.ones((3, 70), np.float32), np.ones((3, 66), np.float32)
+    # Rounding alone would make the first of these -0.
+    x[0, 3], x[1, 7] = np.array([0x7FFFFFFF, 0x7F800000], np.uint32).view(np.float32)
+    sums = np.zeros((70, 66), np.float32)
+    add_rounded_products(x, y, sums)
+    assert np.isnan(sums[3]).all() and np.isposinf(sums[7]).all()
+    assert (np.delete(sums, [3, 7], 0) == 3).all()
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(np.ascontiguousarray(x)).bfloat16().double().numpy()
 
 
 def test_threads_and_parts_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +93,7 @@ def test_threads_and_parts_make_no_difference(monkeypatch: pytest.MonkeyPatch) -
         for threads in (1, 3, 7):
             torch.set_num_threads(threads)
             for scratch in (1, 1 << 20, 64 << 20):
-                monkeypatch.setattr(bfloat16, "SCRATCH", scratch)
+                monkeypatch.setattr(products, "SCRATCH", scratch)
                 found.append(torch.zeros(341, 341))
                 add_products(x, found[-1])
     finally:
@@ -59,8 +101,26 @@ def test_threads_and_parts_make_no_difference(monkeypatch: pytest.MonkeyPatch) -
     assert all(torch.equal(one, found[0]) for one in found)
 
 
+@pytest.mark.parametrize(
+    ("tiles", "feature", "vendor", "wanted"),
+    [
+        (True, "", "GenuineIntel", True),
+        (False, "avx512bf16", "GenuineIntel", False),
+        (False, "avx512bf16", "AuthenticAMD", True),
+        (False, "", "AuthenticAMD", False),
+    ],
+)
+def test_feedback_is_rounded_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool, feature: str, vendor: str, wanted: bool
+) -> None:
+    monkeypatch.setattr(kernels, "tiled", lambda: tiles)
+    monkeypatch.setattr("qconvd.calibration.kernels.products.compiled_with", lambda f: f == feature)
+    monkeypatch.setattr("qconvd.kernel_cache._cpu", lambda: f"vendor_id : {vendor}")
+    assert products.bfloat16_pays.__wrapped__() is wanted
+
+
 def test_processors_without_the_instruction_do_without() -> None:
-    code = "import test_bfloat16 as t; t.check(700, 100); t.check(33, 48)"
+    code = "import test_bfloat16 as t; t.check(700, 100); t.check(33, 48); t.test_what_is_no_number_stays_none()"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"PATH": "", "NUMBA_CPU_NAME": "generic", "PYTHONPATH": ":".join(p for p in sys.path if p)},

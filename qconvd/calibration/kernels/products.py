@@ -9,28 +9,37 @@ VDPBF16PS takes subnormal numbers (below 1e-38) for zero, and rounds after each 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from qconvd.calibration.kernels import CACHE
 
 Scalar: TypeAlias = Any
 Vector: TypeAlias = Any
 
-WIDTH = 48
+WIDTH = 64
 """Columns of a strip: three vectors of 16, which with ROWS times as many sums fill the registers."""
-ROWS = 8
-TOKENS = 512
+ROWS = 4
+TOKENS = 256
+PAIRS = 16
+"""Strips hold a multiple of so many pairs of tokens, the last ones zero: AMX takes so many at once."""
+GROUP = 8
+"""Strips that stay in the cache while all others are multiplied with them."""
 _VECTOR, _WORD = 16, 4
 _DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
 
 _bits = types.Array(types.uint16, 2, "C", readonly=True)
+_floats = types.Array(types.float32, 2, "A", readonly=True)
 _strips = types.Array(types.uint32, 3, "C")
-_sums = types.Array(types.float32, 2, "C")
+_sums = types.Array(types.float32, 2, "A")
+PAIRED = types.Array(types.int64, 2, "C", readonly=True)
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]
@@ -48,17 +57,22 @@ class _BFloat(ir.Type):  # type: ignore[misc]
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _WORDS, _FLOATS = ir.VectorType(_I32, _VECTOR), ir.VectorType(ir.FloatType(), _VECTOR)
-_PAIRS = ir.VectorType(_BFloat(), 2 * _VECTOR)
+_BFLOATS, _PAIRS = ir.VectorType(_BFloat(), _VECTOR), ir.VectorType(_BFloat(), 2 * _VECTOR)
+_HALVES = ir.VectorType(ir.IntType(16), _VECTOR)
 
 
-class _Tile:
-    """Emits the loop over pairs of tokens for one tile."""
+def _each(number: int) -> Any:
+    return ir.Constant(_WORDS, [number] * _VECTOR)
 
-    def __init__(self, builder: Any, has_dot: bool) -> None:
-        self.builder, self.has_dot = builder, has_dot
 
-    def emit(self, rows: Any, columns: Any, pairs: Any, out: Any, stride: Any) -> None:
-        """out[r, c] += sum over pairs of rows[r] . columns[c]; all but `pairs` (at least one) are addresses and bytes."""
+class _Emitter:
+    """Emits what LLVM makes one instruction of."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder, self.has_dot = builder, compiled_with("avx512bf16")
+
+    def multiplied(self, rows: Any, columns: Any, pairs: Any, out: Any) -> None:
+        """out[r, c] = sum over pairs of rows[r] . columns[c]; all but `pairs` (at least one) are addresses and bytes."""
         build = self.builder
         before = build.block
         loop, after = build.append_basic_block("pairs"), build.append_basic_block("summed")
@@ -80,10 +94,10 @@ class _Tile:
         build.cbranch(build.icmp_signed("<", following, pairs), loop, after)
         build.position_at_end(after)
         for r, of_row in enumerate(sums):
-            row = build.add(out, build.mul(stride, _I64(r)))
+            row = build.add(out, _I64(r * WIDTH * _WORD))
             for c, total in enumerate(of_row):
                 place = build.inttoptr(build.add(row, _I64(c * _VECTOR * _WORD)), _FLOATS.as_pointer())
-                build.store(build.fadd(build.load(place, align=_WORD), total.incomings[1][0]), place, align=_WORD)
+                build.store(total.incomings[1][0], place, align=_WORD)
 
     def _load(self, address: Any, offset: int, kind: Any) -> Any:
         place = self.builder.inttoptr(self.builder.add(address, _I64(offset)), kind.as_pointer())
@@ -92,7 +106,7 @@ class _Tile:
     def _spread(self, word: Any) -> Any:
         nothing = ir.Constant(_WORDS, ir.Undefined)
         first = self.builder.insert_element(nothing, word, _I32(0))
-        return self.builder.shuffle_vector(first, nothing, ir.Constant(_WORDS, [0] * _VECTOR))
+        return self.builder.shuffle_vector(first, nothing, _each(0))
 
     def _dot(self, total: Any, left: Any, right: Any) -> Any:
         build = self.builder
@@ -111,38 +125,79 @@ class _Tile:
         return module.globals.get(name) or ir.Function(module, ir.FunctionType(_FLOATS, arguments), name)
 
     def _lower(self, words: Any) -> Any:
-        return self.builder.bitcast(self.builder.shl(words, ir.Constant(_WORDS, [16] * _VECTOR)), _FLOATS)
+        return self.builder.bitcast(self.builder.shl(words, _each(16)), _FLOATS)
 
     def _upper(self, words: Any) -> Any:
-        return self.builder.bitcast(self.builder.and_(words, ir.Constant(_WORDS, [0xFFFF0000] * _VECTOR)), _FLOATS)
+        return self.builder.bitcast(self.builder.and_(words, _each(0xFFFF0000)), _FLOATS)
+
+    def rounded_pairs(self, low: Any, high: Any, out: Any) -> None:
+        """Words of two bfloat16: from 16 float32 at `low` and as many at `high`."""
+        build = self.builder
+        both = build.or_(self._rounded(low), build.shl(self._rounded(high), _each(16)))
+        build.store(both, build.inttoptr(out, _WORDS.as_pointer()), align=_WORD)
+
+    def added(self, made: Any, out: Any) -> None:
+        """Add 16 numbers to others."""
+        build = self.builder
+        total = build.fadd(self._load(made, 0, _FLOATS), self._load(out, 0, _FLOATS))
+        build.store(total, build.inttoptr(out, _FLOATS.as_pointer()), align=_WORD)
+
+    def _rounded(self, address: Any) -> Any:
+        """Words of one bfloat16. NaN stays NaN."""
+        build = self.builder
+        if self.has_dot:
+            halves = build.bitcast(build.fptrunc(self._load(address, 0, _FLOATS), _BFLOATS), _HALVES)
+            return build.zext(halves, _WORDS)
+        bits = self._load(address, 0, _WORDS)
+        odd = build.and_(build.lshr(bits, _each(16)), _each(1))
+        nearest = build.lshr(build.add(bits, build.add(odd, _each(0x7FFF))), _each(16))
+        quiet = build.or_(build.lshr(bits, _each(16)), _each(0x40))
+        nan = build.icmp_unsigned(">", build.and_(bits, _each(0x7FFFFFFF)), _each(0x7F800000))
+        return build.select(nan, quiet, nearest)
 
 
-def _add_tile(typing: Any, rows: Any, columns: Any, pairs: Any, out: Any, stride: Any) -> Any:  # noqa: ARG001
+def _multiplied(typing: Any, rows: Any, columns: Any, pairs: Any, out: Any) -> Any:  # noqa: ARG001
+    return _emitting(4, _Emitter.multiplied)
+
+
+def _rounded_pairs(typing: Any, low: Any, high: Any, out: Any) -> Any:  # noqa: ARG001
+    return _emitting(3, _Emitter.rounded_pairs)
+
+
+def _added(typing: Any, made: Any, out: Any) -> Any:  # noqa: ARG001
+    return _emitting(2, _Emitter.added)
+
+
+def _emitting(count: int, emit: Callable[..., None]) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        _Tile(builder, has_dot()).emit(*arguments)
+        emit(_Emitter(builder), *arguments)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 5), generate
+    return types.void(*[types.intp] * count), generate
 
 
-add_tile: Any = intrinsic(_add_tile)
+multiplied: Any = intrinsic(_multiplied)
+added: Any = intrinsic(_added)
+rounded_pairs: Any = intrinsic(_rounded_pairs)
 
 
-def has_dot() -> bool:
-    """Whether kernels are compiled for a processor with AVX512-BF16."""
+def compiled_with(feature: str) -> bool:
+    """Whether kernels are compiled for a processor with this feature of LLVM's."""
     from numba import config
 
     settings: Any = config
-    return "+avx512bf16" in (settings.CPU_FEATURES or "")
+    return f"+{feature}" in (settings.CPU_FEATURES or "").split(",")
 
 
 def _paired(x: Vector, strips: Vector, first: Scalar, last: Scalar) -> None:
-    """Lay out columns of (tokens, columns) bfloat16 bits: strips first to last - 1 of (strips, pairs of tokens, WIDTH)."""
+    """Lay out columns of (tokens, columns) bfloat16 bits: strips first to last - 1 of (strips, pairs of tokens, WIDTH).
+
+    What `strips` has more than there are tokens and columns is zero.
+    """
     tokens, columns = x.shape
     for strip in range(first, last):
         start, count = strip * WIDTH, min(WIDTH, columns - strip * WIDTH)
-        if count < WIDTH or tokens % 2:
-            strips[strip] = np.uint32(0)
+        strips[strip, 0 if count < WIDTH else tokens // 2 :] = np.uint32(0)
         for pair in range(tokens // 2):
             low, high = x[2 * pair, start : start + count], x[2 * pair + 1, start : start + count]
             if count == WIDTH:
@@ -156,43 +211,70 @@ def _paired(x: Vector, strips: Vector, first: Scalar, last: Scalar) -> None:
                 strips[strip, tokens // 2, c] = np.uint32(x[tokens - 1, start + c])
 
 
-paired = CACHE.entry(_paired, types.void(_bits, _strips, types.int64, types.int64))
-
-
-def _add_products(strips: Vector, sums: Vector, first: Scalar, last: Scalar) -> None:
-    """Add products of strips to `sums`, (columns, columns), of which those above the diagonal count.
-
-    Of the pairs (row strip <= column strip), counted column by column, `first` to `last - 1` are made.
-    """
-    columns = sums.shape[0]
-    every = strips.shape[1]
-    data, out, stride = strips.ctypes.data, sums.ctypes.data, columns * _WORD
-    edge = np.zeros((WIDTH, WIDTH), np.float32)
-    for start in range(0, every, TOKENS // 2):
-        pairs = min(TOKENS // 2, every - start)
-        column, row = 0, first
-        while row > column:
-            row -= column + 1
-            column += 1
-        for _ in range(first, last):
-            whole = (column + 1) * WIDTH <= columns
-            right = data + (column * every + start) * WIDTH * _WORD
-            left = data + (row * every + start) * WIDTH * _WORD
-            for r in range(0, WIDTH, ROWS):
-                if whole:
-                    add_tile(
-                        left + r * _WORD, right, pairs, out + ((row * WIDTH + r) * columns + column * WIDTH) * _WORD, stride
-                    )
-                else:
-                    add_tile(left + r * _WORD, right, pairs, edge.ctypes.data + r * WIDTH * _WORD, WIDTH * _WORD)
-            if not whole:
-                for r in range(min(WIDTH, columns - row * WIDTH)):
-                    for c in range(columns - column * WIDTH):
-                        sums[row * WIDTH + r, column * WIDTH + c] += edge[r, c]
+def _paired_floats(x: Vector, strips: Vector) -> None:
+    """As `paired`, all strips, of (tokens, columns) float32, each row contiguous, which is rounded."""
+    tokens, columns = x.shape
+    edge = np.zeros((2, WIDTH), np.float32)
+    for strip in range(strips.shape[0]):
+        start, count = strip * WIDTH, min(WIDTH, columns - strip * WIDTH)
+        strips[strip, -(-tokens // 2) :] = np.uint32(0)
+        for pair in range(-(-tokens // 2)):
+            low = x.ctypes.data + 2 * pair * x.strides[0] + start * _WORD
+            high = low + x.strides[0]
+            if count < WIDTH or 2 * pair + 1 == tokens:
                 edge[:] = np.float32(0.0)
-            row += 1
-            if row > column:
-                row, column = 0, column + 1
+                for of_two in range(min(2, tokens - 2 * pair)):
+                    for c in range(count):
+                        edge[of_two, c] = x[2 * pair + of_two, start + c]
+                low, high = edge.ctypes.data, edge.ctypes.data + WIDTH * _WORD
+            out = strips.ctypes.data + (strip * strips.shape[1] + pair) * WIDTH * _WORD
+            for c in range(0, WIDTH * _WORD, _VECTOR * _WORD):
+                rounded_pairs(low + c, high + c, out + c)
 
 
-add_products = CACHE.entry(_add_products, types.void(_strips, _sums, types.int64, types.int64))
+paired = CACHE.entry(_paired, types.void(_bits, _strips, types.int64, types.int64))
+paired_floats = CACHE.entry(_paired_floats, types.void(_floats, _strips))
+
+
+def _add_made(made: Vector, sums: Vector, row: Scalar, column: Scalar) -> None:
+    """Add what was made to `sums` from a place on, as far as they go."""
+    rows, columns = min(made.shape[0], sums.shape[0] - row), min(made.shape[1], sums.shape[1] - column)
+    for i in range(rows):
+        of_made = made.ctypes.data + i * made.strides[0]
+        out = sums.ctypes.data + (row + i) * sums.strides[0] + column * _WORD
+        for c in range(0, columns - _VECTOR + 1, _VECTOR):
+            added(of_made + c * _WORD, out + c * _WORD)
+        for c in range(columns // _VECTOR * _VECTOR, columns):
+            sums[row + i, column + c] += made[i, c]
+
+
+add_made = CACHE.block(_add_made)
+
+
+def _add_products(left: Vector, right: Vector, sums: Vector, pairs: Vector, first: Scalar, last: Scalar) -> None:
+    """Add products of strips to `sums`, (columns of left, columns of right): `first` to `last - 1` of `pairs` of strips."""
+    every = right.shape[1]
+    made = np.empty((ROWS, WIDTH), np.float32)
+    for i in range(first, last):
+        row, column = pairs[i, 0] * WIDTH, pairs[i, 1] * WIDTH
+        for start in range(0, every, TOKENS // 2):
+            count = min(TOKENS // 2, every - start)
+            of_left = left.ctypes.data + (row * every + start * WIDTH) * _WORD
+            of_right = right.ctypes.data + (column * every + start * WIDTH) * _WORD
+            for r in range(0, min(WIDTH, sums.shape[0] - row), ROWS):
+                multiplied(of_left + r * _WORD, of_right, count, made.ctypes.data)
+                add_made(made, sums, row + r, column)
+
+
+add_products = CACHE.entry(_add_products, types.void(_strips, _strips, _sums, PAIRED, types.int64, types.int64))
+
+
+@cache
+def pairs_of_strips(left: int, right: int, triangle: bool) -> NDArray[np.int64]:
+    """(count, 2): which of so many strips to multiply with each other; of a triangle, those on and above the diagonal.
+
+    In an order in which GROUP strips of `right` stay in the cache.
+    """
+    groups = (range(first, min(first + GROUP, right)) for first in range(0, right, GROUP))
+    pairs = [(row, c) for group in groups for row in range(left) for c in group if row <= c or not triangle]
+    return np.array(pairs, np.int64)

@@ -68,6 +68,12 @@ def test_calibration_is_asked_for_and_rounding_needs_none() -> None:
     assert quantized.calibration.stream == "quantized"
 
 
+def test_who_wants_statistics_in_float32_gets_feedback_so_too() -> None:
+    for calibration, wanted in (({}, None), ({"dtype": "float32"}, "float32")):
+        units = planned(headers(llama(1)), calibration=calibration).units
+        assert {u.options.get("feedback") for u in units if "bits" in u.options} == {wanted}
+
+
 @pytest.mark.parametrize(("bits", "words", "zeros"), [(2, 32, 16), (3, 48, 24), (4, 64, 32), (8, 128, 64)])
 def test_sizes_by_bits(bits: int, words: int, zeros: int) -> None:
     shapes = {t.name: t.shape for t in planned(headers(llama(1)), bits=bits).tensors}

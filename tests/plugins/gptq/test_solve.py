@@ -71,8 +71,21 @@ def test_it_is_as_good_as_the_plain_algorithm(bits: int, symmetric: bool, order:
 @pytest.mark.parametrize(("columns", "group"), [(700, 32), (700, 8), (1100, 128), (1100, 600), (513, -1)])
 def test_so_it_is_where_feedback_crosses_blocks(columns: int, group: int, order: ActOrder) -> None:
     w, h, grid = weights(40, columns), hessian(columns), Grid(4, group)
-    ours = output_error(w, solve(Weights(w), h, grid, order=order).dequantized(), h)
+    ours = output_error(w, solve(Weights(w), h, grid, order=order, rounded=False).dequantized(), h)
     assert ours == pytest.approx(output_error(w, plain(w, h, grid, order).astype(np.float16), h), rel=2e-3)
+
+
+@pytest.mark.parametrize("order", ["none", "static", "desc_act"])
+@pytest.mark.parametrize(("columns", "group"), [(700, 32), (1100, 600), (513, -1)])
+def test_feedback_in_bfloat16_is_as_good(monkeypatch: pytest.MonkeyPatch, columns: int, group: int, order: ActOrder) -> None:
+    monkeypatch.setattr("qconvd_gptq.solve.bfloat16_pays", lambda: True)
+    w, h, grid = weights(300, columns), hessian(columns), Grid(4, group)
+    made = [solve(Weights(w), h, grid, order=order, rounded=rounded) for rounded in (True, False)]
+    assert (made[0].codes != made[1].codes).any()
+    errors = [output_error(w, each.dequantized(), h) for each in made]
+    # Codes differ, so errors do by chance.
+    assert errors[0] == pytest.approx(errors[1], rel=5e-3)
+    assert made[0].output_error == pytest.approx(made[1].output_error, rel=5e-3)
 
 
 @pytest.mark.filterwarnings("error")
