@@ -86,7 +86,9 @@ def convert(
     else:
         _report(made, shown.seconds, asked=to is not None)
     if any(m.error for m in made):
-        raise typer.Exit(Exit.FAILED if any(m.new and not m.error for m in made) or shown.began else Exit.REFUSED)
+        # As `plan` would: none can be made, and somebody can mend that.
+        refused = not shown.began and not any(m.log or (m.new and not m.error) for m in made)
+        raise typer.Exit(Exit.REFUSED if refused else Exit.FAILED)
 
 
 def _limits(memory: str | None, threads: int | None) -> Any:

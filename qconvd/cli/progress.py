@@ -57,7 +57,7 @@ class Shown:
             self._bars.stop()
 
     def stage(self, stage: Stage, labels: Sequence[str]) -> None:
-        self.began = True
+        self.began = self.began or stage != "plan"
         self._tell_plans()
         self._passes.update(dict.fromkeys(labels, tuple(labels)))
         self._doing.pop(tuple(labels), None)

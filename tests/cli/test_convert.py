@@ -292,10 +292,18 @@ def test_refusals(qconvd: Qconvd, glass: Path, arguments: list[str], code: int, 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(qconvd: Qconvd, glass: Path) -> None:
     said = qconvd("convert", glass, "--to", "q8_0", "--device", "cuda")
-    assert said.code == 1
+    assert said.code == 3
     assert "gguf Q8_0 was not made: this asks for a GPU (device: cuda); none is visible: " in said.err
     assert "NVIDIA driver" in said.err  # is not installed, or does not answer
     assert list(Path().iterdir()) == []
+
+
+def test_what_the_plan_refuses_ends_as_plan_does(qconvd: Qconvd, glass: Path, tmp_path: Path) -> None:
+    silent = shutil.copytree(glass, tmp_path / "silent", ignore=shutil.ignore_patterns("tokenizer*"))
+    said = [qconvd(*command) for command in (("plan", silent, "--to", "gptq"), ("convert", silent, "--to", "gptq"))]
+    assert [s.code for s in said] == [3, 3]
+    for each in said:
+        assert "calibration needs the model's tokenizer, and there is none" in each.err + each.out
 
 
 def test_no_model(qconvd: Qconvd) -> None:
@@ -443,7 +451,7 @@ def test_a_plugin_that_breaks_in_the_worker(
     assert "fp16" in plugins().formats
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     said = qconvd("convert", glass, "--to", "fp16", "--out", "out")
-    assert said.code == 1
+    assert said.code == 3
     assert "fp16 was not made: no plugin provides the format 'fp16'; the plugin fp16 cannot be loaded: Runtime" in said.err
     assert not Path("out/.qconvd").exists()
 
