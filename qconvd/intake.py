@@ -8,6 +8,7 @@ them is an exception.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -38,6 +39,8 @@ from qconvd.checkpoints.refusals import OTHER_WEIGHTS
 from qconvd.engine.manifest import manifest_paths
 from qconvd.errors import Incomplete, QconvdError
 from qconvd.holes import unwritten
+
+log = logging.getLogger(__name__)
 
 LEFT_OVER = 3600.0
 """Seconds after which a temporary file that has not changed counts as left behind by a program that was stopped."""
@@ -123,6 +126,10 @@ def look(path: Path, *, ignore: Collection[Path] = (), now: float | None = None,
     except OSError as error:  # from a plugin's reader, or a race that none foresaw; the next look tells
         found = unreadable(path, error)
         return Look("incomplete", found.what, found.fix, fingerprint=before)
+    except Exception as error:  # a defect of a reader, ours or a plugin's: one model must not stop all others
+        log.exception("looking at %s failed", path, extra={"action": "model.defect", "path": path})
+        return Look("refused", f"a defect of qconvd or of a plugin: {type(error).__name__} (the log has the traceback)",
+                    "please report it", fingerprint=before)  # fmt: skip
     if fingerprint(path) != before:
         return Look("incomplete", "changed while it was looked at", "wait for the copy to finish", fingerprint=before)
     return Look("complete", model=model, fingerprint=before)

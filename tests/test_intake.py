@@ -34,6 +34,21 @@ def said(found: Look) -> tuple[str, str]:
     return found.state, found.reason
 
 
+def test_a_defect_of_a_reader_is_that_models_alone(
+    inbox: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: object, path: Path) -> None:
+        raise OverflowError("Python int too large to convert to C long")
+
+    model = write_model(inbox / "m")
+    monkeypatch.setattr("qconvd.checkpoints.safetensors.SafetensorsReader.inspect", broken)
+    found = look(model)
+    assert said(found) == ("refused", "a defect of qconvd or of a plugin: OverflowError (the log has the traceback)")
+    assert found.fix == "please report it"
+    (record,) = [r for r in caplog.records if r.getMessage() == f"looking at {model} failed"]
+    assert record.exc_info and record.exc_info[0] is OverflowError
+
+
 def names(folder: Path, **options: object) -> list[str]:
     return [str(p.relative_to(folder)) for p in candidates(folder, **options)]  # type: ignore[arg-type]
 

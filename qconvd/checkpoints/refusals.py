@@ -161,10 +161,16 @@ def unclaimed(path: Path, names: Collection[str]) -> QconvdError:
         if _of_diffusers(config):
             return _diffusion(path, "config.json")
         if "architectures" in config or "model_type" in config:
-            return Incomplete("has a config.json but no weights yet", where=str(path), fix="add the model's safetensors")
+            fix = "add the model's safetensors"
+            if odd := sorted(n for n in visible if n.endswith(_TORCH) and n not in _NO_WEIGHTS):
+                fix = f"{fix}; if {odd[0]} holds its weights, call it pytorch_model.bin"
+            return Incomplete("has a config.json but no weights yet", where=str(path), fix=fix)
     return NotAModel("holds no model: neither weights nor a model's config.json", where=str(path))
 
 
+_TORCH = (".bin", ".pt", ".pth")
+_NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "scheduler.bin", "scaler.pt")
+"""What a training writes beside the model."""
 _MERGE = "merge it into its base model first (with peft: merge_and_unload) and give qconvd the merged model"
 _LANGUAGE = "qconvd converts language models; take a tool made for diffusion models"
 

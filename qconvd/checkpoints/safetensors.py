@@ -42,6 +42,7 @@ HEADER_LIMIT = 100_000_000
 
 TENSOR_AXES = 32
 _INT64 = 1 << 63
+_ADAPTER = "adapter_model."
 # Types that safetensors knows and that no conversion here reads.
 _OTHER_TYPES = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64"})
 
@@ -55,7 +56,11 @@ class SafetensorsReader:
         """Whether a folder holds safetensors, or an index of them; or the path is named like such a file."""
         if path.name.endswith(".safetensors") and not is_folder(path):
             return True
-        return any(e.name.endswith((".safetensors", ".safetensors.index.json")) for e in _visible(path))
+        found = [e.name for e in _visible(path)]
+        ours = [name for name in found if name.endswith((".safetensors", ".safetensors.index.json"))]
+        # An adapter may lie beside a whole model that torch wrote.
+        whole = any(WEIGHTS.fullmatch(name) and not name.startswith(_ADAPTER) for name in found)
+        return bool(ours) and not (whole and all(name.startswith(_ADAPTER) for name in ours))
 
     def inspect(self, path: Path) -> ModelInfo:
         """Read config.json, the index and every shard's header.

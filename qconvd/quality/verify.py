@@ -287,12 +287,15 @@ def _compared(
         Source(model) as source,
         Comparison(folder, plan, source, formats[manifest.format], plugins().operations) as comparison,
     ):
-        for unit in plan.units:
-            odd = [t.name for t in unit.outputs if t.name in report.non_finite]
-            if odd and any(x.dtype in FLOATS for x in unit.inputs):
-                comparison.full(unit)
-            else:
-                comparison.sample(unit)
-        source.check()
+        try:
+            for unit in plan.units:
+                odd = [t.name for t in unit.outputs if t.name in report.non_finite]
+                if odd and any(x.dtype in FLOATS for x in unit.inputs):
+                    comparison.full(unit)
+                else:
+                    comparison.sample(unit)
+        finally:
+            # A model that changed meanwhile is the reason of whatever else was found.
+            source.check()
         worst = comparison.worst
     return replace(report, rows=worst.rows, max_error=worst.error, worst=worst.share, worst_tensor=worst.tensor)

@@ -43,7 +43,8 @@ CASES: dict[str, tuple[Quantizer, dict[str, Any], str]] = {
     "awq": (awq(32), A | {"bits": 4, "group_size": 32, "version": "gemm"}, "AWQ, 4 bits, group size 32"),
     "ct 4 bits": (compressed(4, 32), config_of("pack-quantized", 4, 32), f"{PACKED}, 4 bits, group size 32"),
     "ct 4 bits asymmetric": (
-        compressed(4, 32, asymmetric=True), config_of("pack-quantized", 4, 32), f"{PACKED}, 4 bits, group size 32"
+        compressed(4, 32, asymmetric=True), config_of("pack-quantized", 4, 32, symmetric=False),
+        f"{PACKED}, 4 bits, group size 32",
     ),
     "ct 4 bits by row": (compressed(4, 0), config_of("pack-quantized", 4, 0), f"{PACKED}, 4 bits"),
     "ct 8 bits": (compressed(8, 16, asymmetric=True), config_of("pack-quantized", 8, 16), f"{PACKED}, 8 bits, group size 16"),
@@ -53,7 +54,7 @@ CASES: dict[str, tuple[Quantizer, dict[str, Any], str]] = {
     ),
     "ct int8": (compressed(8, 0, kind="int8"), config_of("int-quantized", 8, 0), "compressed-tensors int-quantized, 8 bits"),
     "ct int8 asymmetric": (
-        compressed(8, 0, kind="int8", asymmetric=True), config_of("int-quantized", 8, 0),
+        compressed(8, 0, kind="int8", asymmetric=True), config_of("int-quantized", 8, 0, symmetric=False),
         "compressed-tensors int-quantized, 8 bits",
     ),
     "ct int8 by activation": (
@@ -231,6 +232,22 @@ def spoilt(folder: Path, case: str, **changes: Any) -> QconvdError:
     with pytest.raises(BadCheckpoint) as caught:
         converted(folder, folder.with_name("out"), "fp16")
     return caught.value
+
+
+def test_groups_that_do_not_divide_an_awq_linear(tmp_path: Path) -> None:
+    toy(tmp_path / "m", "awq")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["quantization_config"]["group_size"] = 33
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadCheckpoint) as caught:
+        converted(tmp_path / "m", tmp_path / "out", "fp16")
+    assert caught.value.what == "has 96 inputs, which groups of 33 do not divide"
+
+
+def test_zero_points_that_are_due_and_missing(tmp_path: Path) -> None:
+    for number, case in enumerate(("ct 4 bits asymmetric", "ct int8 asymmetric")):
+        lacks = spoilt(tmp_path / str(number) / "m", case, weight_zero_point=None)
+        assert lacks.what == f"the model lacks '{Q}.weight_zero_point'"
 
 
 def test_parts_that_do_not_fit(tmp_path: Path) -> None:

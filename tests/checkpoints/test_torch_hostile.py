@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoint_files import data
+from checkpoint_files import data, write_safetensors
 from damage import scattered
 from qconvd.checkpoints import inspect
 from qconvd.checkpoints.torch.tensors import read_tensors
@@ -196,7 +196,7 @@ def test_what_no_pickle_of_weights_does(tmp_path: Path, pickled: bytes, what: st
         (state({"w": tensor((3, 4), (0, 1))}), "tensor 'w' is a view with gaps or repeats (shape [3, 4], strides [0, 1])"),
         (state({"w": tensor((3, 5))}), "tensor 'w' reaches beyond the end of its storage"),
         (state({"w": tensor(offset=1)}), "tensor 'w' reaches beyond the end of its storage"),
-        (state({"w": tensor((1 << 61, 4))}), "tensor 'w' reaches beyond the end of its storage"),
+        (state({"w": tensor((1 << 61, 4))}), "tensor 'w' claims an absurd size"),
         (state({"w": tensor(stored=storage(numel=13))}), "has 48 bytes in its storage '0', where its pickle says 52"),
         (state({"w": tensor(stored=storage("7"))}), "has no member 'archive/data/7', though its pickle says so"),
         (state({"w": tensor(stored=storage("../../etc/passwd"))}),
@@ -303,6 +303,41 @@ def test_zip64_is_read(tmp_path: Path) -> None:
     tail = b"PK\6\7" + struct.pack("<IQI", 0, end, 1) + b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 2, 2, 2**32 - 1, 2**32 - 1, 0)
     found = read_tensors(write(tmp_path / "b", whole[:begin] + directory + record + tail), "pytorch_model.bin")["w"][0]
     assert found == plain
+    for offset in (1 << 62, 1 << 63, (1 << 64) - 1):
+        struct.pack_into("<Q", directory, len(directory) - 8, offset)
+        error = refused(tmp_path / "c", whole[:begin] + directory + record + tail)
+        assert type(error) is BadCheckpoint
+        assert error.what == "has a directory that does not fit its member 'archive/data/0'"
+
+
+def test_shapes_that_no_array_has(tmp_path: Path) -> None:
+    pickled = state({"w": tensor((1 << 61, 0), strides=(0, 1))})
+    assert refused(tmp_path / "m", archive(pickled)).what == "tensor 'w' claims an absurd size"
+
+
+def test_an_adapter_beside_a_whole_model_is_no_reason(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", archive())
+    write_safetensors(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+    assert list(inspect(folder).tensors) == ["w"]
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(Unsupported, match=r"is an adapter \(LoRA\), not a whole model"):
+        inspect(folder)
+
+
+def test_weights_of_another_name_are_told_what_to_be_called(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", archive(), "owl.pt")
+    with pytest.raises(QconvdError) as caught:
+        inspect(folder)
+    assert caught.value.what == "has a config.json but no weights yet"
+    assert caught.value.fix == "add the model's safetensors; if owl.pt holds its weights, call it pytorch_model.bin"
+    with pytest.raises(Unsupported, match="is not called as a model's weights are") as alone:
+        inspect(folder / "owl.pt")
+    assert alone.value.fix == f"call it pytorch_model.bin if it holds the model's weights, and give qconvd the folder: {folder}"
+    (folder / "owl.pt").rename(folder / "optimizer.pt")
+    with pytest.raises(QconvdError) as caught:
+        inspect(folder)
+    assert caught.value.fix == "add the model's safetensors"
 
 
 STREAMS: dict[str, tuple[bytes, str]] = {
@@ -408,7 +443,20 @@ def copied(count: int) -> bytes:
     return PROTO + b"](" + pairs + b"e\x85q\0" + (ORDERED + b"h\0" + REDUCE) * count + STOP
 
 
+def shared(count: int) -> bytes:
+    """A long list that lies under many names."""
+    return state({"w": tensor(), "a": b"](" + b"N" * 900_000 + b"eq\0", **{f"{i}": b"h\0" for i in range(count)}})
+
+
+def looked_through(count: int) -> bytes:
+    """A list of the same pair 900,000 times, which makes an OrderedDict of one key, again and again."""
+    pairs = tuple_of(text("a"), b"N") + b"q\1" + b"h\1" * 900_000
+    return PROTO + b"](" + pairs + b"e\x85q\0" + (ORDERED + b"h\0" + REDUCE) * count + STOP
+
+
 COSTLY: dict[str, bytes] = {
+    "shared": archive(shared(90_000)),
+    "looked through": archive(looked_through(200_000)),
     "deep": archive(nested(400_000)),
     "doubled": archive(doubled(150_000)),
     "doubled in a state dict": archive(state({"w": tensor(), "x": doubled(150_000)[2:-1]})),
@@ -444,5 +492,5 @@ except QconvdError:
 
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, preexec_fn=limits)
     assert result.returncode == 0, result.stderr
-    if case != "doubled in a state dict":  # whose weights are right, and the rest is not looked at
+    if case not in ("doubled in a state dict", "shared"):  # whose weights are right, and the rest is not looked at
         assert int(result.stdout) < len(COSTLY[case]) * 3 / (1 << 20) + 100  # MiB

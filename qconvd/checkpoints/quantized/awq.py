@@ -35,7 +35,9 @@ def _linear(parts: Parts, module: str, packed: TensorInfo, group: int) -> None:
         raise parts.wrong(packed, f"is {packed.dtype} {list(packed.shape)}, no matrix of I32")
     k, n = packed.shape[0], packed.shape[1] * 8
     size = group if group > 0 else k
-    groups = -(-k // max(1, size))
+    if k % max(1, size):
+        raise parts.wrong(packed, f"has {k} inputs, which groups of {size} do not divide")
+    groups = k // max(1, size)
     scales = parts.take(f"{module}.scales", (groups, n), dtypes=SCALES)
     zeros = parts.take(f"{module}.qzeros", (groups, n // 8), dtypes=("I32",))
     xs = (Transpose(stored(packed)), as_floats(Transpose(stored(scales))), Transpose(stored(zeros)))

@@ -37,6 +37,7 @@ class Scheme:
     strategy: str
     group: int
     block: tuple[int, int]
+    symmetric: bool
 
 
 def reader(said: Mapping[str, Any], label: str, where: str) -> Callable[[Parts], None]:
@@ -78,6 +79,7 @@ def _scheme(weights: Any) -> Scheme:
         strategy=str(said.get("strategy") or ""),
         group=group if isinstance(group, int) and group > 0 else 0,
         block=(block[0], block[1]) if is_block and isinstance(block, list) else (0, 0),
+        symmetric=said.get("symmetric") is not False,
     )
 
 
@@ -98,7 +100,8 @@ def _packed(parts: Parts, module: str, packed: TensorInfo, schemes: list[Scheme]
     index = parts.find(f"{module}.weight_g_idx", (k,), dtypes=("I32", "I64"))
     scale, block = _scale(parts, module, (n, k), fitting, rows=True)
     bits, groups = fitting[0].bits, -(-k // block[1])
-    zeros = parts.find(f"{module}.weight_zero_point", (-(-n * bits // 32), groups), dtypes=("I32",))
+    found = parts.find if any(s.symmetric for s in fitting) else parts.take
+    zeros = found(f"{module}.weight_zero_point", (-(-n * bits // 32), groups), dtypes=("I32",))
     options: dict[str, Any] = {"bits": bits, "columns": k, "group": block[1]}
     xs: tuple[Expr, ...] = (stored(packed), as_floats(stored(scale)))
     if zeros:
@@ -129,9 +132,11 @@ def _plain(parts: Parts, module: str, schemes: list[Scheme]) -> None:
     if len(weight.shape) != 2:
         raise parts.wrong(weight, f"is {weight.dtype} {list(weight.shape)}, no matrix")
     n, k = weight.shape
-    scale, (height, width) = _scale(parts, module, (n, k), [s for s in schemes if s.bits == 8], rows=False)
+    fitting = [s for s in schemes if s.bits == 8]
+    scale, (height, width) = _scale(parts, module, (n, k), fitting, rows=False)
     index = parts.find(f"{module}.weight_g_idx", (k,), dtypes=("I32", "I64"))
-    zero = parts.find(f"{module}.weight_zero_point", scale.shape, dtypes=("I8", "F8_E4M3", *SCALES))
+    found = parts.find if any(s.symmetric for s in fitting) else parts.take
+    zero = found(f"{module}.weight_zero_point", scale.shape, dtypes=("I8", "F8_E4M3", *SCALES))
     xs: tuple[Expr, ...] = (Cast(stored(weight), "F32"), as_floats(stored(scale)))
     options: dict[str, Any] = {"columns": k, "block": [height, width]}
     if zero:

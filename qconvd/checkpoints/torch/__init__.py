@@ -88,6 +88,9 @@ def _copies(tensors: Found) -> dict[str, str]:
 def _lone(path: Path) -> QconvdError:
     _read(path.parent, path.name)  # a broken, half-copied or hostile file has better reasons
     if is_there(path.parent / "config.json"):
+        if not WEIGHTS.fullmatch(path.name):
+            fix = f"call it pytorch_model.bin if it holds the model's weights, and give qconvd the folder: {path.parent}"
+            return Unsupported("is not called as a model's weights are", where=str(path), fix=fix)
         return Unsupported("is one file of a model", where=str(path), fix=f"give qconvd the folder: {path.parent}")
     fix = "put it with the config.json and tokenizer of its model into a folder of their own, and give qconvd that"
     return Unsupported(f"no config.json goes with a lone {path.suffix} file", where=str(path), fix=fix)

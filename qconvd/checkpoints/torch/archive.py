@@ -51,6 +51,8 @@ class Archive:
         member = self.members.get(self.root + name)
         if member is None:
             raise bad(f"has no member {quoted(self.root + name)}, though its pickle says so", self.where)
+        if member.header + 30 > self.begin:  # a zip64 may claim any place
+            raise bad(f"has a directory that does not fit its member {quoted(member.name)}", self.where)
         header = read_at(self.descriptor, member.header, 30)
         if not any(header):
             what = f"has zeros where {quoted(member.name)} should be, which is not written yet"

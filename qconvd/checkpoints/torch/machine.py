@@ -98,10 +98,13 @@ class _Machine:
 
     def contain(self, value: Any, size: int = 0) -> None:
         """Push a container, counted; `size` are the elements that were copied into it."""
-        self.containers += 1 + size
+        self.spend(1 + size)
+        self.stack.append(value)
+
+    def spend(self, count: int) -> None:
+        self.containers += count
         if self.containers > CONTAINERS:
             raise Wrong(f"makes more than {CONTAINERS:,} lists, dicts and tuples")
-        self.stack.append(value)
 
     def text(self, count: int) -> str:
         if count > TEXT_LIMIT:
@@ -147,12 +150,13 @@ class _Machine:
         if not isinstance(maker, Maker) or not isinstance(arguments, tuple):
             called = maker.name if isinstance(maker, Name) else f"a {type(maker).__name__}"
             raise Wrong(f"calls {called}, which is no function of weights")
+        # What is kept in the memo could be read, and copied, without end.
+        self.spend(sum(len(a) for a in arguments if isinstance(a, list | tuple)))
         try:
             made = maker.make(*arguments)
         except TypeError:
             raise Wrong(f"calls {maker.name} with {len(arguments)} arguments") from None
-        # Of what is kept in the memo copies could be made without end.
-        self.contain(made, len(made) if isinstance(made, dict | tuple) else 0)
+        self.contain(made)
 
     def build(self) -> None:
         """Attributes of a state dict (`_metadata`) or of a tensor: nothing of the weights."""

@@ -19,15 +19,15 @@ _PARALLEL = "module."
 
 def weights_of(whole: Any, where: str) -> dict[str, Tensor]:
     """The tensors by name, in their order. Raises `Unsupported` for a training state and whatever else is no state dict."""
-    found = whole
+    found, holds = whole, _Holding()
     for _ in range(len(WRAPPERS)):
         if not isinstance(found, dict):
             break
         _refuse_training(found, where)
         inner = next((key for key in WRAPPERS if isinstance(found.get(key), dict)), None)
-        if inner is None or _holds_tensors(found):
+        if inner is None or holds(found):
             break
-        others = [key for key, value in found.items() if key != inner and _holds_tensors(value)]
+        others = [key for key, value in found.items() if key != inner and holds(value)]
         if others:
             what = f"holds two sets of weights, under {quoted(inner)} and {quoted(str(others[0]))}"
             raise Unsupported(what, where=where, fix=_ALONE)
@@ -40,7 +40,7 @@ def weights_of(whole: Any, where: str) -> dict[str, Tensor]:
             if not isinstance(name, str):
                 raise Unsupported(f"has weights under {name!r}, which is no name", where=where, fix=_ALONE)
             weights[name] = value
-        elif _holds_tensors(value):
+        elif holds(value):
             raise Unsupported(f"has {_called(value)} under {quoted(str(name))}, not weights", where=where, fix=_ALONE)
     if not weights:
         raise BadCheckpoint("holds no tensors", where=where, fix=_ALONE)
@@ -58,10 +58,22 @@ def _refuse_training(found: Mapping[Any, Any], where: str) -> None:
         raise Unsupported(f"is the state of a training run, as its key {quoted(key)} shows", where=where, fix=_ALONE)
 
 
-def _holds_tensors(value: Any) -> bool:
-    """Whether a dict or a list holds tensors itself; what they nest is not looked at, which could take for ever."""
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return any(isinstance(one, Tensor) for one in inside)
+class _Holding:
+    """Whether dicts and lists hold tensors themselves; what they nest is not looked at, which could take for ever.
+
+    So could one list under many names: each is looked through once.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, bool] = {}
+
+    def __call__(self, value: Any) -> bool:
+        if not isinstance(value, dict | list | tuple):
+            return False
+        if id(value) not in self._known:
+            inside = value.values() if isinstance(value, dict) else value
+            self._known[id(value)] = any(isinstance(one, Tensor) for one in inside)
+        return self._known[id(value)]
 
 
 def _called(value: Any) -> str:

@@ -150,6 +150,8 @@ def _placed(name: str, tensor: Tensor, start: int, file: str, where: str) -> tup
     except KeyError:
         what = f"{label} is of torch's type {tensor.kind.torch}, which is not read"
         raise Unsupported(what, where=where, fix="give qconvd the model in 16 or 32 bits") from None
+    if prod(max(1, n) for n in tensor.shape) * item >= 1 << 63:  # also of no elements: no array has such a shape
+        raise bad(f"{label} claims an absurd size", where)
     count = prod(tensor.shape)
     order = _order(tensor)
     if count and order is None:
