@@ -10,13 +10,26 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runti
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from qconvd.checkpoints.base import ModelInfo
-from qconvd.engine.expr import dequantized
+from qconvd.engine.expr import Cast, dequantized
 from qconvd.engine.plan import Array, Buffer, Device, Encoder, NameParts, Plan, Unit, UnitReport
 from qconvd.errors import QconvdError, Unsupported
 from qconvd.quantities import size
 
 Size: TypeAlias = Annotated[int, BeforeValidator(size), WithJsonSchema({"type": ["string", "integer"], "format": "size"})]
 """Bytes in a format's options, written as people write them: `5GB`, `512MiB`."""
+
+
+def _file_size(given: str | float) -> int:
+    found = size(given)
+    if 0 < found < 1000:
+        raise ValueError(f"a file of {found} bytes? say the unit: {found}GB")
+    return found
+
+
+FileSize: TypeAlias = Annotated[
+    int, BeforeValidator(_file_size), WithJsonSchema({"type": ["string", "integer"], "format": "size"})
+]
+"""The size above which weights are split into several files: as `Size`, but that a forgotten unit is noticed."""
 
 
 class FormatOptions(BaseModel):
@@ -156,8 +169,9 @@ def check_report(unit: Unit, report: UnitReport, options: FormatOptions | Mappin
     """
     wanted = options.non_finite if isinstance(options, FormatOptions) else options.get("non_finite", "report")
     if wanted == "refuse" and (report.nan or report.inf):
+        cast = next((f" in {x.dtype}" for x in unit.inputs if isinstance(x, Cast)), "")
         raise QconvdError(
-            f"has {report.nan} NaN and {report.inf} infinite weights, and `non_finite: refuse` is set",
+            f"has {report.nan} NaN and {report.inf} infinite weights{cast}, and `non_finite: refuse` is set",
             where=unit.outputs[0].name,
             fix="mend the model, or convert it with `non_finite: report`",
         )

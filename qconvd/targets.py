@@ -136,6 +136,10 @@ def resolve(raw: Any, folder: Path | None = None) -> tuple[list[Target], list[Wr
     """
     folder = folder or Path.cwd()
     if isinstance(raw, str):
+        # As on a command line. YAML takes `int8:w8a8`, without a blank, for text.
+        form, colon, rest = (part.strip() for part in raw.partition(":"))
+        if colon and _format_of(form):
+            return _resolve_one(form, rest, (), folder)
         return _resolve_one(raw, None, (), folder)
     if isinstance(raw, Mapping) and len(raw) == 1:
         ((name, value),) = raw.items()
@@ -191,6 +195,8 @@ def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[li
     if isinstance(given, str):
         return [], [Wrong(path, given)]
     clash = sorted(set(preset) & set(given))
+    if clash and isinstance(value, str):
+        return [], [Wrong(path, f"{name!r} already says {clash[0]}; write `{format.name}: {value}` instead")]
     if clash:
         return [], [
             Wrong(

@@ -16,6 +16,8 @@ Doubles: TypeAlias = Any
 """An array of float64."""
 NARROWEST = 0.8
 """What the search leaves of a range at least."""
+LEAST = 2e-38
+"""Somewhat above what bitsandbytes takes for the least that a block of weights or of scales is divided by."""
 PARTS = 1 << 10
 """Parts of [0, 1] for which distances from a type's numbers are looked up: they fit in the first-level cache."""
 
@@ -102,6 +104,8 @@ def _codebook(unit: Unit, x: Array) -> Array:
         widest = np.repeat(moved.reshape(-1, NESTED_BLOCK).max(axis=1), NESTED_BLOCK)[: largest.size]
         # How far a number of at most 1 is from the nearest of the 256; a weight is that of its block at most.
         coarse = (widest * (np.diff(moving_point()).max() / 2 * (1 + 2.0**-10))).astype(np.float32)
+    # What is so small that nothing can be divided by it is read as anything up to it.
+    coarse += np.where(largest < LEAST, largest, np.float32(0))
     found = np.empty(flat.size, np.float32)
     ready("codebook_bound")(flat, CODEBOOK_BLOCK, largest, coarse, _from_nearest(unit.options["type"]), found)
     return found.reshape(x.shape)

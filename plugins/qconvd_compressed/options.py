@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from qconvd.api import FormatOptions, NameParts, Size, module_patterns
+from qconvd.api import FileSize, FormatOptions, NameParts, module_patterns
 from qconvd_compressed.readers import READERS, ReaderName
 from qconvd_compressed.schemes import Codebook, Floats, Integers, LlmInt8, Scheme
 
@@ -54,7 +54,7 @@ class QuantizedOptions(FormatOptions):
         description=f"Readers that must load the result, or it is an error: {', '.join(READERS)}.",
         json_schema_extra={"type": ["array", "string"], "items": {"enum": list(READERS)}},
     )
-    max_shard_size: Size = Field(
+    max_shard_size: FileSize = Field(
         5_000_000_000, gt=0, description="Weights above this size are split into several files with an index, e.g. `5GB`."
     )
 
@@ -63,7 +63,7 @@ class QuantizedOptions(FormatOptions):
         container = getattr(self, "container", CT)
         for other, names in self.ONLY.items():
             for name in names if other != container else ():
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if name in self.model_fields_set:
                     raise ValueError(f"{name} belongs to `container: {other}`; leave it out, or say that")
         return self
 
@@ -104,7 +104,10 @@ class Int8Options(QuantizedOptions):
         json_schema_extra={"type": ["array", "string"], "items": {"enum": ["w8a16", "w8a8"]}},
     )
     llm_int8_threshold: float = Field(
-        6.0, ge=0, description="Activations beyond it are multiplied in 16 bits; what bitsandbytes reads from the config."
+        6.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Activations beyond it are multiplied in 16 bits; what bitsandbytes reads from the config.",
     )
 
     @property
@@ -206,7 +209,10 @@ def int4_from_text(text: str) -> dict[str, Any]:
         return {"container": BNB}
     found = _INT4.fullmatch(word)
     if not word or not found or (found["group"] and int(found["group"]) not in GROUP_SIZES):
-        raise ValueError(f"int4 has no variant {text!r}; write w4a16, a group size such as 64g or 64g-asym, channel, nf4, fp4")
+        raise ValueError(
+            f"int4 has no variant {text!r}; write w4a16, a group size such as 64g, channel, either "
+            "with -asym, nf4, fp4 or bitsandbytes"
+        )
     given: dict[str, Any] = {}
     if found["group"] or found["row"]:
         given["group_size"] = [int(found["group"] or -1)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from qconvd.api import (
     ContainerSpec,
@@ -33,7 +34,7 @@ from qconvd_compressed import stored
 from qconvd_compressed.config_json import quantization_config
 from qconvd_compressed.options import GROUP_SIZES, QuantizedOptions
 from qconvd_compressed.readers import READERS, hindrance, note
-from qconvd_compressed.schemes import Integers, Scheme
+from qconvd_compressed.schemes import Floats, Integers, Scheme
 
 NO_MODULE = re.compile(r"embed|wte$|wpe$|norm|conv")
 """Matrices that are no linears: nothing needs to be told about them."""
@@ -68,7 +69,7 @@ def plan(model: ModelInfo, options: QuantizedOptions, format: str) -> Plan:
         units=tuple(units),
         name=options.name_parts,
         side_files=(
-            config_with(model.config, config, "float16" if cast else None),
+            config_with(model.config, config, dtype if cast or _says_another(model.config, dtype) else None),
             *carried_files(model, ("config.json",)),
             *([index] if index else []),
         ),
@@ -78,9 +79,14 @@ def plan(model: ModelInfo, options: QuantizedOptions, format: str) -> Plan:
     )
 
 
+def _says_another(config: Mapping[str, Any], dtype: str) -> bool:
+    """Whether a config names another type than the weights have: transformers would cast what is not quantized to it."""
+    return any(config.get(key) not in (None, dtype) for key in ("dtype", "torch_dtype"))
+
+
 def _decided(x: Linear, scheme: Scheme, options: QuantizedOptions) -> Linear | Kept:
     if decided_by(options.modules, x.module):
-        return Kept(x.tensor, x.module, "`modules` leaves it out")
+        return Kept(x.tensor, x.module, "left out by `modules`")
     reason = stored.hindrance(x, scheme)
     return Kept(x.tensor, x.module, reason) if reason else x
 
@@ -98,7 +104,7 @@ def _readers(
         bad.append(f"does not load with {shown}: {why}")
         if reader in options.for_:
             raise Unsupported(f"{shown} would not load it: {why}", fix=f"change that, or leave {reader} out of `for`")
-    names = " and ".join(r.name for r in good) or "nothing known"
+    names = " and ".join(f"{r.name} ({r.note})" if r.note else r.name for r in good) or "nothing known"
     return tuple(good), (f"loads with {names}", *bad)
 
 
@@ -117,7 +123,10 @@ def _module(tensor: TensorInfo) -> str:
 
 
 def _smaller_groups(scheme: Scheme, chosen: Collection[Linear], kept: Sequence[Kept]) -> tuple[str, ...]:
-    """What to say if the group size leaves linears out that a smaller one would not."""
+    """What to say if the group size or the blocks leave linears out that others would not."""
+    if isinstance(scheme, Floats) and scheme.blocks and (left := [k for k in kept if k.reason.startswith("blocks of")]):
+        widths = ", ".join(str(n) for n, _ in Counter(k.tensor.shape[1] for k in left).most_common())
+        return (f"blocks leave out {len(left)} of {len(kept) + len(chosen)} linears (inputs: {widths}); `fp8` takes them all",)
     if not isinstance(scheme, Integers) or scheme.group_size < 0:
         return ()
     odd = [k.tensor.shape[1] for k in kept if k.reason.startswith("the group size")]

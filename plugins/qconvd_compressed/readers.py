@@ -50,20 +50,20 @@ def details(format: str) -> Sequence[Detail]:
     """For `qconvd formats FORMAT`: what there is, as the files have it."""
     rows = {
         "int8": [
-            ("int8", "compressed-tensors, pack-quantized", "weights in 8 bits, a scale per row", "vLLM, transformers"),
+            ("int8", "compressed-tensors, pack-quantized", "weights in 8 bits, a scale per row", "transformers, vLLM on GPUs"),
             ("int8: w8a8", "compressed-tensors, int-quantized", "the same, and activations by token", "vLLM, transformers"),
-            ("bnb-8bit", "bitsandbytes, LLM.int8()", "weights in 8 bits, a scale per row; outliers in 16", "transformers"),
+            ("bnb-8bit", "bitsandbytes, LLM.int8()", "8 bits, a scale per row; outliers in 16", "transformers, vLLM on GPUs"),
         ],
         "int4": [
             ("int4", "compressed-tensors, pack-quantized", "4 bits, a scale per 128 inputs", "vLLM, transformers"),
             ("int4: 32g", "the same", "a scale per 32 inputs; 64g, 128g, channel", "vLLM, transformers"),
-            ("int4: 128g-asym", "the same", "and a zero point", "vLLM, transformers"),
-            ("bnb-4bit", "bitsandbytes, nf4", "one of 16 numbers times a scale per 64 weights", "transformers, QLoRA"),
-            ("int4: fp4", "bitsandbytes, fp4", "the same with other numbers", "transformers, QLoRA"),
+            ("int4: 128g-asym", "the same", "and a zero point", "vLLM, transformers (dequantized)"),
+            ("bnb-4bit", "bitsandbytes, nf4", "one of 16 numbers, a scale per 64 weights", "transformers, QLoRA, vLLM on GPUs"),
+            ("int4: fp4", "bitsandbytes, fp4", "the same with other numbers", "transformers, QLoRA, vLLM on GPUs"),
         ],
         "fp8": [
             ("fp8", "compressed-tensors, float-quantized", "E4M3, a scale per row; activations by token", "vLLM, transformers"),
-            ("fp8: block", "the same", "a scale per block of 128 x 128", "vLLM, transformers"),
+            ("fp8: block", "the same", "a scale per block of 128 x 128", "transformers, vLLM on GPUs"),
         ],
     }  # fmt: skip
     if format not in rows:

@@ -31,6 +31,8 @@ TORCH = {"F16": "float16", "BF16": "bfloat16"}
 
 def hindrance(x: Linear, scheme: Scheme) -> str:
     """Why a linear cannot be stored so; empty if it can."""
+    if not x.rows or not x.columns:
+        return "there is nothing in it"
     if isinstance(scheme, Integers | Floats) and x.transposed:
         return "GPT-2's Conv1D, which compressed-tensors does not know"
     if isinstance(scheme, Integers):
@@ -40,9 +42,9 @@ def hindrance(x: Linear, scheme: Scheme) -> str:
         if not scheme.symmetric and x.rows % values:
             return f"the zero points of {x.rows} outputs do not fill words of {values}"
         if x.columns % scheme.width(x.columns):
-            return f"the group size {scheme.group_size} does not divide its {x.columns} inputs"
+            return f"the group size {scheme.group_size} does not divide {x.columns} inputs"
     if isinstance(scheme, Floats) and scheme.blocks and x.columns % BLOCK:
-        return f"blocks of {BLOCK} do not divide its {x.columns} inputs"
+        return f"blocks of {BLOCK} do not divide {x.columns} inputs"
     return ""
 
 

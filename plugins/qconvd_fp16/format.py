@@ -18,6 +18,7 @@ from qconvd.api import (
     Device,
     Encoder,
     Expr,
+    FileSize,
     FormatOptions,
     GgmlSource,
     LeftOut,
@@ -26,7 +27,6 @@ from qconvd.api import (
     OutputTensor,
     Plan,
     Reader,
-    Size,
     Unit,
     Unsupported,
     container,
@@ -54,7 +54,7 @@ class CastOptions(GgmlSource):
     keep: tuple[str, ...] = Field(
         (), description="Name patterns of tensors that keep the model's own type, e.g. `['*.norm.weight']`."
     )
-    max_shard_size: Size = Field(
+    max_shard_size: FileSize = Field(
         5_000_000_000, gt=0, description="Weights above this size are split into several files with an index, e.g. `5GB`."
     )
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from qconvd.api import CalibrationOptions, FileOrAuto, GgmlSource, NameParts, Size, type_list
+from qconvd.api import CalibrationOptions, FileOrAuto, FileSize, GgmlSource, NameParts, type_list
 from qconvd_gguf.file_types import ALIASES, FILE_TYPES, PLAIN, WEIGHT_TYPES
 
 SHORT = {
@@ -133,7 +133,7 @@ class GgufOptions(GgmlSource):
     leave_output_tensor: bool = Field(False, description="Leave the output layer in the checkpoint's type in quantized files.")
     pure: bool = Field(False, description="No mix: every quantized tensor gets the file's type.")
 
-    split_max_size: Size = Field(
+    split_max_size: FileSize = Field(
         50_000_000_000,
         gt=0,
         description="Split the file above this many bytes of tensors, e.g. `20GB`; llama.cpp's names and metadata.",

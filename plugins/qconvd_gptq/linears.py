@@ -40,7 +40,7 @@ def _decided(x: Linear, options: GptqOptions) -> Chosen | Kept:
         bits, group = what.bits or bits, what.group_size or group
         sym = sym if what.sym is None else what.sym
     elif what is not None:
-        return Kept(x.tensor, x.module, "`modules` leaves it out")
+        return Kept(x.tensor, x.module, "left out by `modules`")
     found = Chosen(x.tensor, x.module, x.layer, x.transposed, bits, group, sym)
     values = 32 if bits == 3 else 32 // bits
     if found.columns % values or found.rows % values:

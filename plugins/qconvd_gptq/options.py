@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from qconvd.api import CalibrationOptions, FormatOptions, NameParts, Size, module_patterns
+from qconvd.api import CalibrationOptions, FileSize, FormatOptions, NameParts, module_patterns
 from qconvd_gptq.readers import READERS, ReaderName, obstacle
 
 BITS = (2, 3, 4, 8)
@@ -177,7 +177,7 @@ class GptqOptions(FormatOptions):
         description="Readers that must load the result: what one of them would refuse is an error, with what to change.",
         json_schema_extra={"type": ["array", "string"], "items": {"enum": list(READERS)}},
     )
-    max_shard_size: Size = Field(
+    max_shard_size: FileSize = Field(
         5_000_000_000, gt=0, description="Weights above this size are split into several files with an index, e.g. `5GB`."
     )
     calibration: CalibrationOptions = Field(

@@ -1,6 +1,7 @@
 """Products of columns of bfloat16 with each other, summed up in float32, on the instructions that there are for it.
 
-numpy only. The kernels are in qconvd/calibration/kernels; no result depends on how many threads share the work.
+The kernels are in qconvd/calibration/kernels; no result depends on how many threads share the work. Importing this imports
+nothing.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from collections.abc import Callable
 from functools import cache, partial
 from math import prod
 from threading import local
-from typing import TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, TypeAlias
 
 from qconvd.kernel_cache import is_amd
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Shared: TypeAlias = Callable[[int, Callable[[int, int], None]], None]
 """`shared(count, call)`: `call(first, last)` for parts of `range(count)`, wherever."""
@@ -67,6 +69,8 @@ def add_rounded_products(x: NDArray[np.float32], y: NDArray[np.float32], sums: N
 
     `x`, `y`: (rows, columns), the same number of rows.
     """
+    import numpy as np
+
     from qconvd.calibration.kernels import ready, tiled
     from qconvd.calibration.kernels.products import pairs_of_strips
 
@@ -105,6 +109,8 @@ def _strips(name: str, tokens: int, columns: int) -> NDArray[np.uint32]:
 
 def _scratch(name: str, *shape: int) -> NDArray[np.uint32]:
     """Memory that this thread keeps: to get it anew for every batch costs a fifth of the products."""
+    import numpy as np
+
     size, held = prod(shape), getattr(_kept, name, None)
     if held is None or held.size < size:
         held = np.empty(size, np.uint32)

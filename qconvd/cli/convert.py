@@ -10,7 +10,7 @@ import typer
 
 from qconvd.cli.exits import Exit
 from qconvd.cli.options import AsJson, ConfigFile, Model
-from qconvd.cli.plan import Name, Recipe, To
+from qconvd.cli.plan import Name, Profile, Recipe, To
 
 if TYPE_CHECKING:
     from qconvd.once import Made
@@ -27,9 +27,7 @@ def convert(
         ),
     ] = Path(),
     name: Name = None,
-    names: Annotated[
-        str, typer.Option("--names", metavar="PROFILE", help="How artifacts are named; see `naming` in the docs.")
-    ] = "",
+    names: Profile = "",
     force: Annotated[bool, typer.Option("--force", help="Make again what is there already, and replace it.")] = False,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Where to convert.")] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory to use at most, e.g. 4GiB.")] = None,
@@ -52,7 +50,7 @@ def convert(
 
     if names and names not in PROFILES:
         raise typer.BadParameter(f"--names: there is no profile {names!r}; there are {', '.join(PROFILES)}")
-    if to is None and recipe is None:
+    if not to and recipe is None:
         raise typer.BadParameter(
             "say what to make, e.g. --to fp16,q8_0,q4_0, or --recipe NAME; `qconvd formats` lists what there is"
         )
@@ -84,7 +82,7 @@ def convert(
             {"model": conversion.called, "seconds": round(shown.seconds, 3), "artifacts": [_as_dict(m) for m in made]}
         )
     else:
-        _report(made, shown.seconds, asked=to is not None)
+        _report(made, shown.seconds, asked=bool(to))
     if any(m.error for m in made):
         # As `plan` would: none can be made, and somebody can mend that.
         refused = not shown.began and not any(m.log or (m.new and not m.error) for m in made)

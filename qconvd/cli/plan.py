@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from qconvd.targets import Target
 
 To = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--to", metavar="TARGETS",
-        help="What to make, e.g. fp16,q8_0,int8; with options in braces: 'gguf: {types: [q4_0], pure: true}'.",
+        help="What to make, e.g. fp16,q8_0,int8; with options in braces: 'gguf: {types: [q4_0], pure: true}'. "
+        "May be given several times.",
     ),
 ]  # fmt: skip
 Recipe = Annotated[
@@ -31,6 +32,7 @@ Recipe = Annotated[
     typer.Option("--recipe", "-r", help="What to make: a recipe of the config file, whatever models its `match` names."),
 ]
 Name = Annotated[str | None, typer.Option("--name", help="The model's name in the outputs; without it, the folder's.")]
+Profile = Annotated[str, typer.Option("--names", metavar="PROFILE", help="How artifacts are named; see `naming` in the docs.")]
 
 
 def plan(
@@ -38,6 +40,7 @@ def plan(
     to: To = None,
     recipe: Recipe = None,
     name: Name = None,
+    names: Profile = "",
     config: ConfigFile = None,
     json: AsJson = False,
 ) -> None:
@@ -54,9 +57,10 @@ def plan(
 
     with named(model, config) as (found, remote):
         targets, profile, unmatched = wanted(to, recipe, config, found)
-        if to is not None:  # a config's recipes were held against each other when it was read
+        profile = names or profile
+        if to:  # a config's recipes were held against each other when it was read
             unmistakable(targets, profile)
-        policy = _policy(None if to is not None and config is None else load_config(config))
+        policy = _policy(None if to and config is None else load_config(config))
         once = cache(output.note)  # of several targets that are calibrated the first takes the time
         doing = (lambda _: None) if json else once
         previews = [preview(found, target, policy, profile, name, doing=doing) for target in targets]
@@ -77,7 +81,7 @@ def plan(
             print(output.filled(f"{remote.address.locator} at {remote.remote.commit[:12]}: {fetched} would be fetched.") + "\n")
         for recipe_name, reason in unmatched.items():
             print(f"The recipe {recipe_name} does not take this model: {reason}.")
-        _print(previews, asked=to is not None)
+        _print(previews, asked=bool(to))
         if previews:
             total = sum(p.nbytes for p in previews)
             count = f"{len(previews) - len(refused)} of {len(previews)}"
@@ -130,19 +134,21 @@ def _policy(config: Config | None) -> Policy:
     return policy_of(limits, settings, Devices("none").snapshot())
 
 
-def wanted(to: str | None, recipe: str | None, config: Path | None, model: Any) -> tuple[list[Target], str, dict[str, str]]:
+def wanted(
+    to: list[str] | None, recipe: str | None, config: Path | None, model: Any
+) -> tuple[list[Target], str, dict[str, str]]:
     """The targets that the options mean, the profile of names, and recipes that do not take the model with the reason."""
     from qconvd.cli.options import load_config
     from qconvd.errors import ConfigError, QconvdError
     from qconvd.suggest import did_you_mean
     from qconvd.targets import resolve_list
 
-    if to is not None:
+    if to:
         if recipe is not None:
             raise typer.BadParameter("give --to or --recipe, not both")
         profile = load_config(config).names if config else "default"
         try:
-            return resolve_list(to), profile, {}
+            return resolve_list(",".join(to)), profile, {}
         except ConfigError as error:
             raise typer.BadParameter(f"--to: {str(error).removeprefix('--to: ')}") from None
     try:
@@ -171,13 +177,15 @@ def wanted(to: str | None, recipe: str | None, config: Path | None, model: Any) 
 
 def unmistakable(targets: Any, profile: str) -> None:
     """Raise `QconvdError` if two of the targets would get one name."""
+    from qconvd.cli.spelled import spelled_with
     from qconvd.errors import QconvdError
     from qconvd.naming import collisions
 
     named = [(f"{number} {t.label}", t.names("model", profile)) for number, t in enumerate(targets)]
     for first, second, place in collisions(named):
         both = f"{first.partition(' ')[2]} and {second.partition(' ')[2]}"
-        remedy = "give one of them a `name:`, e.g. --to \"q4_k_m, gguf: {types: [q4_k_m], pure: true, name: '{model}-pure'}\""
+        named_one = spelled_with(targets[int(second.partition(" ")[0])], {"name": "{model}-{variant}-2"})
+        remedy = f"give one of them a `name:`, e.g. {named_one}"
         raise QconvdError(f"{both} would both be called {place.replace('model', '<model>', 1)}", fix=remedy)
 
 

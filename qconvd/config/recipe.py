@@ -11,6 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from qconvd import quantities
 from qconvd.config.values import AnyPath, Count, Section, Words, check_name
+from qconvd.plugins import plugins
+from qconvd.suggest import did_you_mean
 from qconvd.targets import Target
 
 if TYPE_CHECKING:
@@ -22,9 +24,22 @@ class Match(Section):
 
     architectures: Words = Field((), description="Class names as in config.json, e.g. `LlamaForCausalLM`; globs are allowed.")
     names: Words = Field((), description="Globs for the model's name, e.g. `*-Instruct`; case does not count.")
-    containers: Words = Field((), description="What the weights come in: `safetensors`, `gguf`, `ggml`; globs are allowed.")
+    containers: Words = Field(
+        (), description="What the weights come in: `safetensors`, `torch`, `gguf`, `ggml`; globs are allowed."
+    )
     min_parameters: Count | None = Field(None, description="The fewest weights, e.g. `100M`.")
     max_parameters: Count | None = Field(None, description="The most weights, e.g. `70B`.")
+
+    @field_validator("containers")
+    @classmethod
+    def _known(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        known = [reader.name for reader in plugins().readers]
+        for value in values:
+            if not any(fnmatchcase(name, value.casefold()) for name in known):
+                raise ValueError(
+                    f"no model's weights come as {value!r}{did_you_mean(value, known)}; there are {', '.join(known)}"
+                )
+        return values
 
     @field_validator("max_parameters")
     @classmethod

@@ -69,7 +69,7 @@ def footprint(expr: Expr, count: int) -> int:
         return 0
     total, columns = matrix(expr.dtype, expr.shape)
     own = count * columns * numpy_dtype(expr.dtype).itemsize
-    scale = count / total
+    scale = count / max(1, total)
     inner = [footprint(x, max(1, -(-int(matrix(x.dtype, x.shape)[0] * scale) // 1))) for x in children(expr)]
     if isinstance(expr, Reshape):
         return inner[0] if keeps_columns(expr) else own + inner[0]

@@ -22,22 +22,23 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from qconvd.checkpoints.base import ModelInfo
+from qconvd.dtypes import FLOATS
 from qconvd.engine.calibrated import Layers, said_of
 from qconvd.engine.calibration_cost import largest_of, share
 from qconvd.engine.calibration_needs import IDLE_SHARE
 from qconvd.engine.checksum import checksum
 from qconvd.engine.common_parts import CommonParts, Made
 from qconvd.engine.credits import Credits
-from qconvd.engine.elements import AnyArray
+from qconvd.engine.elements import AnyArray, not_finite
 from qconvd.engine.evaluate import rows as evaluate
-from qconvd.engine.expr import Expr, Read, children
+from qconvd.engine.expr import Cast, Expr, Read, children
 from qconvd.engine.gathering import Failed, Gathering, Stream
 from qconvd.engine.graph import Chunk, Graph, Item, Rows, UnitKey
 from qconvd.engine.journal import Record
 from qconvd.engine.manifest import Manifest
 from qconvd.engine.operations import Operation
 from qconvd.engine.pipeline import Lease, Syncer, Write, Writer
-from qconvd.engine.plan import Device
+from qconvd.engine.plan import Device, Unit, UnitReport
 from qconvd.engine.regions import needs
 from qconvd.engine.source import Buffers, Source, Window
 from qconvd.engine.statistics import Statistics
@@ -358,8 +359,11 @@ class _Run:
 
             def make() -> Made:
                 encoded = encoder.encode(unit, chunk.rows, [held[k] for k in keys], stats)
+                report = encoded.report.plain()
+                if report.inf:
+                    report = _not_the_models(report, unit, keys, window, self._operations)
                 data = buffers(unit, [n for _, _, n in run.layout.pieces(unit, chunk.rows)], encoded.data)
-                report, figures = encoded.report.plain(), {k: float(v) for k, v in encoded.figures.items()}
+                figures = {k: float(v) for k, v in encoded.figures.items()}
                 sums = tuple(checksum(d) for d in data)
                 return data, Record(unit.id, chunk.rows, sums, report, figures, encoded.fallback)
 
@@ -451,6 +455,22 @@ def _check_expression(expr: Expr, source: Source, operations: Mapping[str, Opera
         waiting += children(x)
         if isinstance(x, Read):
             source.tensor(x)
+
+
+def _not_the_models(
+    report: UnitReport,
+    unit: Unit,
+    keys: Sequence[tuple[int, tuple[int, int]]],
+    window: Window,
+    operations: Mapping[str, Operation],
+) -> UnitReport:
+    """Infinities that a cast in the unit's inputs made of finite weights, counted as overflows."""
+    made = 0
+    for (_, rows), expr in zip(keys, unit.inputs, strict=True):
+        if isinstance(expr, Cast) and {expr.dtype, expr.x.dtype} <= FLOATS:
+            stored, cast = (evaluate(x, *rows, window, operations) for x in (expr.x, expr))
+            made += not_finite(cast, expr.dtype)[1] - not_finite(stored, expr.x.dtype)[1]
+    return report._replace(inf=report.inf - made, overflows=report.overflows + made)
 
 
 def _allow_files(count: int) -> None:

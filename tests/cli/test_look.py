@@ -106,10 +106,24 @@ def test_two_targets_that_would_be_called_the_same_are_told_before_anything_is_m
     assert (said.code, said.out) == (3, "")
     assert said.err == (
         "qconvd: gptq 4bit-32g-rtn and gptq 4bit-32g-rtn would both be called <model>-4bit-32g-rtn/\n"
-        "  give one of them a `name:`, e.g. --to \"q4_k_m, gguf: {types: [q4_k_m], pure: true, name: '{model}-pure'}\"\n"
+        "  give one of them a `name:`, e.g. "
+        """--to 'gptq: {group_size: [32], mse: 2.4, method: rtn, name: '"'"'{model}-{variant}-2'"'"'}'\n"""
     )
     named = both.replace("mse: true", "mse: true, name: '{model}-{variant}-mse'")
     assert qconvd("plan", glass, "--to", named).code == 0
+
+
+def test_targets_may_be_given_one_by_one(qconvd: Qconvd, glass: Path) -> None:
+    said = qconvd("plan", glass, "--to", "int8,fp16", "--to", "gguf: {types: [q4_0, q8_0]}", "--json")
+    assert [a["target"] for a in said.json["artifacts"]] == ["int8", "fp16", "gguf Q4_0", "gguf Q8_0"]
+    twice = qconvd("plan", glass, "--to", "int8", "--to", "int8")
+    assert twice.code == 2 and "--to: the target int8 is given twice" in twice.err.replace("\n", " ")
+
+
+def test_names_of_a_profile_can_be_seen_before(qconvd: Qconvd, glass: Path) -> None:
+    assert "glass_en-quantized.w8a16/" in qconvd("plan", glass, "--to", "int8", "--names", "redhat").out
+    said = qconvd("plan", glass, "--to", "int8", "--names", "nobody")
+    assert said.code == 78 and "there is no name profile 'nobody'" in said.err
 
 
 def test_plan_for_scripts_is_exact(qconvd: Qconvd, glass: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from qconvd.errors import ConfigError
 from qconvd.targets import resolve_target
 from qconvd_compressed.formats import Fp8, Int4, Int8
 from qconvd_compressed.options import Int4Options, Int8Options
@@ -36,7 +37,7 @@ def test_one_artifact_for_each_item_of_a_list(format: str, options: dict[str, An
     assert [fmt.name_parts(o).variant for o in fmt.expand(fmt.Options(**options))] == variants
     # The ledger keeps options as they are dumped.
     for one in fmt.expand(fmt.Options(**options)):
-        assert fmt.Options.model_validate(one.model_dump(mode="json", by_alias=True)) == one
+        assert fmt.Options.model_validate(one.model_dump(mode="json", by_alias=True, exclude_defaults=True)) == one
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,12 @@ def test_words(word: str, variant: str, scheme: str) -> None:
     ("format", "text", "message"),
     [
         ("int8", "w8", "int8 has no variant 'w8'; write w8a16, w8a8 or bitsandbytes"),
-        ("int4", "16g", "int4 has no variant '16g'; write w4a16, a group size such as 64g or 64g-asym, channel, nf4, fp4"),
+        (
+            "int4",
+            "16g",
+            "int4 has no variant '16g'; write w4a16, a group size such as 64g, channel, either with "
+            "-asym, nf4, fp4 or bitsandbytes",
+        ),
         ("int4", "", "int4 has no variant ''"),
         ("fp8", "static", "fp8 has no variant 'static'; write dynamic or block"),
     ],
@@ -91,6 +97,10 @@ def test_other_words_are_refused(format: str, text: str, message: str) -> None:
         ),
         ({"type": "fp4"}, "type belongs to `container: bitsandbytes`; leave it out, or say that"),
         ({"double_quant": False}, "double_quant belongs to `container: bitsandbytes`"),
+        # Also what is the default: who asks for nf4 does not want W4A16.
+        ({"type": "nf4"}, "type belongs to `container: bitsandbytes`; leave it out, or say that"),
+        ({"container": "bitsandbytes", "group_size": 128}, "group_size belongs to `container: compressed-tensors`"),
+        ({"max_shard_size": 5}, "a file of 5 bytes? say the unit: 5GB"),
         ({"group_size": 48}, "Input should be 32, 64, 128 or -1"),
         (
             {"modules": {"down_proj": {"bits": 8}}},
@@ -112,6 +122,23 @@ def test_what_belongs_to_the_other_container_of_int8() -> None:
     for options in ({"container": "bitsandbytes", "scheme": "w8a8"}, {"llm_int8_threshold": 3}):
         with pytest.raises(ValidationError, match="belongs to `container"):
             Int8Options(**options)  # type: ignore[arg-type]
+
+
+def test_a_threshold_is_a_number() -> None:
+    with pytest.raises(ValidationError, match="Input should be a finite number"):
+        Int8Options(container="bitsandbytes", llm_int8_threshold=float("inf"))
+
+
+@pytest.mark.parametrize(("text", "variant"), [("int8:w8a8", "int8-w8a8"), ("fp8: block", "FP8-BLOCK"), ("gguf:q4_0", "Q4_0")])
+def test_a_recipe_takes_what_a_command_line_does(text: str, variant: str) -> None:
+    (target,) = resolve_target(text)
+    assert target.parts.variant == variant
+
+
+def test_an_alias_with_a_variant_says_how_to_write_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_target({"bnb-4bit": "fp4"})
+    assert str(caught.value) == "bnb-4bit: 'bnb-4bit' already says container; write `int4: fp4` instead"
 
 
 def test_advice_says_when_one_takes_what() -> None:

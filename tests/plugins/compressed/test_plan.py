@@ -107,7 +107,7 @@ def test_what_is_left_out_is_told_and_stands_in_the_config() -> None:
     shapes |= {"model.layers.0.mlp.down_proj.weight": (256, 341)}
     plan = planned(Int4(), shapes, modules={"v_proj": "skip", "nothing": "skip"})
     assert [(x.tensor, x.became, x.reason) for x in plan.left_out] == [
-        ("model.layers.0.self_attn.v_proj.weight", "BF16", "`modules` leaves it out"),
+        ("model.layers.0.self_attn.v_proj.weight", "BF16", "left out by `modules`"),
         ("model.layers.0.mlp.down_proj.weight", "BF16", "341 inputs do not fill words of 8 values"),
         ("model.layers.0.experts", "BF16", "a stack of matrices, which no int4 reader knows"),
     ]
@@ -121,10 +121,10 @@ def test_what_is_left_out_is_told_and_stands_in_the_config() -> None:
 def test_a_smaller_group_size_is_proposed_where_one_takes_all() -> None:
     plan = planned(Int4(), llama(1, width=192))
     assert "the group size 128 leaves out 6 of 7 linears (inputs: 192); group_size: 64 takes them all" in plan.notes
-    assert {x.reason for x in plan.left_out} == {"the group size 128 does not divide its 192 inputs"}
+    assert {x.reason for x in plan.left_out} == {"the group size 128 does not divide 192 inputs"}
     assert not planned(Int4(), llama(1, width=192), group_size=64).left_out
     odd = planned(Fp8(), llama(1, width=192), scheme="block").left_out
-    assert {x.reason for x in odd} == {"blocks of 128 do not divide its 192 inputs"}
+    assert {x.reason for x in odd} == {"blocks of 128 do not divide 192 inputs"}
     odd = planned(Int4(), llama(1, key=100), sym=False).left_out
     assert {x.reason for x in odd} == {"the zero points of 100 outputs do not fill words of 8"}
 
@@ -161,7 +161,7 @@ def test_who_loads_it_and_who_does_not() -> None:
     plan = planned(Int4(), modules={"v_proj": "skip"})
     assert [r.name for r in plan.loads_with] == ["transformers"]
     assert plan.notes == (
-        "loads with transformers",
+        "loads with transformers (with compressed-tensors)",
         "does not load with vLLM: it joins q_proj and k_proj and v_proj, which are not all quantized",
     )
     with pytest.raises(Unsupported) as caught:
