@@ -12,8 +12,8 @@ are short, which llm-compressor refuses, so there it is ours against GPTQModel, 
 bits per weight printed, so that it can be seen. Perplexity is measured by benchmarks/gptq_measure.py, and for llm-compressor's
 format by its own decoder in float32.
 
-The solver alone: weights and a Hessian are given; seconds of solving, and the output error tr((W - Q) H (W - Q)^T) of what came
-of it. The others take columns as they stand; ours is run so and by activation.
+The solver alone: weights and a Hessian are given; seconds of the second of two solves in a process, and the output error
+tr((W - Q) H (W - Q)^T) of what came of it. The others take columns as they stand; ours is run so and by activation.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/our_solver.py LINEAR.npz BITS GROUP ORDER OUT.npy
 
-Prints JSON: seconds of wall and processor time of one solve, kernels compiled and loaded before.
+Prints JSON: seconds of wall and processor time of the second of two solves.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 from qconvd.api import Hessian
+from qconvd.memory_limit import keep_freed_arrays
 from qconvd_gptq.solve import Grid, Weights, nearest, solve
 
 
@@ -26,12 +27,12 @@ def main() -> None:
         np.save(out, nearest(Weights(w), grid).dequantized())
         print(json.dumps({"wall": 0, "cpu": 0}))
         return
-    columns = 2 * grid.group_size
-    solve(Weights(w[:64, :columns].copy()), Hessian(h[:columns, :columns].copy(), tokens), grid, order=order)  # type: ignore[arg-type]
-    hessian = Hessian(h.copy(), tokens)
-    wall, cpu = time.perf_counter(), time.process_time()
-    solved = solve(Weights(w), hessian, grid, order=order)  # type: ignore[arg-type]
-    took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    keep_freed_arrays()
+    for _ in range(2):
+        hessian = Hessian(h.copy(), tokens)
+        wall, cpu = time.perf_counter(), time.process_time()
+        solved = solve(Weights(w), hessian, grid, order=order)  # type: ignore[arg-type]
+        took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
     np.save(out, solved.dequantized())
     print(json.dumps(took))
 
