@@ -5,7 +5,7 @@ from __future__ import annotations
 from qconvd import __version__ as version
 from qconvd.cache_home import cache_home
 from qconvd.calibration.options import CalibrationOptions, calibration_spec
-from qconvd.calibration.products import add_rounded_products, bfloat16_pays
+from qconvd.calibration.products import add_rounded_products, bfloat16_pays, prepare_rounded_products
 from qconvd.checkpoints.base import CheckpointReader, FileInfo, ModelInfo, TensorInfo
 from qconvd.checkpoints.ggml import ggml_vocabulary
 from qconvd.checkpoints.ggml_shapes import check_ggml
@@ -181,7 +181,7 @@ __all__ = [
     "linears",
     "module_patterns",
     "open_statistics",
-    "packed_metadata",
+    "packed_metadata", "prepare_rounded_products",
     "reads",
     "rebuilt",
     "rest_unit",

@@ -22,7 +22,7 @@ Size: TypeAlias = Annotated[int, BeforeValidator(size), WithJsonSchema({"type": 
 def _file_size(given: str | float) -> int:
     found = size(given)
     if 0 < found < 1000:
-        raise ValueError(f"a file of {found} bytes? say the unit: {found}GB")
+        raise ValueError(f"{found} bytes are no size for a file; write it with its unit, e.g. 5GB")
     return found
 
 
@@ -169,9 +169,10 @@ def check_report(unit: Unit, report: UnitReport, options: FormatOptions | Mappin
     """
     wanted = options.non_finite if isinstance(options, FormatOptions) else options.get("non_finite", "report")
     if wanted == "refuse" and (report.nan or report.inf):
-        cast = next((f" in {x.dtype}" for x in unit.inputs if isinstance(x, Cast)), "")
+        narrow = next((x.dtype for x in unit.inputs if isinstance(x, Cast)), "")
+        counted = f" (or too large for {narrow})" if narrow and report.inf else ""
         raise QconvdError(
-            f"has {report.nan} NaN and {report.inf} infinite weights{cast}, and `non_finite: refuse` is set",
+            f"has {report.nan} NaN and {report.inf} infinite weights{counted}, and `non_finite: refuse` is set",
             where=unit.outputs[0].name,
             fix="mend the model, or convert it with `non_finite: report`",
         )

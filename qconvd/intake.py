@@ -126,6 +126,9 @@ def look(path: Path, *, ignore: Collection[Path] = (), now: float | None = None,
     except OSError as error:  # from a plugin's reader, or a race that none foresaw; the next look tells
         found = unreadable(path, error)
         return Look("incomplete", found.what, found.fix, fingerprint=before)
+    except MemoryError:
+        what = "there was not enough memory to look at it"
+        return Look("incomplete", what, "give the daemon more, or wait until others have less", fingerprint=before)
     except Exception as error:  # a defect of a reader, ours or a plugin's: one model must not stop all others
         log.exception("looking at %s failed", path, extra={"action": "model.defect", "path": path})
         return Look("refused", f"a defect of qconvd or of a plugin: {type(error).__name__} (the log has the traceback)",

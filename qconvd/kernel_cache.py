@@ -33,6 +33,9 @@ NO_MATTER = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS")
 """Settings that do not change the machine code. Workers differ in the second: no kernel here starts numba's own threads."""
 
 
+OTHER_PROCESSORS = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_ENABLE_AVX")
+"""Settings of numba's with which kernels may be compiled for another processor than this one."""
+
 WIDE = "-prefer-256-bit"
 """Tells LLVM to use AVX-512's whole width, which it shuns on Intel's processors for the sake of their clock. The searches of
 the K and IQ types are so much arithmetic that they gain by it: Q4_K 1.8 times, IQ4_XS 4 times (AVX-512 Xeon at 2.5 GHz)."""
@@ -237,12 +240,14 @@ def multiplies_bfloat16() -> bool:
 
 @cache
 def has_tiles() -> bool:
-    """Whether the processor has AMX for bfloat16, and Linux lets this process use it.
+    """Whether the processor has AMX for bfloat16, kernels are compiled for it, and Linux lets this process use it.
 
     It is asked for that, since it saves these registers for those alone who asked.
     """
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
-    return "amx_bf16" in _flags() and ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+    if "amx_bf16" not in _flags() or any(name in os.environ for name in OTHER_PROCESSORS):
+        return False
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0)
 
 
 def is_amd() -> bool:

@@ -139,7 +139,11 @@ def resolve(raw: Any, folder: Path | None = None) -> tuple[list[Target], list[Wr
         # As on a command line. YAML takes `int8:w8a8`, without a blank, for text.
         form, colon, rest = (part.strip() for part in raw.partition(":"))
         if colon and _format_of(form):
-            return _resolve_one(form, rest, (), folder)
+            try:
+                found, wrong = resolve({form: _inline(rest, raw) if rest else None}, folder)
+            except ConfigError as error:
+                return [], [Wrong((), error.what)]
+            return found, [w._replace(path=(), at_key=False) for w in wrong]
         return _resolve_one(raw, None, (), folder)
     if isinstance(raw, Mapping) and len(raw) == 1:
         ((name, value),) = raw.items()

@@ -48,6 +48,12 @@ def test_a_defect_of_a_reader_is_that_models_alone(
     (record,) = [r for r in caplog.records if r.getMessage() == f"looking at {model} failed"]
     assert record.exc_info and record.exc_info[0] is OverflowError
 
+    def short(self: object, path: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("qconvd.checkpoints.safetensors.SafetensorsReader.inspect", short)
+    assert said(look(model)) == ("incomplete", "there was not enough memory to look at it")
+
 
 def names(folder: Path, **options: object) -> list[str]:
     return [str(p.relative_to(folder)) for p in candidates(folder, **options)]  # type: ignore[arg-type]

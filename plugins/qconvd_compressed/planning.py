@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from qconvd.api import (
+    FLOATS,
     ContainerSpec,
     Kept,
     LeftOut,
@@ -69,7 +69,7 @@ def plan(model: ModelInfo, options: QuantizedOptions, format: str) -> Plan:
         units=tuple(units),
         name=options.name_parts,
         side_files=(
-            config_with(model.config, config, dtype if cast or _says_another(model.config, dtype) else None),
+            config_with(model.config, config, dtype if cast or _says_another(model, dtype) else None),
             *carried_files(model, ("config.json",)),
             *([index] if index else []),
         ),
@@ -79,9 +79,10 @@ def plan(model: ModelInfo, options: QuantizedOptions, format: str) -> Plan:
     )
 
 
-def _says_another(config: Mapping[str, Any], dtype: str) -> bool:
-    """Whether a config names another type than the weights have: transformers would cast what is not quantized to it."""
-    return any(config.get(key) not in (None, dtype) for key in ("dtype", "torch_dtype"))
+def _says_another(model: ModelInfo, dtype: str) -> bool:
+    """Whether a config names another type than all weights have: transformers would cast what is not quantized to it."""
+    alike = len({t.dtype for t in model.tensors.values() if t.dtype in FLOATS}) == 1
+    return alike and any(model.config.get(key) not in (None, dtype) for key in ("dtype", "torch_dtype"))
 
 
 def _decided(x: Linear, scheme: Scheme, options: QuantizedOptions) -> Linear | Kept:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from qconvd.api import Array, Encoded, Hessian, Plan, Unit, check_report, encode_rest
+from qconvd.api import (
+    Array,
+    Encoded,
+    Hessian,
+    Plan,
+    Unit,
+    bfloat16_pays,
+    check_report,
+    encode_rest,
+    prepare_rounded_products,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from qconvd_gptq.solve import Grid, Solved
@@ -24,6 +34,8 @@ class GptqEncoder:
             yield "compiling the GPTQ solver (once)"
         for name in KERNELS:
             ready(name)
+        if bfloat16_pays():
+            prepare_rounded_products()
 
     def encode(self, unit: Unit, rows: tuple[int, int], x: Sequence[Array], stats: Mapping[str, Array]) -> Encoded:  # noqa: ARG002
         """`x[0]`: the whole linear, (rows, columns) as stored. Raises `QconvdError` that names it."""

@@ -40,6 +40,14 @@ def bfloat16_pays() -> bool:
     return tiled() or (compiled_with("avx512bf16") and is_amd())
 
 
+def prepare_rounded_products() -> None:
+    """Compile what `add_rounded_products` needs, or load it; otherwise its first call does."""
+    from qconvd.calibration.kernels import ready, tiled
+
+    for name in ("paired_floats", *(("turned", "add_in_tiles") if tiled() else ("add_products",))):
+        ready(name)
+
+
 def _alone(count: int, call: Callable[[int, int], None]) -> None:
     call(0, count)
 
@@ -67,13 +75,19 @@ def add_squares(x: NDArray[np.uint16], sums: NDArray[np.float32], shared: Shared
 def add_rounded_products(x: NDArray[np.float32], y: NDArray[np.float32], sums: NDArray[np.float32]) -> None:
     """Add X^T Y to `sums`, (columns of x, columns of y), of both rounded to bfloat16.
 
-    `x`, `y`: (rows, columns), the same number of rows.
+    `x`, `y`: (rows, columns), the same number of rows. A row of `sums` lies together. Raises ValueError where that is not so.
     """
     import numpy as np
 
     from qconvd.calibration.kernels import ready, tiled
     from qconvd.calibration.kernels.products import pairs_of_strips
 
+    if len(x) != len(y) or sums.shape != (x.shape[1], y.shape[1]):
+        raise ValueError(f"products of {x.shape} and {y.shape} do not go into {sums.shape}")
+    if not sums.size:
+        return
+    if sums.strides[1] != sums.itemsize:
+        raise ValueError("rows of sums do not lie together")
     paired, add = ready("paired_floats"), ready("add_in_tiles" if tiled() else "add_products")
     for start in range(0, len(x), DEPTH):
         laid_out = []

@@ -42,7 +42,7 @@ HEADER_LIMIT = 100_000_000
 
 TENSOR_AXES = 32
 _INT64 = 1 << 63
-_ADAPTER = "adapter_model."
+_ADAPTER = "adapter_model"
 # Types that safetensors knows and that no conversion here reads.
 _OTHER_TYPES = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64"})
 
@@ -196,7 +196,7 @@ def _visible(path: Path) -> list[Any]:
 
 
 def _passed_over(names: Iterable[str]) -> tuple[str, ...]:
-    beside = [name for name in names if WEIGHTS.fullmatch(name) and not name.startswith("adapter_model")]
+    beside = [name for name in names if WEIGHTS.fullmatch(name) and not name.startswith(_ADAPTER)]
     if not beside:
         return ()
     more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""

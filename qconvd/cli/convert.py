@@ -41,15 +41,13 @@ def convert(
     """
     from qconvd.cli import output
     from qconvd.cli.models import hub_settings, named
-    from qconvd.cli.plan import unmistakable, wanted
+    from qconvd.cli.plan import known_profile, unmistakable, wanted
     from qconvd.cli.progress import Shown
     from qconvd.errors import QconvdError
     from qconvd.hub.address import is_address
-    from qconvd.naming import PROFILES
     from qconvd.once import Conversion
 
-    if names and names not in PROFILES:
-        raise typer.BadParameter(f"--names: there is no profile {names!r}; there are {', '.join(PROFILES)}")
+    known_profile(names)
     if not to and recipe is None:
         raise typer.BadParameter(
             "say what to make, e.g. --to fp16,q8_0,q4_0, or --recipe NAME; `qconvd formats` lists what there is"

@@ -55,6 +55,7 @@ def plan(
     from qconvd.preview import preview
     from qconvd.quantities import show_count, show_size
 
+    known_profile(names)
     with named(model, config) as (found, remote):
         targets, profile, unmatched = wanted(to, recipe, config, found)
         profile = names or profile
@@ -134,6 +135,14 @@ def _policy(config: Config | None) -> Policy:
     return policy_of(limits, settings, Devices("none").snapshot())
 
 
+def known_profile(names: str) -> None:
+    """Raise `BadParameter` for a profile of names that there is not."""
+    from qconvd.naming import PROFILES
+
+    if names and names not in PROFILES:
+        raise typer.BadParameter(f"--names: there is no profile {names!r}; there are {', '.join(PROFILES)}")
+
+
 def wanted(
     to: list[str] | None, recipe: str | None, config: Path | None, model: Any
 ) -> tuple[list[Target], str, dict[str, str]]:
@@ -184,8 +193,8 @@ def unmistakable(targets: Any, profile: str) -> None:
     named = [(f"{number} {t.label}", t.names("model", profile)) for number, t in enumerate(targets)]
     for first, second, place in collisions(named):
         both = f"{first.partition(' ')[2]} and {second.partition(' ')[2]}"
-        named_one = spelled_with(targets[int(second.partition(" ")[0])], {"name": "{model}-{variant}-2"})
-        remedy = f"give one of them a `name:`, e.g. {named_one}"
+        example = spelled_with(targets[int(second.partition(" ")[0])], {"name": "{model}-{variant}-2"})
+        remedy = "give one of them a `name:`, e.g. " + (example or "name: '{model}-{variant}-2'")
         raise QconvdError(f"{both} would both be called {place.replace('model', '<model>', 1)}", fix=remedy)
 
 

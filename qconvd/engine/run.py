@@ -48,6 +48,8 @@ from qconvd.errors import BadCheckpoint, QconvdError
 
 __all__ = ["Cancelled", "ConvertTarget", "Limits", "convert"]
 
+AT_ONCE = 1 << 18
+"""Weights that are looked through again at a time, where some of a unit are infinite."""
 TICK = 0.25
 """Seconds between two looks at progress and cancellation."""
 
@@ -361,7 +363,8 @@ class _Run:
                 encoded = encoder.encode(unit, chunk.rows, [held[k] for k in keys], stats)
                 report = encoded.report.plain()
                 if report.inf:
-                    report = _not_the_models(report, unit, keys, window, self._operations)
+                    cast = [held[k] for k in keys]
+                    report = _not_the_models(report, unit, keys, cast, window, self._operations)
                 data = buffers(unit, [n for _, _, n in run.layout.pieces(unit, chunk.rows)], encoded.data)
                 figures = {k: float(v) for k, v in encoded.figures.items()}
                 sums = tuple(checksum(d) for d in data)
@@ -461,15 +464,21 @@ def _not_the_models(
     report: UnitReport,
     unit: Unit,
     keys: Sequence[tuple[int, tuple[int, int]]],
+    inputs: Sequence[AnyArray],
     window: Window,
     operations: Mapping[str, Operation],
 ) -> UnitReport:
     """Infinities that a cast in the unit's inputs made of finite weights, counted as overflows."""
     made = 0
-    for (_, rows), expr in zip(keys, unit.inputs, strict=True):
+    for (_, (start, stop)), expr, cast in zip(keys, unit.inputs, inputs, strict=True):
         if isinstance(expr, Cast) and {expr.dtype, expr.x.dtype} <= FLOATS:
-            stored, cast = (evaluate(x, *rows, window, operations) for x in (expr.x, expr))
-            made += not_finite(cast, expr.dtype)[1] - not_finite(stored, expr.x.dtype)[1]
+            step = max(1, AT_ONCE // max(1, cast.shape[1]))  # a part at a time, for it is in nobody's reckoning
+            stored = sum(
+                not_finite(evaluate(expr.x, a, min(stop, a + step), window, operations), expr.x.dtype)[1]
+                for a in range(start, stop, step)
+            )
+            made += not_finite(cast, expr.dtype)[1] - stored
+    made = max(0, min(made, report.inf))
     return report._replace(inf=report.inf - made, overflows=report.overflows + made)
 
 

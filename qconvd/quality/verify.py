@@ -294,8 +294,10 @@ def _compared(
                     comparison.full(unit)
                 else:
                     comparison.sample(unit)
-        finally:
+        except Exception:
             # A model that changed meanwhile is the reason of whatever else was found.
             source.check()
+            raise
+        source.check()
         worst = comparison.worst
     return replace(report, rows=worst.rows, max_error=worst.error, worst=worst.share, worst_tensor=worst.tensor)

@@ -19,7 +19,7 @@ def json_file(path: str, content: Mapping[str, Any]) -> SideFile:
 
 
 def config_with(config: Mapping[str, Any], quantization: Mapping[str, Any], dtype: str | None) -> SideFile:
-    """config.json with `quantization_config`, and with `dtype` (`float16`) if the rest of the model was cast."""
+    """config.json with `quantization_config`, and with `dtype` if it is not the config's own (the rest was cast)."""
     changed = {**config, "quantization_config": dict(quantization)}
     if dtype:
         changed |= dict.fromkeys([key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"], dtype)

@@ -82,6 +82,20 @@ def test_what_is_no_number_stays_none() -> None:
     assert (np.delete(sums, [3, 7], 0) == 3).all()
 
 
+def test_what_does_not_fit_is_refused_before_anything_is_written() -> None:
+    x, y, sums = np.ones((4, 3), np.float32), np.ones((4, 40), np.float32), np.zeros((3, 40), np.float32)
+    for left, right, out, what in (
+        (x, y[:3], sums, r"products of \(4, 3\) and \(3, 40\) do not go into \(3, 40\)"),
+        (x, y, sums[:, :20], r"products of \(4, 3\) and \(4, 40\) do not go into \(3, 20\)"),
+        (x, y[:, :20], sums[:, ::2], "rows of sums do not lie together"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            add_rounded_products(left, right, out)
+    assert not sums.any()
+    add_rounded_products(x[:, :0], y, sums[:0])
+    add_rounded_products(x, y[:, :0], sums[:, :0])
+
+
 def rounded(x: np.ndarray) -> np.ndarray:
     return torch.from_numpy(np.ascontiguousarray(x)).bfloat16().double().numpy()
 
@@ -120,7 +134,10 @@ def test_feedback_is_rounded_where_that_is_faster(
 
 
 def test_processors_without_the_instruction_do_without() -> None:
-    code = "import test_bfloat16 as t; t.check(700, 100); t.check(33, 48); t.test_what_is_no_number_stays_none()"
+    code = (
+        "import test_bfloat16 as t; t.check(700, 100); t.check(33, 48); t.test_what_is_no_number_stays_none(); "
+        "t.kernels.CACHE.warm(t.kernels.ready)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"PATH": "", "NUMBA_CPU_NAME": "generic", "PYTHONPATH": ":".join(p for p in sys.path if p)},

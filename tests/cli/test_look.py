@@ -123,7 +123,7 @@ def test_targets_may_be_given_one_by_one(qconvd: Qconvd, glass: Path) -> None:
 def test_names_of_a_profile_can_be_seen_before(qconvd: Qconvd, glass: Path) -> None:
     assert "glass_en-quantized.w8a16/" in qconvd("plan", glass, "--to", "int8", "--names", "redhat").out
     said = qconvd("plan", glass, "--to", "int8", "--names", "nobody")
-    assert said.code == 78 and "there is no name profile 'nobody'" in said.err
+    assert said.code == 2 and "--names: there is no profile 'nobody'; there are default" in said.err
 
 
 def test_plan_for_scripts_is_exact(qconvd: Qconvd, glass: Path) -> None:

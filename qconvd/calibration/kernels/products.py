@@ -25,7 +25,7 @@ Scalar: TypeAlias = Any
 Vector: TypeAlias = Any
 
 WIDTH = 64
-"""Columns of a strip: three vectors of 16, which with ROWS times as many sums fill the registers."""
+"""Columns of a strip: four vectors of 16, whose ROWS times as many sums stay in registers; two of AMX's squares."""
 ROWS = 4
 TOKENS = 256
 PAIRS = 16

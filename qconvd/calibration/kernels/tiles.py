@@ -133,8 +133,8 @@ def _add_in_tiles(left: Vector, right: Vector, sums: Vector, pairs: Vector, firs
     for tile in range(8):
         config[_LINES + 2 * tile] = _LINE
         config[_ROWS + tile] = SIDE
-    configured(config.ctypes.data)
     made = np.empty((SQUARE, SQUARE), np.float32)
+    configured(config.ctypes.data)
     for i in range(first, last):
         row, column = pairs[i, 0] * WIDTH, pairs[i, 1] * WIDTH
         for start in range(0, every, TOKENS // 2):

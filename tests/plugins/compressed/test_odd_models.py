@@ -59,7 +59,7 @@ def test_what_float16_cannot_hold_is_no_infinity_of_the_model(tmp_path: Path, fo
     assert made.verify().sha256
     with pytest.raises(QconvdError) as caught:
         converted(source, tmp_path / "strict", format, **options, non_finite="refuse")
-    assert "infinite weights in F16, and `non_finite: refuse` is set" in caught.value.what
+    assert "infinite weights (or too large for F16), and `non_finite: refuse` is set" in caught.value.what
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,13 @@ def test_a_config_that_names_another_type_gets_the_one_that_is_there(tmp_path: P
         (source / "config.json").write_text(json.dumps(config))
         made = converted(source, tmp_path / f"out-{said}", "int8")
         assert json.loads((made.folder / "config.json").read_text()).get("torch_dtype") == wanted
+
+
+def test_a_config_of_a_model_in_several_types_is_left_alone(tmp_path: Path) -> None:
+    source = model(tmp_path / "m", up_proj=np.ones((256, 128), np.float16))
+    (source / "config.json").write_text(json.dumps({**CONFIG, "torch_dtype": "bfloat16"}))
+    made = converted(source, tmp_path / "out", "int8")
+    assert json.loads((made.folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
 def test_blocks_that_leave_most_out_say_so_first(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from qconvd.errors import ConfigError
-from qconvd.targets import resolve_target
+from qconvd.targets import resolve, resolve_target
 from qconvd_compressed.formats import Fp8, Int4, Int8
 from qconvd_compressed.options import Int4Options, Int8Options
 
@@ -100,7 +100,7 @@ def test_other_words_are_refused(format: str, text: str, message: str) -> None:
         # Also what is the default: who asks for nf4 does not want W4A16.
         ({"type": "nf4"}, "type belongs to `container: bitsandbytes`; leave it out, or say that"),
         ({"container": "bitsandbytes", "group_size": 128}, "group_size belongs to `container: compressed-tensors`"),
-        ({"max_shard_size": 5}, "a file of 5 bytes? say the unit: 5GB"),
+        ({"max_shard_size": 5}, "5 bytes are no size for a file; write it with its unit, e.g. 5GB"),
         ({"group_size": 48}, "Input should be 32, 64, 128 or -1"),
         (
             {"modules": {"down_proj": {"bits": 8}}},
@@ -129,10 +129,24 @@ def test_a_threshold_is_a_number() -> None:
         Int8Options(container="bitsandbytes", llm_int8_threshold=float("inf"))
 
 
-@pytest.mark.parametrize(("text", "variant"), [("int8:w8a8", "int8-w8a8"), ("fp8: block", "FP8-BLOCK"), ("gguf:q4_0", "Q4_0")])
+@pytest.mark.parametrize(
+    ("text", "variant"),
+    [("int8:w8a8", "int8-w8a8"), ("fp8: block", "FP8-BLOCK"), ("gguf:[q4_0]", "Q4_0"), ("gguf: {types: [q4_0]}", "Q4_0")],
+)
 def test_a_recipe_takes_what_a_command_line_does(text: str, variant: str) -> None:
     (target,) = resolve_target(text)
     assert target.parts.variant == variant
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("int8:w9", "int8 has no variant 'w9'; write w8a16, w8a8 or bitsandbytes"),
+        ("gguf: {types: [q4_0", "'gguf: {types: [q4_0' is not YAML: expected ',' or ']', but got '<stream end>'"),
+    ],
+)
+def test_what_a_recipe_says_wrong_in_text(text: str, message: str) -> None:
+    assert [w.message for w in resolve(text)[1]] == [message]
 
 
 def test_an_alias_with_a_variant_says_how_to_write_it() -> None:
