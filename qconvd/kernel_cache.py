@@ -40,6 +40,9 @@ WIDE = "-prefer-256-bit"
 """Tells LLVM to use AVX-512's whole width, which it shuns on Intel's processors for the sake of their clock. The searches of
 the K and IQ types are so much arithmetic that they gain by it: Q4_K 1.8 times, IQ4_XS 4 times (AVX-512 Xeon at 2.5 GHz)."""
 
+_setting = threading.Lock()
+"""Held while a setting of numba's, which is one for the process, is another: packages may be imported in several threads."""
+
 
 @cache
 def _compiler() -> Any:
@@ -117,12 +120,13 @@ class KernelCache:
         """
         numba = _compiler()
         config: Any = numba.config
-        before = config.CACHE_DIR
-        config.CACHE_DIR = str(self.folder)
-        try:
-            compiled: Any = numba.njit(nogil=True, error_model="numpy", cache=True, **settings)(function)
-        finally:
-            config.CACHE_DIR = before
+        with _setting:
+            before = config.CACHE_DIR
+            config.CACHE_DIR = str(self.folder)
+            try:
+                compiled: Any = numba.njit(nogil=True, error_model="numpy", cache=True, **settings)(function)
+            finally:
+                config.CACHE_DIR = before
         compiled.declared = signature
         return compiled
 
