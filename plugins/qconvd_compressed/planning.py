@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from qconvd.api import (
     FLOATS,
@@ -126,7 +126,7 @@ def _module(tensor: TensorInfo) -> str:
 def _smaller_groups(scheme: Scheme, chosen: Collection[Linear], kept: Sequence[Kept]) -> tuple[str, ...]:
     """What to say if the group size or the blocks leave linears out that others would not."""
     if isinstance(scheme, Floats) and scheme.blocks and (left := [k for k in kept if k.reason.startswith("blocks of")]):
-        widths = ", ".join(str(n) for n, _ in Counter(k.tensor.shape[1] for k in left).most_common())
+        widths = _widths(k.tensor.shape[1] for k in left)
         return (f"blocks leave out {len(left)} of {len(kept) + len(chosen)} linears (inputs: {widths}); `fp8` takes them all",)
     if not isinstance(scheme, Integers) or scheme.group_size < 0:
         return ()
@@ -134,8 +134,13 @@ def _smaller_groups(scheme: Scheme, chosen: Collection[Linear], kept: Sequence[K
     fits = [g for g in GROUP_SIZES if 0 < g < scheme.group_size and all(n % g == 0 for n in odd)]
     if not odd or not fits:
         return ()
-    widths = ", ".join(str(n) for n, _ in Counter(odd).most_common())
+    widths = _widths(odd)
     count = f"{len(odd)} of {len(odd) + len(chosen)} linears"
     return (
         f"the group size {scheme.group_size} leaves out {count} (inputs: {widths}); group_size: {max(fits)} takes them all",
     )
+
+
+def _widths(columns: Iterable[int]) -> str:
+    """Numbers of inputs, the most frequent first."""
+    return ", ".join(str(n) for n, _ in Counter(columns).most_common())

@@ -15,7 +15,7 @@ from qconvd.api import (
     check_report,
     encode_rest,
     prepare_rounded_products,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from qconvd_gptq.solve import Grid, Solved

@@ -44,8 +44,15 @@ def prepare_rounded_products() -> None:
     """Compile what `add_rounded_products` needs, or load it; otherwise its first call does."""
     from qconvd.calibration.kernels import ready, tiled
 
-    for name in ("paired_floats", *(("turned", "add_in_tiles") if tiled() else ("add_products",))):
+    for name in ("paired_floats", _adding(), *(("turned",) if tiled() else ())):
         ready(name)
+
+
+def _adding() -> str:
+    """The kernel that multiplies, on this processor."""
+    from qconvd.calibration.kernels import tiled
+
+    return "add_in_tiles" if tiled() else "add_products"
 
 
 def _alone(count: int, call: Callable[[int, int], None]) -> None:
@@ -57,12 +64,12 @@ def add_squares(x: NDArray[np.uint16], sums: NDArray[np.float32], shared: Shared
 
     `x`: (tokens, columns), bits of bfloat16, C-contiguous. The products are exact.
     """
-    from qconvd.calibration.kernels import ready, tiled
+    from qconvd.calibration.kernels import ready
     from qconvd.calibration.kernels.products import TOKENS, pairs_of_strips
 
     tokens, columns = x.shape
     step = max(1, SCRATCH // (x.itemsize * columns) // TOKENS) * TOKENS
-    paired, add = ready("paired"), ready("add_in_tiles" if tiled() else "add_products")
+    paired, add = ready("paired"), ready(_adding())
     for start in range(0, tokens, step):
         some = x[start : start + step]
         right = _strips("right", len(some), columns)
@@ -79,7 +86,7 @@ def add_rounded_products(x: NDArray[np.float32], y: NDArray[np.float32], sums: N
     """
     import numpy as np
 
-    from qconvd.calibration.kernels import ready, tiled
+    from qconvd.calibration.kernels import ready
     from qconvd.calibration.kernels.products import pairs_of_strips
 
     if len(x) != len(y) or sums.shape != (x.shape[1], y.shape[1]):
@@ -88,7 +95,7 @@ def add_rounded_products(x: NDArray[np.float32], y: NDArray[np.float32], sums: N
         return
     if sums.strides[1] != sums.itemsize:
         raise ValueError("rows of sums do not lie together")
-    paired, add = ready("paired_floats"), ready("add_in_tiles" if tiled() else "add_products")
+    paired, add = ready("paired_floats"), ready(_adding())
     for start in range(0, len(x), DEPTH):
         laid_out = []
         for name, array in (("left", x), ("right", y)):

@@ -9,7 +9,6 @@ VDPBF16PS takes subnormal numbers (below 1e-38) for zero, and rounds after each 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -20,6 +19,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from qconvd.calibration.kernels import CACHE
+from qconvd.calibration.kernels.emitted import emitting
 
 Scalar: TypeAlias = Any
 Vector: TypeAlias = Any
@@ -32,13 +32,13 @@ PAIRS = 16
 """Strips hold a multiple of so many pairs of tokens, the last ones zero: AMX takes so many at once."""
 GROUP = 8
 """Strips that stay in the cache while all others are multiplied with them."""
-_VECTOR, _WORD = 16, 4
+_VECTOR, WORD = 16, 4
 _DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
 
 _bits = types.Array(types.uint16, 2, "C", readonly=True)
 _floats = types.Array(types.float32, 2, "A", readonly=True)
-_strips = types.Array(types.uint32, 3, "C")
-_sums = types.Array(types.float32, 2, "A")
+STRIPS = types.Array(types.uint32, 3, "C")
+SUMS = types.Array(types.float32, 2, "A")
 PAIRED = types.Array(types.int64, 2, "C", readonly=True)
 
 
@@ -81,11 +81,11 @@ class _Emitter:
         pair = build.phi(_I64)
         pair.add_incoming(_I64(0), before)
         sums = [[build.phi(_FLOATS) for _ in range(0, WIDTH, _VECTOR)] for _ in range(ROWS)]
-        offset = build.mul(pair, _I64(WIDTH * _WORD))
+        offset = build.mul(pair, _I64(WIDTH * WORD))
         rows, columns = build.add(rows, offset), build.add(columns, offset)
-        right = [self._load(columns, c * _WORD, _WORDS) for c in range(0, WIDTH, _VECTOR)]
+        right = [self._load(columns, c * WORD, _WORDS) for c in range(0, WIDTH, _VECTOR)]
         for r, of_row in enumerate(sums):
-            left = self._spread(self._load(rows, r * _WORD, _I32))
+            left = self._spread(self._load(rows, r * WORD, _I32))
             for column, total in zip(right, of_row, strict=True):
                 total.add_incoming(ir.Constant(_FLOATS, [0.0] * _VECTOR), before)
                 total.add_incoming(self._dot(total, left, column), loop)
@@ -94,14 +94,14 @@ class _Emitter:
         build.cbranch(build.icmp_signed("<", following, pairs), loop, after)
         build.position_at_end(after)
         for r, of_row in enumerate(sums):
-            row = build.add(out, _I64(r * WIDTH * _WORD))
+            row = build.add(out, _I64(r * WIDTH * WORD))
             for c, total in enumerate(of_row):
-                place = build.inttoptr(build.add(row, _I64(c * _VECTOR * _WORD)), _FLOATS.as_pointer())
-                build.store(total.incomings[1][0], place, align=_WORD)
+                place = build.inttoptr(build.add(row, _I64(c * _VECTOR * WORD)), _FLOATS.as_pointer())
+                build.store(total.incomings[1][0], place, align=WORD)
 
     def _load(self, address: Any, offset: int, kind: Any) -> Any:
         place = self.builder.inttoptr(self.builder.add(address, _I64(offset)), kind.as_pointer())
-        return self.builder.load(place, align=_WORD)
+        return self.builder.load(place, align=WORD)
 
     def _spread(self, word: Any) -> Any:
         nothing = ir.Constant(_WORDS, ir.Undefined)
@@ -134,13 +134,13 @@ class _Emitter:
         """Words of two bfloat16: from 16 float32 at `low` and as many at `high`."""
         build = self.builder
         both = build.or_(self._rounded(low), build.shl(self._rounded(high), _each(16)))
-        build.store(both, build.inttoptr(out, _WORDS.as_pointer()), align=_WORD)
+        build.store(both, build.inttoptr(out, _WORDS.as_pointer()), align=WORD)
 
     def added(self, made: Any, out: Any) -> None:
         """Add 16 numbers to others."""
         build = self.builder
         total = build.fadd(self._load(made, 0, _FLOATS), self._load(out, 0, _FLOATS))
-        build.store(total, build.inttoptr(out, _FLOATS.as_pointer()), align=_WORD)
+        build.store(total, build.inttoptr(out, _FLOATS.as_pointer()), align=WORD)
 
     def _rounded(self, address: Any) -> Any:
         """Words of one bfloat16. NaN stays NaN."""
@@ -157,23 +157,15 @@ class _Emitter:
 
 
 def _multiplied(typing: Any, rows: Any, columns: Any, pairs: Any, out: Any) -> Any:  # noqa: ARG001
-    return _emitting(4, _Emitter.multiplied)
+    return emitting(4, lambda b, *a: _Emitter(b).multiplied(*a))
 
 
 def _rounded_pairs(typing: Any, low: Any, high: Any, out: Any) -> Any:  # noqa: ARG001
-    return _emitting(3, _Emitter.rounded_pairs)
+    return emitting(3, lambda b, *a: _Emitter(b).rounded_pairs(*a))
 
 
 def _added(typing: Any, made: Any, out: Any) -> Any:  # noqa: ARG001
-    return _emitting(2, _Emitter.added)
-
-
-def _emitting(count: int, emit: Callable[..., None]) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        emit(_Emitter(builder), *arguments)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * count), generate
+    return emitting(2, lambda b, *a: _Emitter(b).added(*a))
 
 
 multiplied: Any = intrinsic(_multiplied)
@@ -219,21 +211,21 @@ def _paired_floats(x: Vector, strips: Vector) -> None:
         start, count = strip * WIDTH, min(WIDTH, columns - strip * WIDTH)
         strips[strip, -(-tokens // 2) :] = np.uint32(0)
         for pair in range(-(-tokens // 2)):
-            low = x.ctypes.data + 2 * pair * x.strides[0] + start * _WORD
+            low = x.ctypes.data + 2 * pair * x.strides[0] + start * WORD
             high = low + x.strides[0]
             if count < WIDTH or 2 * pair + 1 == tokens:
                 edge[:] = np.float32(0.0)
                 for of_two in range(min(2, tokens - 2 * pair)):
                     for c in range(count):
                         edge[of_two, c] = x[2 * pair + of_two, start + c]
-                low, high = edge.ctypes.data, edge.ctypes.data + WIDTH * _WORD
-            out = strips.ctypes.data + (strip * strips.shape[1] + pair) * WIDTH * _WORD
-            for c in range(0, WIDTH * _WORD, _VECTOR * _WORD):
+                low, high = edge.ctypes.data, edge.ctypes.data + WIDTH * WORD
+            out = strips.ctypes.data + (strip * strips.shape[1] + pair) * WIDTH * WORD
+            for c in range(0, WIDTH * WORD, _VECTOR * WORD):
                 rounded_pairs(low + c, high + c, out + c)
 
 
-paired = CACHE.entry(_paired, types.void(_bits, _strips, types.int64, types.int64))
-paired_floats = CACHE.entry(_paired_floats, types.void(_floats, _strips))
+paired = CACHE.entry(_paired, types.void(_bits, STRIPS, types.int64, types.int64))
+paired_floats = CACHE.entry(_paired_floats, types.void(_floats, STRIPS))
 
 
 def _add_made(made: Vector, sums: Vector, row: Scalar, column: Scalar) -> None:
@@ -241,9 +233,9 @@ def _add_made(made: Vector, sums: Vector, row: Scalar, column: Scalar) -> None:
     rows, columns = min(made.shape[0], sums.shape[0] - row), min(made.shape[1], sums.shape[1] - column)
     for i in range(rows):
         of_made = made.ctypes.data + i * made.strides[0]
-        out = sums.ctypes.data + (row + i) * sums.strides[0] + column * _WORD
+        out = sums.ctypes.data + (row + i) * sums.strides[0] + column * WORD
         for c in range(0, columns - _VECTOR + 1, _VECTOR):
-            added(of_made + c * _WORD, out + c * _WORD)
+            added(of_made + c * WORD, out + c * WORD)
         for c in range(columns // _VECTOR * _VECTOR, columns):
             sums[row + i, column + c] += made[i, c]
 
@@ -259,14 +251,14 @@ def _add_products(left: Vector, right: Vector, sums: Vector, pairs: Vector, firs
         row, column = pairs[i, 0] * WIDTH, pairs[i, 1] * WIDTH
         for start in range(0, every, TOKENS // 2):
             count = min(TOKENS // 2, every - start)
-            of_left = left.ctypes.data + (row * every + start * WIDTH) * _WORD
-            of_right = right.ctypes.data + (column * every + start * WIDTH) * _WORD
+            of_left = left.ctypes.data + (row * every + start * WIDTH) * WORD
+            of_right = right.ctypes.data + (column * every + start * WIDTH) * WORD
             for r in range(0, min(WIDTH, sums.shape[0] - row), ROWS):
-                multiplied(of_left + r * _WORD, of_right, count, made.ctypes.data)
+                multiplied(of_left + r * WORD, of_right, count, made.ctypes.data)
                 add_made(made, sums, row + r, column)
 
 
-add_products = CACHE.entry(_add_products, types.void(_strips, _strips, _sums, PAIRED, types.int64, types.int64))
+add_products = CACHE.entry(_add_products, types.void(STRIPS, STRIPS, SUMS, PAIRED, types.int64, types.int64))
 
 
 @cache

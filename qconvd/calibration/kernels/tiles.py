@@ -7,7 +7,6 @@ TDPBF16PS takes subnormal numbers (below 1e-38) for zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,15 @@ from numba import types
 from numba.extending import intrinsic
 
 from qconvd.calibration.kernels import CACHE
-from qconvd.calibration.kernels.products import PAIRED, PAIRS, TOKENS, WIDTH, Scalar, Vector, add_made
+from qconvd.calibration.kernels.emitted import emitting
+from qconvd.calibration.kernels.products import PAIRED, PAIRS, STRIPS, SUMS, TOKENS, WIDTH, WORD, Scalar, Vector, add_made
 
 SIDE = PAIRS
 """Rows of a tile, and words in each of them."""
 SQUARE = 2 * SIDE
 """Rows and columns of sums that are made at once: with fewer, loading tiles takes longer than multiplying them."""
-_WORD = 4
-_LINE = SIDE * _WORD
-_STEP = PAIRS * WIDTH * _WORD
+_LINE = SIDE * WORD
+_STEP = PAIRS * WIDTH * WORD
 """Bytes of an operand that one instruction takes a part of."""
 _LEFT, _RIGHT = 4, 6
 """Registers 0 to 3 hold sums, those from these on two tiles of each operand."""
@@ -32,9 +31,7 @@ _PALETTE, _LINES, _ROWS = 0, 16, 48
 """Where a configuration of the registers holds its kind, and for each register the bytes of a row (16 bits) and the rows."""
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
 
-_strips = types.Array(types.uint32, 3, "C")
 _left = types.Array(types.uint32, 4, "C")
-_sums = types.Array(types.float32, 2, "A")
 
 
 class _Emitter:
@@ -64,7 +61,7 @@ class _Emitter:
         step, of_left, of_right = (build.phi(_I64) for _ in range(3))
         for i in range(2):
             self._move("tileloadd64", _LEFT + i, build.add(of_left, _I64(i * SIDE * _LINE)), _LINE)
-            self._move("tileloadd64", _RIGHT + i, build.add(of_right, _I64(i * _LINE)), WIDTH * _WORD)
+            self._move("tileloadd64", _RIGHT + i, build.add(of_right, _I64(i * _LINE)), WIDTH * WORD)
         for tile in range(4):
             self._call("tdpbf16ps", _I8(tile), _I8(_LEFT + tile // 2), _I8(_RIGHT + tile % 2))
         for value, first, more in ((step, _I64(0), 1), (of_left, left, _STEP), (of_right, right, _STEP)):
@@ -73,8 +70,8 @@ class _Emitter:
         build.cbranch(build.icmp_signed("<", step.incomings[1][0], steps), loop, done)
         build.position_at_end(done)
         for tile in range(4):
-            at = (tile // 2 * SIDE * SQUARE + tile % 2 * SIDE) * _WORD
-            self._move("tilestored64", tile, build.add(out, _I64(at)), SQUARE * _WORD)
+            at = (tile // 2 * SIDE * SQUARE + tile % 2 * SIDE) * WORD
+            self._move("tilestored64", tile, build.add(out, _I64(at)), SQUARE * WORD)
 
     def _move(self, name: str, tile: int, address: Any, stride: int) -> None:
         self._call(name, _I8(tile), self._pointer(address), _I64(stride))
@@ -89,23 +86,15 @@ class _Emitter:
 
 
 def _multiplied(typing: Any, left: Any, right: Any, steps: Any, out: Any) -> Any:  # noqa: ARG001
-    return _emitting(4, _Emitter.multiplied)
+    return emitting(4, lambda b, *a: _Emitter(b).multiplied(*a))
 
 
 def _configured(typing: Any, config: Any) -> Any:  # noqa: ARG001
-    return _emitting(1, _Emitter.configured)
+    return emitting(1, lambda b, *a: _Emitter(b).configured(*a))
 
 
 def _released(typing: Any) -> Any:  # noqa: ARG001
-    return _emitting(0, _Emitter.released)
-
-
-def _emitting(count: int, emit: Callable[..., None]) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        emit(_Emitter(builder), *arguments)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * count), generate
+    return emitting(0, lambda b, *a: _Emitter(b).released(*a))
 
 
 multiplied: Any = intrinsic(_multiplied)
@@ -122,7 +111,7 @@ def _turned(strips: Vector, left: Vector, first: Scalar, last: Scalar) -> None:
                     left[strip, block, column, pair] = strips[strip, block * SIDE + pair, column]
 
 
-turned = CACHE.entry(_turned, types.void(_strips, _left, types.int64, types.int64))
+turned = CACHE.entry(_turned, types.void(STRIPS, _left, types.int64, types.int64))
 
 
 def _add_in_tiles(left: Vector, right: Vector, sums: Vector, pairs: Vector, first: Scalar, last: Scalar) -> None:
@@ -139,13 +128,13 @@ def _add_in_tiles(left: Vector, right: Vector, sums: Vector, pairs: Vector, firs
         row, column = pairs[i, 0] * WIDTH, pairs[i, 1] * WIDTH
         for start in range(0, every, TOKENS // 2):
             steps = min(TOKENS // 2, every - start) // PAIRS
-            of_left = left.ctypes.data + (row * every + start * WIDTH) * _WORD
-            of_right = right.ctypes.data + (column * every + start * WIDTH) * _WORD
+            of_left = left.ctypes.data + (row * every + start * WIDTH) * WORD
+            of_right = right.ctypes.data + (column * every + start * WIDTH) * WORD
             for r in range(0, min(WIDTH, sums.shape[0] - row), SQUARE):
                 for c in range(0, min(WIDTH, sums.shape[1] - column), SQUARE):
-                    multiplied(of_left + r * _LINE, of_right + c * _WORD, steps, made.ctypes.data)
+                    multiplied(of_left + r * _LINE, of_right + c * WORD, steps, made.ctypes.data)
                     add_made(made, sums, row + r, column + c)
     released()
 
 
-add_in_tiles = CACHE.entry(_add_in_tiles, types.void(_left, _strips, _sums, PAIRED, types.int64, types.int64))
+add_in_tiles = CACHE.entry(_add_in_tiles, types.void(_left, STRIPS, SUMS, PAIRED, types.int64, types.int64))

@@ -100,8 +100,7 @@ def _packed(parts: Parts, module: str, packed: TensorInfo, schemes: list[Scheme]
     index = parts.find(f"{module}.weight_g_idx", (k,), dtypes=("I32", "I64"))
     scale, block = _scale(parts, module, (n, k), fitting, rows=True)
     bits, groups = fitting[0].bits, -(-k // block[1])
-    found = parts.find if any(s.symmetric for s in fitting) else parts.take
-    zeros = found(f"{module}.weight_zero_point", (-(-n * bits // 32), groups), dtypes=("I32",))
+    zeros = _zeros(parts, module, fitting, (-(-n * bits // 32), groups), dtypes=("I32",))
     options: dict[str, Any] = {"bits": bits, "columns": k, "group": block[1]}
     xs: tuple[Expr, ...] = (stored(packed), as_floats(stored(scale)))
     if zeros:
@@ -135,8 +134,7 @@ def _plain(parts: Parts, module: str, schemes: list[Scheme]) -> None:
     fitting = [s for s in schemes if s.bits == 8]
     scale, (height, width) = _scale(parts, module, (n, k), fitting, rows=False)
     index = parts.find(f"{module}.weight_g_idx", (k,), dtypes=("I32", "I64"))
-    found = parts.find if any(s.symmetric for s in fitting) else parts.take
-    zero = found(f"{module}.weight_zero_point", scale.shape, dtypes=("I8", "F8_E4M3", *SCALES))
+    zero = _zeros(parts, module, fitting, scale.shape, dtypes=("I8", "F8_E4M3", *SCALES))
     xs: tuple[Expr, ...] = (Cast(stored(weight), "F32"), as_floats(stored(scale)))
     options: dict[str, Any] = {"columns": k, "block": [height, width]}
     if zero:
@@ -146,6 +144,14 @@ def _plain(parts: Parts, module: str, schemes: list[Scheme]) -> None:
         xs = (*xs, stored(index))
         options["index"] = True
     parts.make(weight.name, weight, (n, k), Dequantize(xs, "scaled", (n, k), options=options))
+
+
+def _zeros(
+    parts: Parts, module: str, schemes: list[Scheme], shape: tuple[int, ...], dtypes: tuple[str, ...]
+) -> TensorInfo | None:
+    """The zero points of a linear, which must be there unless it may be symmetric."""
+    found = parts.find if any(s.symmetric for s in schemes) else parts.take
+    return found(f"{module}.weight_zero_point", shape, dtypes=dtypes)
 
 
 def _scale(
