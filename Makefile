@@ -4,6 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
+# Tests start Python hundreds of times: where the environment forbids compiled modules, each start compiles all of qconvd again.
+export PYTHONDONTWRITEBYTECODE :=
+# Named, as collecting all other tests just to leave them out takes a minute.
+CRASHES := $(shell grep -rl --include='*.py' 'pytest.mark.crash' tests)
 
 .PHONY: help demo test crashes check run format docs clean
 
@@ -15,12 +19,12 @@ demo: $(VENV)/.demo    ## Set up, start the daemon, drop a real model into the w
 
 test: $(VENV)/.test    ## All tests, with real models and other people's readers
 	@echo "A daemon killed at every call that changes the disk (these fork, so they come first, in small processes)"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m crash
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m crash $(CRASHES)
 	@echo "Everything else"
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not crash" --durations=40
 
 crashes: $(VENV)/.test ## Kill the daemon and its workers at every single point, not at some (half an hour)
-	@QCONVD_CRASHES=all $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m crash
+	@QCONVD_CRASHES=all $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m crash $(CRASHES)
 
 check: $(VENV)/.test   ## ruff and strict types
 	@$(BIN)/ruff check .
