@@ -62,7 +62,18 @@ from qconvd.engine.plan import (
 )
 from qconvd.errors import BadCheckpoint, ConfigError, Incomplete, QconvdError, Unsupported
 from qconvd.examination import Finding
-from qconvd.formats import Advises, Detail, FileSize, Format, FormatOptions, RowsAlike, Size, check_report, type_list
+from qconvd.formats import (
+    Advises,
+    Detail,
+    FileSize,
+    Format,
+    FormatOptions,
+    HoldsItself,
+    RowsAlike,
+    Size,
+    check_report,
+    type_list,
+)
 from qconvd.hookspecs import hookimpl
 from qconvd.input_files import FileOrAuto, InputFile
 from qconvd.kernel_cache import KernelCache, kernel_findings
@@ -81,7 +92,7 @@ __all__ = [
     "CalibrationOptions", "CalibrationSpec", "Cast", "CheckpointReader", "Concat", "ConfigError", "Constant", "Container",
     "ContainerSpec", "Dequantize", "Detail", "Device", "Encoded", "Encoder", "Expr", "FileInfo", "FileOrAuto", "FileSize",
     "FileSpec",
-    "Finding", "Format", "FormatOptions", "GgmlSource", "Hessian", "Imatrix", "Incomplete", "InputFile", "Kept",
+    "Finding", "Format", "FormatOptions", "GgmlSource", "Hessian", "HoldsItself", "Imatrix", "Incomplete", "InputFile", "Kept",
     "KernelCache", "LeftOut", "Linear", "LinearsAndRest", "ModelInfo", "NameParts", "Named", "Operation", "OutputTensor",
     "Permute", "Placed", "Plan", "Prepares", "QconvdError", "Read", "Reader", "Rebuilder", "Rebuilt", "Repeat", "Reshape",
     "RowSplit", "RowsAlike", "SideFile", "Size", "Slice", "Stack", "StatRequest", "Stateless", "StatisticsFile", "TensorInfo",

@@ -127,6 +127,19 @@ class RowsAlike(Protocol):
 
 
 @runtime_checkable
+class HoldsItself(Protocol):
+    """A format that holds what it made against the model by itself, where `decode` and `bound` would take long."""
+
+    def held(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer], x: Sequence[Array]) -> tuple[float, float] | None:
+        """The largest deviation from `x` (rows of each input, as stored), and the largest share that one has of its bound.
+
+        `rows` and `data` are those of `decode`, and like it this shares no code with `encoder`. If the share is not below 1, or
+        with None, `decode` and `bound` are asked, which find out what is wrong and where.
+        """
+        ...
+
+
+@runtime_checkable
 class Advises(Protocol):
     """A format that says when one chooses which of its artifacts; model cards show it."""
 

@@ -18,6 +18,8 @@ NARROWEST = 0.8
 """What the search leaves of a range at least."""
 LEAST = 2e-38
 """Somewhat above what bitsandbytes takes for the least that a block of weights or of scales is divided by."""
+BLOCKS_AT_ONCE = 1 << 10
+"""Blocks of a codebook's types that are looked at together: what numpy makes on the way stays in the cache."""
 PARTS = 1 << 10
 """Parts of [0, 1] for which distances from a type's numbers are looked up: they fit in the first-level cache."""
 
@@ -92,11 +94,23 @@ def _llm_int8(unit: Unit, w: Doubles) -> Doubles:  # noqa: ARG001
 
 
 def _codebook(unit: Unit, x: Array) -> Array:
-    from qconvd_compressed.kernels import ready
+    flat = np.nan_to_num(np.ascontiguousarray(x, np.float32).reshape(-1), nan=0.0, posinf=0.0, neginf=0.0)
+    largest = np.maximum.reduceat(np.abs(flat), np.arange(0, flat.size, CODEBOOK_BLOCK))
+    coarse, off, found = how_coarse(unit, largest), from_nearest(unit.options["type"]), np.empty_like(flat)
+    for block in range(0, largest.size, BLOCKS_AT_ONCE):
+        start, stop = block * CODEBOOK_BLOCK, min(flat.size, (block + BLOCKS_AT_ONCE) * CODEBOOK_BLOCK)
+        w, some = flat[start:stop], slice(block, block + BLOCKS_AT_ONCE)
+        size, apart = (np.repeat(a[some], CODEBOOK_BLOCK)[: w.size] for a in (largest, coarse))
+        with np.errstate(over="ignore", invalid="ignore"):
+            place = np.rint(w * (np.float32(PARTS) / np.where(size > 0, size, np.float32(1))))
+        # Of tiny weights the factor is infinite: what then is no number becomes the last part.
+        place = np.nan_to_num(place.clip(-PARTS, PARTS), nan=PARTS).astype(np.int32)
+        found[start:stop] = off[place + PARTS] * size + apart + (np.abs(w) * np.float32(2.0**-22) + np.float32(1e-44))
+    return found.reshape(x.shape)
 
-    flat = np.ascontiguousarray(x, np.float32).reshape(-1)
-    largest = np.empty(-(-flat.size // CODEBOOK_BLOCK), np.float32)
-    ready("codebook_largest")(flat.view(np.int32), CODEBOOK_BLOCK, largest.view(np.int32))
+
+def how_coarse(unit: Unit, largest: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far what is read as the largest of a block may be from it. With double quantization: of all blocks of the linear."""
     coarse = np.zeros(largest.size, np.float32)
     if "state" in unit.options:
         moved = np.zeros(-(-largest.size // NESTED_BLOCK) * NESTED_BLOCK)
@@ -106,13 +120,11 @@ def _codebook(unit: Unit, x: Array) -> Array:
         coarse = (widest * (np.diff(moving_point()).max() / 2 * (1 + 2.0**-10))).astype(np.float32)
     # What is so small that nothing can be divided by it is read as anything up to it.
     coarse += np.where(largest < LEAST, largest, np.float32(0))
-    found = np.empty(flat.size, np.float32)
-    ready("codebook_bound")(flat, CODEBOOK_BLOCK, largest, coarse, _from_nearest(unit.options["type"]), found)
-    return found.reshape(x.shape)
+    return coarse
 
 
 @cache
-def _from_nearest(name: str) -> NDArray[np.float32]:
+def from_nearest(name: str) -> NDArray[np.float32]:
     """By the part of [-1, 1] that a number is in, how far it is from the nearest of a type at most."""
     table = np.sort(np.unique(np.array(NF4 if name == "nf4" else FP4)))
     x = np.arange(-PARTS, PARTS + 1) / PARTS

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,24 +80,24 @@ def _llm_int8(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:  # noqa: A
 
 
 def _codebook(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:
-    from qconvd_compressed.kernels import ready
-
-    codes = np.frombuffer(data[0], np.uint8)
-    largest: Any
-    if "state" in unit.options:
-        offset = json.loads(data[3])["nested_offset"]
-        scales = np.repeat(np.frombuffer(data[2], "<f4"), 256)[: len(data[1])]
-        largest = (moving_point()[np.frombuffer(data[1], np.uint8)] * scales + np.float32(offset)).astype(np.float32)
-    else:
-        largest = np.frombuffer(data[1], "<f4")
     count = rows * unit.shape[1]
-    numbers = np.empty(count + count % 2, np.float32)
-    ready("codebook_read")(codes, CODEBOOK_BLOCK, _pairs(unit.options["type"]), largest, numbers, numbers.view(np.uint64))
-    return numbers[:count].reshape(rows, -1)
+    numbers = pairs_of(unit.options["type"])[np.frombuffer(data[0], np.uint8)].view(np.float32)[:count]
+    numbers *= np.repeat(largest_as_read(unit, data), CODEBOOK_BLOCK)[:count]
+    return numbers.reshape(rows, -1)
+
+
+def largest_as_read(unit: Unit, data: Sequence[Buffer]) -> Singles:
+    """What the numbers of each block are multiplied by."""
+    if "state" in unit.options:
+        offset = json.loads(bytes(data[3]))["nested_offset"]
+        scales = np.repeat(np.frombuffer(data[2], "<f4"), 256)[: len(data[1])]
+        largest: Singles = (moving_point()[np.frombuffer(data[1], np.uint8)] * scales + np.float32(offset)).astype(np.float32)
+        return largest
+    return np.frombuffer(data[1], "<f4")
 
 
 @cache
-def _pairs(name: str) -> NDArray[np.uint64]:
+def pairs_of(name: str) -> NDArray[np.uint64]:
     """(256,): the two float32 numbers that a byte stands for, the high code's first."""
     table, byte = np.array(NF4 if name == "nf4" else FP4, np.float32), np.arange(256)
     return np.stack([table[byte >> 4], table[byte & 15]], axis=1).view(np.uint64).reshape(-1)

@@ -18,7 +18,7 @@ KERNELS = {
     "integers": ("integers",),
     "floats": ("floats",),
     "llm_int8": ("llm_int8",),
-    "codebook": ("codebook", "codebook_error", "codebook_read", "codebook_largest", "codebook_bound"),
+    "codebook": ("codebook", "codebook_error", "codebook_largest", "codebook_held"),
 }
 """What a scheme needs, verification included."""
 

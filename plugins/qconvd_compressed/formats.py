@@ -76,6 +76,20 @@ class _Quantized(LinearsAndRest):
 
         return decode(unit, rows, data)
 
+    def held(
+        self,
+        unit: Unit,
+        rows: tuple[int, int],  # noqa: ARG002
+        data: Sequence[Buffer],
+        x: Sequence[Array],
+    ) -> tuple[float, float] | None:
+        """See `HoldsItself.held`: for the types of bitsandbytes, of which all may have to be looked at."""
+        if unit.options.get(self.LINEAR) != "codebook":
+            return None
+        from qconvd_compressed.held import held
+
+        return held(unit, data, x[0])
+
     def bound_linear(self, unit: Unit, x: Array) -> Array:
         from qconvd_compressed.bounds import bound
 

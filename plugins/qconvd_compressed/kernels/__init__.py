@@ -13,9 +13,7 @@ from typing import Any
 
 from qconvd.api import KernelCache
 
-KERNELS = (
-    "integers", "llm_int8", "floats", "codebook", "codebook_error", "codebook_read", "codebook_largest", "codebook_bound",
-)  # fmt: skip
+KERNELS = ("integers", "llm_int8", "floats", "codebook", "codebook_error", "codebook_largest", "codebook_held")
 CACHE = KernelCache(Path(__file__).parent, KERNELS)
 
 
@@ -26,7 +24,6 @@ def ready(name: str) -> Any:
     entries = {
         "integers": integers.integers, "llm_int8": integers.llm_int8, "floats": floats.floats,
         "codebook": codebook.codebook, "codebook_error": codebook.codebook_error,
-        "codebook_read": reading.codebook_read, "codebook_largest": reading.codebook_largest,
-        "codebook_bound": reading.codebook_bound,
+        "codebook_largest": reading.codebook_largest, "codebook_held": reading.codebook_held,
     }  # fmt: skip
     return CACHE.ready(name, entries[name])

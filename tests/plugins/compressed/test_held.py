@@ -1,0 +1,130 @@
+"""Weights of bitsandbytes' types are held against the model in one go: what this says is what `decode` and `bound` say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compressed_models import difficult
+from converted import converted
+from header_models import headers
+from qconvd.api import Device, QconvdError, Unit, as_float32
+from qconvd_compressed.decoder import moving_point
+from qconvd_compressed.formats import Int4
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+INT4 = Int4()
+every = pytest.mark.parametrize(("type_", "double"), [("nf4", True), ("nf4", False), ("fp4", True), ("fp4", False)])
+
+
+def made(x: np.ndarray, dtype: str, type_: str, double: bool) -> tuple[Unit, list[bytearray]]:
+    plan = INT4.plan(headers({NAME: x.shape}, dtype), INT4.Options(container="bitsandbytes", type=type_, double_quant=double))
+    unit = next(u for u in plan.units if u.id == NAME)
+    encoded = INT4.encoder(plan, Device()).encode(unit, (0, len(x)), [x], {})
+    return unit, [bytearray(memoryview(d).cast("B")) for d in encoded.data]
+
+
+def shares(unit: Unit, data: list[bytearray], x: np.ndarray, dtype: str) -> tuple[float, float]:
+    """By the two functions that every format has."""
+    wanted = as_float32(x, dtype)
+    (decoded,) = INT4.decode(unit, (0, len(x)), data)
+    (bound,) = INT4.bound(unit, (0, len(x)), [wanted], {})
+    error = np.abs(decoded - wanted)
+    return float(error.max()), float((error / bound).max())
+
+
+@every
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+@pytest.mark.parametrize("shape", [(256, 384), (1, 64), (3, 341), (130, 64)])
+def test_it_says_what_decoding_and_bounds_say(type_: str, double: bool, dtype: str, shape: tuple[int, int]) -> None:
+    stored = difficult(256, 384, dtype).reshape(-1)[-shape[0] * shape[1] :].reshape(shape)
+    x = stored.view(np.float16) if dtype == "F16" else stored
+    unit, data = made(x, dtype, type_, double)
+    found = INT4.held(unit, (0, len(x)), data, [x])
+    assert found is not None
+    # The order of the same float32 operations differs: what the last digits of a bound are divided by.
+    assert found == pytest.approx(shares(unit, data, x, dtype), rel=1e-5)
+    assert 0 < found[1] < 1
+    data[0][int(np.abs(as_float32(x, dtype)).argmax()) // 2] ^= 0x77
+    wrong = INT4.held(unit, (0, len(x)), data, [x])
+    assert wrong is not None
+    assert wrong == pytest.approx(shares(unit, data, x, dtype), rel=1e-5)
+    assert wrong[1] > 1
+
+
+@every
+def test_it_says_nothing_where_something_is_not_finite(type_: str, double: bool) -> None:
+    x = difficult(256, 384, "BF16")
+    for bits in (0x7FC0, 0x7F80, 0xFF80):
+        x[200, 7] = bits
+        unit, data = made(x, "BF16", type_, double)
+        assert INT4.held(unit, (0, 256), data, [x]) is None
+
+
+def test_a_scale_that_is_no_number_is_not_within_any_bound() -> None:
+    x = difficult(256, 384, "BF16")
+    unit, data = made(x, "BF16", "nf4", double=False)
+    data[1][:4] = np.float32(np.nan).tobytes()
+    found = INT4.held(unit, (0, 256), data, [x])
+    assert found is not None
+    assert np.isnan(found).all()
+
+
+def test_codes_of_scales_are_held_against_all_of_the_linear() -> None:
+    """The mean that scales deviate from is that of all blocks; one code that is three steps off is seen."""
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((256, 384)).astype(np.float16)
+    x[:, :64] *= np.float16(0.01)
+    unit, data = made(x, "F16", "nf4", double=True)
+    assert shares(unit, data, x, "F16")[1] < 1
+    steps = np.diff(moving_point())
+    # Where they are widest.
+    codes = np.frombuffer(data[1], np.uint8)
+    place = int(np.argmax(np.where(codes < 253, steps[np.minimum(codes, 252)], 0)))
+    data[1][place] = int(codes[place]) + 3
+    found = INT4.held(unit, (0, 256), data, [x])
+    assert found is not None
+    assert found[1] > 1
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_verification_asks_it_first_and_then_finds_what_is_wrong(tmp_path: Path, glass: Path, double: bool) -> None:
+    asked: list[tuple[float, float]] = []
+    decoded: list[str] = []
+
+    class Asked(Int4):
+        def held(self, unit: Any, rows: Any, data: Any, x: Any) -> Any:
+            found = super().held(unit, rows, data, x)
+            asked.extend([] if found is None else [found])
+            return found
+
+        def decode_linear(self, unit: Any, rows: Any, data: Any) -> Any:
+            decoded.append(unit.id)
+            return super().decode_linear(unit, rows, data)
+
+    made = converted(glass, tmp_path / "work", Asked(), container="bitsandbytes", double_quant=double)
+    report = made.verify()
+    assert len(asked) >= sum("scheme" in u.options for u in made.plan.units) > 0
+    assert report.max_error == max(error for error, _ in asked)
+    assert not decoded
+    name = "model.layers.1.mlp.down_proj.weight"
+    placed = next(p for f in made.plan.files for p in f.tensors if p.tensor == name)
+    path = made.folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.seek(placed.offset)
+        first = file.read(1)[0]
+        file.seek(placed.offset)
+        file.write(bytes([first ^ 0x70]))
+    files = tuple(
+        replace(f, sha256=sha256(path.read_bytes()).hexdigest()) if f.path == path.name else f for f in made.manifest.files
+    )
+    with pytest.raises(QconvdError) as caught:
+        made.verify(manifest=replace(made.manifest, files=files))
+    assert str(caught.value).startswith(f"{path}, tensor {name}: row 0, column 0 holds ")
+    assert "int4 may differ by " in str(caught.value)
+    assert decoded == [name]
