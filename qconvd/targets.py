@@ -213,6 +213,9 @@ def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[li
         options = format.Options.model_validate({**preset, **given}, context={"folder": folder})
         if options.name is not None:
             check_template(options.name)
+        if options.device == "cuda" and "cuda" not in format.devices:
+            what = f"{format.name} has no kernels for a GPU; leave `device` out, or say `device: cpu`"
+            return [], [Wrong((*path, "device"), what)]
         return [Target(format.name, format.version, o, format.name_parts(o)) for o in format.expand(options)], []
     except ValidationError as error:
         if value is None and (lacking := _lacking(name, format, error)):
@@ -270,6 +273,8 @@ def _given(format: Format, value: Any) -> Mapping[str, Any] | str:
         return value
     if isinstance(value, str):
         return format.from_text(BARE.get(value.lower(), value))
+    if isinstance(value, int) and not isinstance(value, bool):  # `int4: 32`, which YAML takes for a number
+        return format.from_text(str(value))
     return f"the options of {format.name} are text or a mapping, not {kind(value)}"
 
 

@@ -215,7 +215,8 @@ TARGETS = [
     ("{fp16: {dtyp: bf16}}", ".fp16.dtyp", "there is no key 'dtyp' here (did you mean dtype?)"),
     ("{fp16: {on_overflow: clmp}}", ".fp16.on_overflow", "'clmp' is none of report, refuse, clamp (did you mean clamp?)"),
     ("{fp16: {device: gpu}}", ".fp16.device", "'gpu' is none of auto, cpu, cuda (did you mean cuda?)"),
-    ("{fp16: 3}", ".fp16", "the options of fp16 are text or a mapping, not a number"),
+    ("{fp16: 3}", ".fp16", "fp16 knows no type '3', only fp16, bf16, f32"),
+    ("{fp16: 3.5}", ".fp16", "the options of fp16 are text or a mapping, not a number"),
     ("{fp16: fp8}", ".fp16", "fp16 knows no type 'fp8', only fp16, bf16, f32"),
     ("{q4_0: {types: [q8_0]}}", ".q4_0.types", "'q4_0' already says types; write 'gguf' with its options instead"),
     ("{gguf: []}", ".gguf", "the list is empty; name at least one"),
@@ -286,6 +287,14 @@ def test_one_target_in_two_spellings_is_there_twice(mistakes: Callable[[str], li
 def test_the_device_makes_no_other_target(mistakes: Callable[[str], list[str]]) -> None:
     found = mistakes("output: ./models\nrecipes: {r: {targets: [q8_0, {q8_0: {device: cuda}}]}}\n")
     assert found == ["config.yaml:2:31: recipes.r.targets[1]: gguf Q8_0 stands in this recipe twice; first on line 2"]
+
+
+def test_a_device_that_a_format_has_no_kernels_for(mistakes: Callable[[str], list[str]]) -> None:
+    found = mistakes("output: ./models\nrecipes: {r: {targets: [int4: {device: cuda, group_size: 32}]}}\n")
+    assert found == [
+        "config.yaml:2:40: recipes.r.targets[0].int4.device: int4 has no kernels for a GPU; "
+        "leave `device` out, or say `device: cpu`"
+    ]
 
 
 def test_names_that_clash(mistakes: Callable[[str], list[str]]) -> None:

@@ -17,7 +17,7 @@ from qconvd.cli.exits import Exit
 
 pytestmark = pytest.mark.xdist_group("daemon")
 FP16_AND_GGUF = "[fp16, gguf: q8_0]"
-NEEDS_GPU = "[fp16: {device: cuda}]"
+NEEDS_GPU = "[gguf: {types: [q8_0], device: cuda}]"
 HANGS_UP = """
 import os, runpy, signal, sys
 
@@ -66,9 +66,9 @@ def test_once_says_that_something_failed(home: Home) -> None:
         assert f"odd fp16 {words}\n" in home.log()
 
 
-def test_once_does_not_wait_for_a_gpu_that_is_not_there(home: Home) -> None:
+def test_once_does_not_wait_for_a_gpu_that_is_not_there(home: Home, glass: Path) -> None:
     home.configure(targets=NEEDS_GPU)
-    tiny_model(home.inbox / "m")
+    shutil.copytree(glass, home.inbox / "m")
     assert home.once() == 1
     reason = "recipe everyday asks for a GPU (device: cuda); none is visible"
     assert reason in home.log()
@@ -150,15 +150,15 @@ def test_reconvert_gives_nothing_up_where_the_model_is_gone(home: Home) -> None:
     end(home)
 
 
-def test_a_target_that_a_recipe_drops_is_not_begun(home: Home) -> None:
+def test_a_target_that_a_recipe_drops_is_not_begun(home: Home, glass: Path) -> None:
     home.configure(targets=NEEDS_GPU)
-    move_in(home, tiny_model(home.root / "drafts" / "m"))
+    move_in(home, shutil.copytree(glass, home.root / "drafts" / "m"))
     home.start()
     home.says("m", "asks for a GPU")
     home.configure(targets="[f32]")
     home.signal(signal.SIGHUP)
     home.done(1)
-    assert [(t.label, t.state) for t in home.targets() if t.state != "done"] == [("fp16", "superseded")]
+    assert [(t.label, t.state) for t in home.targets() if t.state != "done"] == [("gguf Q8_0", "superseded")]
     end(home)
 
 
@@ -179,9 +179,9 @@ def test_artifact_deleted(home: Home) -> None:
     end(home)
 
 
-def test_requests_are_answered(home: Home, tmp_path: Path) -> None:
+def test_requests_are_answered(home: Home, glass: Path, tmp_path: Path) -> None:
     home.configure(targets=NEEDS_GPU)
-    model = tiny_model(tmp_path / "elsewhere" / "m")
+    model = shutil.copytree(glass, tmp_path / "elsewhere" / "m")
     home.start()
     home.said("qconvd runs")
     assert home.ask("add", path=str(model), recipe="everyday").answer == "job 1: 1 artifact will be made"
@@ -263,9 +263,9 @@ def test_a_cancelled_conversion_stops_and_leaves_nothing(home: Home) -> None:
     end(home)
 
 
-def test_removed_while_queued(home: Home) -> None:
+def test_removed_while_queued(home: Home, glass: Path) -> None:
     home.configure(targets=NEEDS_GPU)
-    place = move_in(home, tiny_model(home.root / "drafts" / "m"))
+    place = move_in(home, shutil.copytree(glass, home.root / "drafts" / "m"))
     home.start()
     home.says("m", "asks for a GPU")
     shutil.rmtree(place)

@@ -75,6 +75,7 @@ def test_words(word: str, variant: str, scheme: str) -> None:
             "-asym, nf4, fp4 or bitsandbytes",
         ),
         ("int4", "", "int4 has no variant ''"),
+        ("int4", "32", "int4 has no variant '32'; a group size is written 32g"),
         ("fp8", "static", "fp8 has no variant 'static'; write dynamic or block"),
     ],
 )
@@ -141,11 +142,12 @@ def test_a_recipe_takes_what_a_command_line_does(text: str, variant: str) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ({"int4": 64}, "int4 has no variant '64'; a group size is written 64g"),
         ("int8:w9", "int8 has no variant 'w9'; write w8a16, w8a8 or bitsandbytes"),
         ("gguf: {types: [q4_0", "'gguf: {types: [q4_0' is not YAML: expected ',' or ']', but got '<stream end>'"),
     ],
 )
-def test_what_a_recipe_says_wrong_in_text(text: str, message: str) -> None:
+def test_what_a_recipe_says_wrong_in_text(text: Any, message: str) -> None:
     assert [w.message for w in resolve(text)[1]] == [message]
 
 
