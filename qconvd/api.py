@@ -81,7 +81,7 @@ from qconvd.plugins import container, gguf_families, given_by
 from qconvd.quantized.files import carried_files, config_with, json_file
 from qconvd.quantized.linears import JOINED, Kept, Linear, in_order, inside_layer, layer_of, linears, unevenly_joined
 from qconvd.quantized.patterns import decided_by, module_patterns, unmatched_patterns
-from qconvd.quantized.rest import LinearsAndRest, encode_rest, in_float32, kept_as, rest_unit
+from qconvd.quantized.rest import LinearsAndRest, encode_rest, in_float32, kept_as, note_on_types, rest_unit
 from qconvd.rebuilt import GgmlSource, Rebuilder, Rebuilt, rebuilt
 from qconvd.statistics import Imatrix, open_statistics
 from qconvd.statistics.hessian import Hessian
@@ -103,9 +103,8 @@ __all__ = [
     "check_report", "config_with", "container", "cuda_device", "decided_by", "dequantized", "encode_rest", "ggml_vocabulary",
     "gguf_families", "gguf_metadata", "given_by", "hookimpl", "imatrix_metadata", "imatrix_tensors",
     "in_float32", "in_order", "inside_layer", "json_file",
-    "kept_as", "kernel_findings", "layer_of", "linears", "module_patterns", "open_statistics", "packed_metadata",
-    "prepare_rounded_products",
-    "reads", "rebuilt",
+    "kept_as", "kernel_findings", "layer_of", "linears", "module_patterns", "note_on_types", "open_statistics",
+    "packed_metadata", "prepare_rounded_products", "reads", "rebuilt",
     "rest_unit", "row_bytes", "rows_columns", "safetensors_index", "storage", "type_list", "unevenly_joined",
     "unmatched_patterns", "version",
 ]  # fmt: skip

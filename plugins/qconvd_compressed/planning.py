@@ -26,6 +26,7 @@ from qconvd.api import (
     in_order,
     kept_as,
     linears,
+    note_on_types,
     rest_unit,
     safetensors_index,
     unmatched_patterns,
@@ -75,7 +76,12 @@ def plan(model: ModelInfo, options: QuantizedOptions, format: str) -> Plan:
         ),
         left_out=tuple(LeftOut(k.tensor.name, kept_as(k.tensor, cast), k.reason) for k in kept),
         loads_with=readers,
-        notes=(*notes, *_smaller_groups(scheme, chosen.values(), kept), *unmatched_patterns(options.modules, model)),
+        notes=(
+            *notes,
+            *_smaller_groups(scheme, chosen.values(), kept),
+            *note_on_types(cast),
+            *unmatched_patterns(options.modules, model),
+        ),
     )
 
 

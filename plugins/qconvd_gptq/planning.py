@@ -29,6 +29,7 @@ from qconvd.api import (
     in_order,
     json_file,
     kept_as,
+    note_on_types,
     rest_unit,
     safetensors_index,
     unmatched_patterns,
@@ -76,7 +77,7 @@ def plan(model: ModelInfo, options: GptqOptions) -> Plan:
         ),
         left_out=tuple(LeftOut(k.tensor.name, kept_as(k.tensor, cast), k.reason) for k in kept),
         loads_with=readers,
-        notes=(*_few(chosen, kept), *notes, *unmatched_patterns(options.modules, model)),
+        notes=(*_few(chosen, kept), *notes, *note_on_types(cast), *unmatched_patterns(options.modules, model)),
         calibration=calibration_spec(options.calibration, model) if options.method == "gptq" else None,
     )
 

@@ -25,6 +25,11 @@ def in_float32(tensors: Iterable[TensorInfo]) -> bool:
     return all(t.dtype == "F32" for t in tensors)
 
 
+def note_on_types(cast: bool) -> tuple[str, ...]:
+    """For a plan's notes: what becomes of a model in float32 besides being quantized."""
+    return ("the model is in float32; what is not quantized of it becomes float16",) if cast else ()
+
+
 def kept_as(tensor: TensorInfo, cast: bool) -> str:
     """The type of what is not quantized. `cast`: the model is in float32."""
     return "F16" if cast and tensor.dtype in WIDE else tensor.dtype
