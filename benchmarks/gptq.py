@@ -13,7 +13,8 @@ bits per weight printed, so that it can be seen. Perplexity is measured by bench
 format by its own decoder in float32.
 
 The solver alone: weights and a Hessian are given; seconds of the second of two solves in a process, and the output error
-tr((W - Q) H (W - Q)^T) of what came of it. The others take columns as they stand; ours is run so and by activation.
+tr((W - Q) H (W - Q)^T) of what came of it. The others take columns as they stand; ours is run so and by activation. Linears
+with the same inputs, as q, k and v have them, are written 576+192+192x576; --layers is for all linears of a model's layer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from gptq_measure import bits_per_weight, calibration_text, of_logits, perplexity, windows
@@ -35,8 +36,14 @@ from measure import Cost, cost, machine, middle
 from qconvd.checkpoints import inspect
 from qconvd.executors.base import environment
 
+Took: TypeAlias = tuple[float, float]
+"""CPU seconds, output error."""
 HERE = Path(__file__).parent
 SAMPLES, LENGTH = 64, 256
+LAYERS = {
+    "smollm2-135m": ("576+192+192x576", "576x576", "1536+1536x576", "576x1536"),
+    "llama-7b": ("4096+4096+4096x4096", "4096x4096", "11008+11008x4096", "4096x11008"),
+}
 VARIANTS = ("4bit-128g", "4bit-32g", "8bit-128g")
 
 
@@ -51,6 +58,7 @@ def main() -> None:
     parser.add_argument("--parts", default="commands,variants,solver")
     parser.add_argument("--groups", default="128,64", help="columns in a group, for the whole commands")
     parser.add_argument("--shapes", default="2048x2048,4096x11008", help="rows x columns for the solver alone")
+    parser.add_argument("--layers", default="", help=f"layers for the solver alone: {', '.join(LAYERS)}")
     a = parser.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
     print(f"{machine()}; {SAMPLES} x {LENGTH} tokens; medians of {a.rounds} in turn\n")
@@ -65,9 +73,10 @@ def main() -> None:
     if "variants" in parts:
         bench.variants(a.rounds)
     if "solver" in parts:
-        for shape in a.shapes.split(","):
-            rows, columns = (int(n) for n in shape.split("x"))
-            bench.solvers(rows, columns)
+        for shape in filter(None, a.shapes.split(",")):
+            bench.solvers(shape)
+        for name in filter(None, a.layers.split(",")):
+            bench.layer(name)
 
 
 class Bench:
@@ -145,25 +154,38 @@ class Bench:
     def _peer(self, side: str) -> list[str]:
         return [str(self.environments / side / "bin" / "python"), "-P", str(HERE / "peer_gptq.py"), side]
 
-    def solvers(self, rows: int, columns: int, bits: int = 4, group: int = 128) -> None:
-        """All solvers on the same linear."""
+    def layer(self, name: str) -> None:
+        """All linears of a layer: what each side takes in all, and what comes of it."""
+        spent: dict[str, list[Took]] = {}
+        for shape in LAYERS[name]:
+            for side, took in self.solvers(shape).items():
+                spent.setdefault(side, []).append(took)
+        print(f"a layer of {name}\n| solver | CPU s | output error |\n|---|---|---|")
+        for side, all_ in spent.items():
+            if len(all_) == len(LAYERS[name]):
+                print(f"| {side} | {sum(cpu for cpu, _ in all_):.3f} | {sum(error for _, error in all_):.2f} |")
+        print()
+
+    def solvers(self, shape: str, bits: int = 4, group: int = 128) -> dict[str, Took]:
+        """All solvers on the same linears."""
+        rows, columns = [int(n) for n in shape.split("x")[0].split("+")], int(shape.split("x")[1])
         given = linear(rows, columns)
         np.savez(self.work / "linear.npz", **given)
-        print(
-            f"{rows} x {columns}, {bits} bits, groups of {group}\n| solver | wall s | CPU s | output error |\n|---|---|---|---|"
-        )
+        print(f"{shape}, {bits} bits, groups of {group}\n| solver | wall s | CPU s | output error |\n|---|---|---|---|")
+        found = {}
         sides = {side: [*self._peer(side), "solve"] for side in ("gptqmodel", "llmcompressor")}
         for side, command in sides.items():
             if columns % group and side == "llmcompressor":
                 print(f"| {side} | refuses short groups | | |")
             else:
-                self._solver(side, [*command, str(self.work / "linear.npz"), str(bits), str(group)], given)
+                found[side] = self._solver(side, [*command, str(self.work / "linear.npz"), str(bits), str(group)], given)
         for order in ("nearest", "none", "static"):
             ours = [sys.executable, str(HERE / "our_solver.py"), str(self.work / "linear.npz"), str(bits), str(group), order]
-            self._solver(f"ours, {order}", ours, given)
+            found[f"ours, {order}"] = self._solver(f"ours, {order}", ours, given)
         print()
+        return found
 
-    def _solver(self, name: str, command: Sequence[str], given: Mapping[str, Any]) -> None:
+    def _solver(self, name: str, command: Sequence[str], given: Mapping[str, Any]) -> Took:
         """One line of the table. Ours runs in a worker's environment, the others in what they come with."""
         out = self.work / "solved.npy"
         mine = environment("cpu", "", len(os.sched_getaffinity(0))) if name.startswith("ours") else None
@@ -171,16 +193,19 @@ class Bench:
             [*command, str(out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True, env=mine
         )
         took = json.loads(done.stdout.splitlines()[-1])
-        print(f"| {name} | {took['wall']:.3f} | {took['cpu']:.3f} | {output_error(given, np.load(out)):.2f} |", flush=True)
+        error = output_error(given, np.load(out))
+        print(f"| {name} | {took['wall']:.3f} | {took['cpu']:.3f} | {error:.2f} |", flush=True)
+        return took["cpu"], error
 
 
-def linear(rows: int, columns: int, tokens: int = 8192) -> dict[str, Any]:
-    """Weights, and X^T X of activations whose columns are correlated and of very different size."""
+def linear(rows: Sequence[int], columns: int, tokens: int = 8192) -> dict[str, Any]:
+    """Weights of linears, one below the other; X^T X of activations whose columns are correlated and of very different size."""
     rng = np.random.default_rng(0)
     inside = rng.standard_normal((tokens, columns // 8), np.float32) @ rng.standard_normal((columns // 8, columns), np.float32)
     x = inside / np.float32((columns / 8) ** 0.5) + np.float32(0.5) * rng.standard_normal((tokens, columns), np.float32)
     x *= np.exp(np.float32(0.8) * rng.standard_normal(columns, np.float32))
-    return {"w": rng.standard_normal((rows, columns), np.float32) * np.float32(0.02), "h": x.T @ x, "tokens": tokens}
+    w = rng.standard_normal((sum(rows), columns), np.float32) * np.float32(0.02)
+    return {"w": w, "rows": np.array(rows), "h": x.T @ x, "tokens": tokens}
 
 
 def output_error(given: Mapping[str, Any], q: np.ndarray) -> float:

@@ -197,8 +197,9 @@ def parts_of(model: Path, target: str, work: Path) -> dict[str, float]:
         return size, count and timed("comparing", count)
 
     scan._counter = timed_counter
-    for name in ("decode", "bound"):
-        setattr(type(fmt), name, timed("comparing", getattr(type(fmt), name)))
+    for name in ("decode", "bound", "held"):
+        if call := getattr(type(fmt), name, None):
+            setattr(type(fmt), name, timed("comparing", call))
     with TemporaryDirectory(dir=work) as out:
         plan = replace(plan, files=tuple(replace(f, path=f.path.replace("{stem}", found.name)) for f in plan.files))
         made = ConvertTarget("t", plan, encoder, Path(out), {"artifact": found.name, "format": fmt.name, "options": {}})

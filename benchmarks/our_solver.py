@@ -1,4 +1,4 @@
-"""Our GPTQ solver on one linear, in a process with a worker's environment. benchmarks/gptq.py runs it.
+"""Our GPTQ solver on linears with the same inputs, in a process with a worker's environment. benchmarks/gptq.py runs it.
 
     python benchmarks/our_solver.py LINEAR.npz BITS GROUP ORDER OUT.npy
 
@@ -21,19 +21,20 @@ from qconvd_gptq.solve import Grid, Weights, nearest, solve
 def main() -> None:
     path, bits, group, order, out = sys.argv[1:]
     given = np.load(path)
-    w, h, tokens = given["w"], given["h"], int(given["tokens"])
+    h, tokens = given["h"], int(given["tokens"])
+    linears = [Weights(w) for w in np.split(given["w"], given["rows"].cumsum()[:-1])]
     grid = Grid(int(bits), int(group))
     if order == "nearest":
-        np.save(out, nearest(Weights(w), grid).dequantized())
+        np.save(out, np.concatenate([nearest(w, grid).dequantized() for w in linears]))
         print(json.dumps({"wall": 0, "cpu": 0}))
         return
     keep_freed_arrays()
     for _ in range(2):
         hessian = Hessian(h.copy(), tokens)
         wall, cpu = time.perf_counter(), time.process_time()
-        solved = solve(Weights(w), hessian, grid, order=order)  # type: ignore[arg-type]
+        solved = [solve(w, hessian, grid, order=order) for w in linears]  # type: ignore[arg-type]
         took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    np.save(out, solved.dequantized())
+    np.save(out, np.concatenate([one.dequantized() for one in solved]))
     print(json.dumps(took))
 
 

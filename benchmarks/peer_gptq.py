@@ -4,8 +4,9 @@
     PYTHON peer_gptq.py gptqmodel|llmcompressor solve LINEAR.npz BITS GROUP OUT.npy
     PYTHON peer_gptq.py llmcompressor logits MODEL WINDOWS.npy OUT.npy
 
-SAMPLES.npy: int64 (samples, length) token ids. LINEAR.npz: `w` float32 (rows, columns), `h` float32 (columns, columns), the sum
-of x x^T over `tokens`; OUT.npy then is what became of w, and a line of JSON says the seconds, wall and CPU, of solving alone.
+SAMPLES.npy: int64 (samples, length) token ids. LINEAR.npz: `w` float32 (rows, columns), linears with the same inputs one below
+the other, `rows` of each; `h` float32 (columns, columns), the sum of x x^T over `tokens`; OUT.npy then is what became of w, and
+a line of JSON says the seconds, wall and CPU, of solving alone.
 Grids are symmetric; all else is left at their defaults, which order columns by activation and keep groups contiguous, but
 `solve` takes columns as they stand.
 """
@@ -58,18 +59,25 @@ def gptqmodel_solve(linear: str, bits: str, group: str, out: str) -> None:
     from gptqmodel.quantization.gptq import GPTQ
 
     given = np.load(linear)
-    module = torch.nn.Linear(given["w"].shape[1], len(given["w"]), bias=False)
 
     def prepared() -> Callable[[], Any]:
-        module.weight.data = torch.from_numpy(given["w"])
-        task = GPTQ(module, QuantizeConfig(bits=int(bits), group_size=int(group), desc_act=False, act_group_aware=False))
-        task.quantizer.configure(perchannel=True)
-        task.H = torch.from_numpy(given["h"]) * (2 / int(given["tokens"]))
-        task.nsamples = int(given["tokens"])
-        return task.quantize
+        tasks = []
+        for w in weights(given):
+            module = torch.nn.Linear(w.shape[1], len(w), bias=False)
+            module.weight.data = w
+            task = GPTQ(module, QuantizeConfig(bits=int(bits), group_size=int(group), desc_act=False, act_group_aware=False))
+            task.quantizer.configure(perchannel=True)
+            task.H = torch.from_numpy(given["h"]) * (2 / int(given["tokens"]))
+            task.nsamples = int(given["tokens"])
+            tasks.append(task)
+        return lambda: [task.quantize() for task in tasks]
 
-    found = timed(prepared)
-    np.save(out, found[0].float().numpy())
+    np.save(out, np.concatenate([found[0].float().numpy() for found in timed(prepared)]))
+
+
+def weights(given: Any) -> list[Any]:
+    """Of each linear."""
+    return [torch.from_numpy(w) for w in np.split(given["w"], given["rows"].cumsum()[:-1])]
 
 
 def llmcompressor_solve(linear: str, bits: str, group: str, out: str) -> None:
@@ -77,13 +85,15 @@ def llmcompressor_solve(linear: str, bits: str, group: str, out: str) -> None:
     from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
 
     given = np.load(linear)
-    w, h = torch.from_numpy(given["w"])[None], torch.from_numpy(given["h"])[None] * (2 / int(given["tokens"]))
+    h = torch.from_numpy(given["h"])[None] * (2 / int(given["tokens"]))
     arguments = QuantizationArgs(num_bits=int(bits), symmetric=True, strategy="group", group_size=int(group))
     # The scales that its observer of least and greatest weights finds; that is not timed.
-    scale = w.abs().unflatten(-1, (-1, int(group))).amax(-1) * (2 / (2 ** int(bits) - 1))
-    zero = torch.zeros_like(scale, dtype=torch.int8)
-    found = timed(lambda: lambda: quantize_weight(w.clone(), h.clone(), scale, zero, None, arguments))
-    np.save(out, found[0][0].float().numpy())
+    given_scales = []
+    for w in weights(given):
+        scale = w[None].abs().unflatten(-1, (-1, int(group))).amax(-1) * (2 / (2 ** int(bits) - 1))
+        given_scales.append((w[None], scale, torch.zeros_like(scale, dtype=torch.int8)))
+    found = timed(lambda: lambda: [quantize_weight(w.clone(), h.clone(), s, z, None, arguments) for w, s, z in given_scales])
+    np.save(out, np.concatenate([one[0][0].float().numpy() for one in found]))
 
 
 def llmcompressor_logits(model: str, windows: str, out: str) -> None:

@@ -19,6 +19,8 @@ from qconvd.errors import OutOfSpace, TakenAway
 from qconvd.quantities import show_size
 
 HASH_BLOCK = 1 << 20
+HASHED_AT_ONCE = 1 << 18
+"""Bytes that are read to be hashed: they are still in the second-level cache then."""
 
 
 class DataFile:
@@ -75,14 +77,14 @@ class DataFile:
         while self.frontier in self._islands:
             self.frontier = self._islands.pop(self.frontier)
 
-    def hash_on(self) -> None:
-        """Hash what was written since the last call."""
+    def hash_on(self, buffer: memoryview) -> None:
+        """Hash what was written since the last call, which is read into `buffer` piece by piece."""
         while self.hashed < (end := self.frontier):
-            data = self.read(self.hashed, min(HASH_BLOCK, end - self.hashed))
-            if not data:
+            count = os.preadv(self.descriptor, [buffer[: end - self.hashed]], self.hashed)
+            if not count:
                 raise OSError(errno.EIO, "the file became shorter while it was written", str(self.path))
-            self.digest.update(data)
-            self.hashed += len(data)
+            self.digest.update(buffer[:count])
+            self.hashed += count
 
 
 class DataFiles:
@@ -194,11 +196,12 @@ class Hashing:
             thread.join()
 
     def _work(self) -> None:
+        buffer = memoryview(bytearray(HASHED_AT_ONCE))
         while (job := self._queue.get()) is not None:
             owner, file = job
             try:
                 while file in self._waiting:
-                    file.hash_on()
+                    file.hash_on(buffer)
                     with self._changed:
                         if file.hashed == file.frontier:
                             self._waiting.discard(file)

@@ -27,6 +27,8 @@ PIECES = 5
 """Places of a unit that are sampled: the first rows, the last, and others evenly between."""
 PIECE = 1 << 11
 """Weights at each of these places, if the unit may be split so finely: verifying must not cost what encoding does."""
+TALL = 16 * PIECE
+"""Weights in the least piece of a unit from which on fewer places are sampled: two at least, and no more than a 16th of it."""
 AT_ONCE = 1 << 20
 """Weights that are decoded at a time where a unit is compared in full."""
 HELD_AT_ONCE = 1 << 16
@@ -205,7 +207,8 @@ def sampled(unit: Unit) -> Iterator[Range]:
     (total, columns), step = unit.shape, 1 if isinstance(unit.rows, RowSplit) and unit.rows.single else _multiple(unit)
     step *= max(1, PIECE // max(1, step * columns))
     count = -(-total // step)
-    for piece in sorted({round(i * (count - 1) / (PIECES - 1)) for i in range(PIECES)}) if count else ():
+    places = PIECES if step * columns < TALL else min(PIECES, max(2, count // 16))
+    for piece in sorted({round(i * (count - 1) / (places - 1)) for i in range(places)}) if count else ():
         yield piece * step, min(total, (piece + 1) * step)
 
 

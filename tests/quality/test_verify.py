@@ -15,9 +15,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from converted import Converted, converted
-from qconvd.api import ContainerSpec, Encoded, OutputTensor, Plan, QconvdError, Read, Unit, Whole, container
+from qconvd.api import ContainerSpec, Encoded, OutputTensor, Plan, QconvdError, Read, RowSplit, Unit, Whole, container
 from qconvd.engine.manifest import ManifestFile, read_manifest, write_manifest
 from qconvd.plugins import plugins
+from qconvd.quality.rows import sampled
 from qconvd.quality.verify import Failure, Report, verify_path
 
 SHAPES = {"model.embed_tokens.weight": (40, 16), "model.layers.0.mlp.weight": (300, 16), "model.norm.weight": (16,)}
@@ -392,3 +393,18 @@ def test_verifying_holds_little_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 12 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_of_units_in_tall_pieces_fewer_places_are_sampled() -> None:
+    def unit(rows: int, columns: int) -> Unit:
+        read = Read("w", "F16", (rows, columns))
+        return Unit("w", None, (read,), (OutputTensor("w", "F16", (rows, columns), 2 * rows * columns),), RowSplit(128))
+
+    # 128 rows of 16 are 2048 weights; of 8192, a million.
+    assert list(sampled(unit(2000, 16))) == [(0, 128), (512, 640), (1024, 1152), (1408, 1536), (1920, 2000)]
+    assert list(sampled(unit(512, 8192))) == [(0, 128), (384, 512)]
+    assert list(sampled(unit(100, 8192))) == [(0, 100)]
+    tall = list(sampled(unit(8192, 8192)))
+    assert len(tall) == 4
+    assert (tall[0], tall[-1]) == ((0, 128), (8064, 8192))
+    assert len(list(sampled(unit(128 * 128, 8192)))) == 5
