@@ -133,8 +133,10 @@ class HoldsItself(Protocol):
     def held(self, unit: Unit, rows: tuple[int, int], data: Sequence[Buffer], x: Sequence[Array]) -> tuple[float, float] | None:
         """The largest deviation from `x` (rows of each input, as stored), and the largest share that one has of its bound.
 
-        `rows` and `data` are those of `decode`, and like it this shares no code with `encoder`. If the share is not below 1, or
-        with None, `decode` and `bound` are asked, which find out what is wrong and where.
+        `rows` and `data` are those of `decode`, where `rows_alike` says so of several places; like it this shares no code with
+        `encoder`. If the deviation is not finite or its share not clearly below 1, or with None, `decode` and `bound` are
+        asked, which find out what is wrong and where. So a deviation where the bound is 0 must not pass for a share of 0. Units
+        with statistics are never asked about.
         """
         ...
 

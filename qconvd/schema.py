@@ -37,7 +37,9 @@ def _target(options: dict[str, Any]) -> dict[str, Any]:
     """A short name, or one format (or short name) with text, options, or a list of these."""
     words = sorted({*short_names(), *BARE})
     aliases = {alias: options[f.name] for f in plugins().formats.values() for alias in f.aliases}
-    one = {name: {"anyOf": [{"type": "string"}, ref, {"type": "null"}]} for name, ref in (options | aliases).items()}
+    one = {
+        name: {"anyOf": [{"type": ["string", "integer"]}, ref, {"type": "null"}]} for name, ref in (options | aliases).items()
+    }
     return {
         "description": "One format: by its short name, or with its options.",
         "anyOf": [

@@ -60,7 +60,9 @@ class Target:
         return variant if says else f"{self.format} {variant}"
 
     def on(self, device: str) -> Target:
-        """The same artifact, made on another device."""
+        """The same artifact, made on another device. Raises `ConfigError` if its format has no kernels for that."""
+        if lacking := _without_kernels(plugins().formats[self.format], device):
+            raise ConfigError(lacking)
         return replace(self, options=self.options.model_copy(update={"device": device}))
 
     def names(self, model_name: str, profile: str = "default") -> Names:
@@ -199,7 +201,7 @@ def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[li
     if isinstance(given, str):
         return [], [Wrong(path, given)]
     clash = sorted(set(preset) & set(given))
-    if clash and isinstance(value, str):
+    if clash and not isinstance(value, Mapping):
         return [], [Wrong(path, f"{name!r} already says {clash[0]}; write `{format.name}: {value}` instead")]
     if clash:
         return [], [
@@ -213,9 +215,8 @@ def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[li
         options = format.Options.model_validate({**preset, **given}, context={"folder": folder})
         if options.name is not None:
             check_template(options.name)
-        if options.device == "cuda" and "cuda" not in format.devices:
-            what = f"{format.name} has no kernels for a GPU; leave `device` out, or say `device: cpu`"
-            return [], [Wrong((*path, "device"), what)]
+        if lacking := _without_kernels(format, options.device):
+            return [], [Wrong((*path, "device"), lacking)]
         return [Target(format.name, format.version, o, format.name_parts(o)) for o in format.expand(options)], []
     except ValidationError as error:
         if value is None and (lacking := _lacking(name, format, error)):
@@ -227,6 +228,13 @@ def _resolve_one(name: str, value: Any, path: KeyPath, folder: Path) -> tuple[li
         return [], [Wrong((*path, "name"), ". ".join(filter(None, (error.what, error.fix))))]
     except ValueError as error:
         return [], [Wrong(path, str(error))]
+
+
+def _without_kernels(format: Format, device: str) -> str:
+    """Why a format cannot be asked to be made on a device; empty if it can."""
+    if device != "cuda" or "cuda" in format.devices:
+        return ""
+    return f"{format.name} has no kernels for a GPU; leave `device` out, or say `cpu`"
 
 
 def _needed(format: Format) -> bool:

@@ -292,8 +292,7 @@ def test_the_device_makes_no_other_target(mistakes: Callable[[str], list[str]]) 
 def test_a_device_that_a_format_has_no_kernels_for(mistakes: Callable[[str], list[str]]) -> None:
     found = mistakes("output: ./models\nrecipes: {r: {targets: [int4: {device: cuda, group_size: 32}]}}\n")
     assert found == [
-        "config.yaml:2:40: recipes.r.targets[0].int4.device: int4 has no kernels for a GPU; "
-        "leave `device` out, or say `device: cpu`"
+        "config.yaml:2:40: recipes.r.targets[0].int4.device: int4 has no kernels for a GPU; leave `device` out, or say `cpu`"
     ]
 
 

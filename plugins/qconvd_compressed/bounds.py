@@ -94,19 +94,26 @@ def _llm_int8(unit: Unit, w: Doubles) -> Doubles:  # noqa: ARG001
 
 
 def _codebook(unit: Unit, x: Array) -> Array:
-    flat = np.nan_to_num(np.ascontiguousarray(x, np.float32).reshape(-1), nan=0.0, posinf=0.0, neginf=0.0)
-    largest = np.maximum.reduceat(np.abs(flat), np.arange(0, flat.size, CODEBOOK_BLOCK))
-    coarse, off, found = how_coarse(unit, largest), from_nearest(unit.options["type"]), np.empty_like(flat)
-    for block in range(0, largest.size, BLOCKS_AT_ONCE):
-        start, stop = block * CODEBOOK_BLOCK, min(flat.size, (block + BLOCKS_AT_ONCE) * CODEBOOK_BLOCK)
-        w, some = flat[start:stop], slice(block, block + BLOCKS_AT_ONCE)
+    flat = np.ascontiguousarray(x, np.float32).reshape(-1)
+    found, largest = np.empty_like(flat), np.empty(-(-flat.size // CODEBOOK_BLOCK), np.float32)
+    parts = [(b, b * CODEBOOK_BLOCK) for b in range(0, largest.size, BLOCKS_AT_ONCE)]
+    for block, start in parts:
+        w = np.abs(_finite(flat[start : start + BLOCKS_AT_ONCE * CODEBOOK_BLOCK]))
+        largest[block : block + BLOCKS_AT_ONCE] = np.maximum.reduceat(w, np.arange(0, w.size, CODEBOOK_BLOCK))
+    coarse, off = how_coarse(unit, largest), from_nearest(unit.options["type"])
+    for block, start in parts:
+        w, some = _finite(flat[start : start + BLOCKS_AT_ONCE * CODEBOOK_BLOCK]), slice(block, block + BLOCKS_AT_ONCE)
         size, apart = (np.repeat(a[some], CODEBOOK_BLOCK)[: w.size] for a in (largest, coarse))
-        with np.errstate(over="ignore", invalid="ignore"):
-            place = np.rint(w * (np.float32(PARTS) / np.where(size > 0, size, np.float32(1))))
-        # Of tiny weights the factor is infinite: what then is no number becomes the last part.
-        place = np.nan_to_num(place.clip(-PARTS, PARTS), nan=PARTS).astype(np.int32)
-        found[start:stop] = off[place + PARTS] * size + apart + (np.abs(w) * np.float32(2.0**-22) + np.float32(1e-44))
+        # Of tiny weights the reciprocal would be infinite.
+        up = np.where(size < 1e-30, np.float32(2.0**64), np.float32(1))
+        place = np.rint(w * up * (np.float32(PARTS) / np.where(size > 0, size * up, np.float32(1))))
+        off_nearest = off[place.clip(-PARTS, PARTS).astype(np.int32) + PARTS]
+        found[start : start + w.size] = off_nearest * size + apart + (np.abs(w) * np.float32(2.0**-22) + np.float32(1e-44))
     return found.reshape(x.shape)
+
+
+def _finite(x: Array) -> Array:
+    return np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def how_coarse(unit: Unit, largest: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -82,7 +82,10 @@ def _llm_int8(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:  # noqa: A
 def _codebook(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:
     count = rows * unit.shape[1]
     numbers = pairs_of(unit.options["type"])[np.frombuffer(data[0], np.uint8)].view(np.float32)[:count]
-    numbers *= np.repeat(largest_as_read(unit, data), CODEBOOK_BLOCK)[:count]
+    largest, whole = largest_as_read(unit, data), count // CODEBOOK_BLOCK
+    blocks = numbers[: whole * CODEBOOK_BLOCK].reshape(whole, CODEBOOK_BLOCK)
+    blocks *= largest[:whole, None]
+    numbers[whole * CODEBOOK_BLOCK :] *= largest[whole:]  # of one block, if there is another
     return numbers.reshape(rows, -1)
 
 

@@ -17,7 +17,10 @@ from qconvd_compressed.schemes import CODEBOOK_BLOCK
 
 
 def held(unit: Unit, data: Sequence[Buffer], x: Array) -> tuple[float, float] | None:
-    """The largest deviation from `x`, rows as stored, and the largest share of its bound. None if not all of it is finite."""
+    """The largest deviation from `x`, rows as stored, and the largest share of its bound.
+
+    None if not all of it is finite, or if `data` is not as long as it should be, which the kernel does not look at.
+    """
     from qconvd_compressed.kernels import ready
 
     flat, dtype, kind = np.ascontiguousarray(x).reshape(-1).view(np.uint16), unit.inputs[0].dtype, unit.options["type"]
@@ -27,6 +30,8 @@ def held(unit: Unit, data: Sequence[Buffer], x: Array) -> tuple[float, float] | 
     if not largest.max(initial=0) < np.inf:
         return None
     codes, read, found = np.frombuffer(data[0], np.uint8), largest_as_read(unit, data), np.zeros(2, np.float32)
+    if codes.size != (flat.size + 1) // 2 or read.size != largest.size:
+        return None
     numbers = _halves() if dtype == "F16" else np.empty(0, np.float32)
     tables = read, largest, how_coarse(unit, largest), from_nearest(kind)
     ready("codebook_held")(flat, numbers, CODEBOOK_BLOCK, codes, pairs_of(kind), *tables, found.view(np.int32))

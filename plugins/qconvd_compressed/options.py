@@ -208,7 +208,7 @@ def int4_from_text(text: str) -> dict[str, Any]:
     if word in ("bitsandbytes", "bnb"):
         return {"container": BNB}
     found = _INT4.fullmatch(word)
-    if word.isdecimal() and int(word) in GROUP_SIZES:
+    if word.isascii() and word.isdecimal() and int(word) in GROUP_SIZES:
         raise ValueError(f"int4 has no variant {text!r}; a group size is written {word}g")
     if not word or not found or (found["group"] and int(found["group"]) not in GROUP_SIZES):
         raise ValueError(

@@ -43,7 +43,7 @@ def convert(
     from qconvd.cli.models import hub_settings, named
     from qconvd.cli.plan import known_profile, unmistakable, wanted
     from qconvd.cli.progress import Shown
-    from qconvd.errors import QconvdError
+    from qconvd.errors import ConfigError, QconvdError
     from qconvd.hub.address import is_address
     from qconvd.once import Conversion
 
@@ -58,7 +58,10 @@ def convert(
     else:
         targets, profile, _ = wanted(to, recipe, config, None)
     if device is not None:
-        targets = [t.on(device) for t in targets]
+        try:
+            targets = [t.on(device) for t in targets]
+        except ConfigError as error:
+            raise typer.BadParameter(f"--device {device}: {error.what}") from error
     unmistakable(targets, names or profile)
     conversion = Conversion(model, targets, out.absolute(), name, names or profile, _limits(memory, threads), force=force)
     if is_address(str(model)):

@@ -28,7 +28,7 @@ PIECES = 5
 PIECE = 1 << 11
 """Weights at each of these places, if the unit may be split so finely: verifying must not cost what encoding does."""
 TALL = 16 * PIECE
-"""Weights in the least piece of a unit from which on fewer places are sampled: two at least, and no more than a 16th of it."""
+"""Weights in a unit's least piece from which on fewer places are sampled: one in 16, but first, middle and last in any case."""
 AT_ONCE = 1 << 20
 """Weights that are decoded at a time where a unit is compared in full."""
 HELD_AT_ONCE = 1 << 16
@@ -132,7 +132,7 @@ class Comparison:
         found = self._format.held(unit, rows, data, stored)
         if found is None or not (found[0] < np.inf and found[1] < CLEARLY):
             return False
-        self._keep(*found, unit.outputs[0].name)
+        self._keep(float(found[0]), float(found[1]), unit.outputs[0].name)
         return True
 
     def _stored(self, expr: Expr, places: Sequence[Range], total: int) -> AnyArray:
@@ -207,7 +207,7 @@ def sampled(unit: Unit) -> Iterator[Range]:
     (total, columns), step = unit.shape, 1 if isinstance(unit.rows, RowSplit) and unit.rows.single else _multiple(unit)
     step *= max(1, PIECE // max(1, step * columns))
     count = -(-total // step)
-    places = PIECES if step * columns < TALL else min(PIECES, max(2, count // 16))
+    places = PIECES if step * columns < TALL else min(PIECES, max(3, count // 16))
     for piece in sorted({round(i * (count - 1) / (places - 1)) for i in range(places)}) if count else ():
         yield piece * step, min(total, (piece + 1) * step)
 

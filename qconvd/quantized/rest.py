@@ -27,7 +27,7 @@ def in_float32(tensors: Iterable[TensorInfo]) -> bool:
 
 def note_on_types(cast: bool) -> tuple[str, ...]:
     """For a plan's notes: what becomes of a model in float32 besides being quantized."""
-    return ("the model is in float32; what is not quantized of it becomes float16",) if cast else ()
+    return ("the model is in float32; what of that is not quantized becomes float16",) if cast else ()
 
 
 def kept_as(tensor: TensorInfo, cast: bool) -> str:

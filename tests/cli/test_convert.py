@@ -289,6 +289,13 @@ def test_refusals(qconvd: Qconvd, glass: Path, arguments: list[str], code: int, 
     assert [p for p in Path().iterdir() if p.name != "file"] == []
 
 
+def test_a_gpu_is_not_asked_for_where_a_format_has_no_kernels(qconvd: Qconvd, glass: Path) -> None:
+    said = qconvd("convert", glass, "--to", "q8_0,int4:32g", "--device", "cuda")
+    assert said.code == 2
+    assert "--device cuda: int4 has no kernels for a GPU; leave `device` out, or say `cpu`" in said.err
+    assert list(Path().iterdir()) == []
+
+
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(qconvd: Qconvd, glass: Path) -> None:
     said = qconvd("convert", glass, "--to", "q8_0", "--device", "cuda")

@@ -402,7 +402,8 @@ def test_of_units_in_tall_pieces_fewer_places_are_sampled() -> None:
 
     # 128 rows of 16 are 2048 weights; of 8192, a million.
     assert list(sampled(unit(2000, 16))) == [(0, 128), (512, 640), (1024, 1152), (1408, 1536), (1920, 2000)]
-    assert list(sampled(unit(512, 8192))) == [(0, 128), (384, 512)]
+    assert list(sampled(unit(256, 8192))) == [(0, 128), (128, 256)]
+    assert list(sampled(unit(4096, 8192))) == [(0, 128), (2048, 2176), (3968, 4096)]
     assert list(sampled(unit(100, 8192))) == [(0, 100)]
     tall = list(sampled(unit(8192, 8192)))
     assert len(tall) == 4

@@ -69,10 +69,11 @@ def _codebook_held(
         for i in range(bytes_.size):
             pairs[i] = table[bytes_[i]]
         size, apart, scale = most[block], coarse[block], read[block]
-        to_place = last / (size if size > np.float32(0) else np.float32(1))
+        # Of tiny weights the reciprocal would be infinite.
+        up = np.float32(2.0**64) if size < np.float32(1e-30) else np.float32(1)
+        to_place = last / (size * up if size > np.float32(0) else np.float32(1))
         for i in range(stored.size):
-            # Of tiny weights the factor is infinite: what then is no number becomes the last part.
-            at = np.rint(w[i] * to_place)
+            at = np.rint(w[i] * up * to_place)
             at = at if at < last else last
             place[i] = np.int32(at if at > least else least)
         for i in range(stored.size):

@@ -57,6 +57,26 @@ def test_it_says_what_decoding_and_bounds_say(type_: str, double: bool, dtype: s
     assert wrong[1] > 1
 
 
+@pytest.mark.parametrize("type_", ["nf4", "fp4"])
+@pytest.mark.parametrize("size", [1e-39, 1.5e-38, 2.1e-38, 1e-37, 1e-36, 2.9e-36, 3.2e-36, 1e-30, 1e-29, 3e38])
+def test_weights_of_any_size_are_within_their_bounds(type_: str, size: float) -> None:
+    weights = np.random.default_rng(9).standard_normal((4, 64))
+    weights *= size / np.abs(weights).max(axis=1, keepdims=True)
+    x = (weights.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    unit, data = made(x, "BF16", type_, double=False)
+    found = INT4.held(unit, (0, 4), data, [x])
+    assert found == pytest.approx(shares(unit, data, x, "BF16"), rel=1e-4)
+    assert found is not None and found[1] < 1
+
+
+def test_data_of_another_length_is_not_looked_at() -> None:
+    x = np.zeros((64, 64), np.uint16)
+    unit, (codes, largest) = made(x, "BF16", "nf4", double=False)
+    assert INT4.held(unit, (0, 64), [codes, largest], [x]) == (0, 0)
+    assert INT4.held(unit, (0, 64), [codes[:32], largest], [x]) is None
+    assert INT4.held(unit, (0, 64), [codes, largest[:8]], [x]) is None
+
+
 @every
 def test_it_says_nothing_where_something_is_not_finite(type_: str, double: bool) -> None:
     x = difficult(256, 384, "BF16")

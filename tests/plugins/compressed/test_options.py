@@ -143,6 +143,7 @@ def test_a_recipe_takes_what_a_command_line_does(text: str, variant: str) -> Non
     ("text", "message"),
     [
         ({"int4": 64}, "int4 has no variant '64'; a group size is written 64g"),
+        ({"gptq-4bit": 8}, "'gptq-4bit' already says bits; write `gptq: 8` instead"),
         ("int8:w9", "int8 has no variant 'w9'; write w8a16, w8a8 or bitsandbytes"),
         ("gguf: {types: [q4_0", "'gguf: {types: [q4_0' is not YAML: expected ',' or ']', but got '<stream end>'"),
     ],

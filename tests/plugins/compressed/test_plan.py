@@ -100,7 +100,7 @@ def test_a_model_in_float32_becomes_float16_and_one_in_bfloat16_keeps_a_float32_
     assert {t.dtype for t in plan.tensors} == {"I32", "I64", "F16"}
     config = json.loads(next(f.text for f in plan.side_files if f.path == "config.json") or "")
     assert config["torch_dtype"] == "float16"
-    assert plan.notes[-1] == "the model is in float32; what is not quantized of it becomes float16"
+    assert plan.notes[-1] == "the model is in float32; what of that is not quantized becomes float16"
 
 
 def test_what_is_left_out_is_told_and_stands_in_the_config() -> None:

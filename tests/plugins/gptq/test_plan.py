@@ -217,7 +217,7 @@ def test_a_model_in_float32_becomes_float16_and_a_few_such_tensors_in_another_st
     plan = planned(headers(llama(1), "F32", {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float32"}))
     assert {t.dtype for t in plan.tensors} == {"I32", "F16"}
     assert json.loads(next(s.text or "" for s in plan.side_files if s.path == "config.json"))["torch_dtype"] == "float16"
-    said = "the model is in float32; what is not quantized of it becomes float16"
+    said = "the model is in float32; what of that is not quantized becomes float16"
     assert said in plan.notes
     mixed = planned(headers(llama(1), "BF16", None, model_norm_weight="F32"))
     assert said not in mixed.notes
