@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# One more than there are processors, as many tests wait for daemons; 8 at most, as each takes up to 1 GB of memory.
-JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 7 ? n + 1 : 8)))
+JOBS ?= 2
 # Tests start Python hundreds of times: where the environment forbids compiled modules, each start compiles all of qconvd again.
 test crashes: export PYTHONDONTWRITEBYTECODE :=
 # Named, as collecting all other tests just to leave them out takes a minute.
