@@ -130,10 +130,7 @@ class Comparison:
         if not isinstance(self._format, HoldsItself) or unit.statistics:
             return False
         found = self._format.held(unit, rows, data, stored)
-        if found is None or not (found[0] < np.inf and found[1] < CLEARLY):
-            return False
-        self._keep(float(found[0]), float(found[1]), unit.outputs[0].name)
-        return True
+        return found is not None and self._is_clear(float(found[0]), float(found[1]), unit.outputs[0].name)
 
     def _stored(self, expr: Expr, places: Sequence[Range], total: int) -> AnyArray:
         """Rows of an input: those of the unit, or all if it has another number of them."""
@@ -178,10 +175,14 @@ class Comparison:
             largest = float(np.abs(error, out=error).max())
             most = float(np.divide(error, bound, out=error).max())
         # A bound of zero gives NaN or infinity; so does whatever is not finite.
-        if not (largest < np.inf and most < CLEARLY):
-            return False
-        self._keep(largest, most, name)
-        return True
+        return self._is_clear(largest, most, name)
+
+    def _is_clear(self, error: float, share: float, name: str) -> bool:
+        """Whether these figures say that all is within its bounds; then they are kept."""
+        clear = error < np.inf and share < CLEARLY
+        if clear:
+            self._keep(error, share, name)
+        return clear
 
     def _keep(self, error: float, share: float, name: str) -> None:
         self.worst.error = max(self.worst.error, error)

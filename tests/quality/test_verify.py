@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from converted import Converted, converted
+from converted import Converted, converted, rehashed
 from qconvd.api import ContainerSpec, Encoded, OutputTensor, Plan, QconvdError, Read, RowSplit, Unit, Whole, container
 from qconvd.engine.manifest import ManifestFile, read_manifest, write_manifest
 from qconvd.plugins import plugins
@@ -40,15 +40,6 @@ def make_model(folder: Path, change: Callable[[dict[str, Any]], None] = lambda _
 @pytest.fixture
 def made(tmp_path: Path) -> Converted:
     return converted(make_model(tmp_path / "m"), tmp_path / "work")
-
-
-def rehashed(made: Converted) -> Converted:
-    """The manifest as if the files had been written as they are now: so that later checks are reached."""
-    files = []
-    for file in made.manifest.files:
-        data = (made.folder / file.path).read_bytes()
-        files.append(ManifestFile(file.path, len(data), sha256(data).hexdigest()))
-    return replace(made, manifest=replace(made.manifest, files=tuple(files)))
 
 
 def patch(made: Converted, tensor: str, index: int, value: float) -> Path:
