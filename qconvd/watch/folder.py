@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class FolderWatch:
         self._hint = _Hint(hint)
         self._mounts = mounts
         self._observers: dict[str, BaseObserver] = {}
+        self._uses: Counter[tuple[BaseObserver, ObservedWatch]] = Counter()
         self._warned: set[str] = set()
         self._overflow = _Overflow(self._lost_events)
         logging.getLogger("watchdog").addHandler(self._overflow)
@@ -125,6 +127,7 @@ class FolderWatch:
         for observer in self._observers.values():
             observer.join()
         self._observers.clear()
+        self._uses.clear()
         self.folders.clear()
 
     def _arm(self, folder: Folder) -> None:
@@ -162,7 +165,10 @@ class FolderWatch:
     def _schedule(self, folder: Folder, path: Path) -> ObservedWatch:
         assert folder.observer is not None
         polling = folder.how == "polling"
-        return folder.observer.schedule(self._hint, str(path), recursive=polling, event_filter=POLLED if polling else WANTED)
+        wanted = POLLED if polling else WANTED
+        watch = folder.observer.schedule(self._hint, str(path), recursive=polling, event_filter=wanted)
+        self._uses[folder.observer, watch] += 1
+        return watch
 
     def _disarm(self, folder: Folder) -> None:
         for watch in (*folder.followed.values(), folder.watch):
@@ -171,7 +177,11 @@ class FolderWatch:
         folder.how, folder.observer, folder.watch = "missing", None, None
 
     def _unschedule(self, observer: BaseObserver | None, watch: ObservedWatch | None) -> None:
-        if observer is not None and watch is not None:
+        if observer is None or watch is None:
+            return
+        self._uses[observer, watch] -= 1
+        # Links lead to one folder by several ways, also to the watched one itself; then watchdog gives all the same watch.
+        if self._uses[observer, watch] <= 0 or not self._is_running(observer, watch):
             # KeyError: watchdog has dropped it by itself, because its folder went away.
             with suppress(KeyError, OSError):
                 observer.unschedule(watch)
@@ -182,7 +192,10 @@ class FolderWatch:
 
     def _runs(self, folder: Folder, watch: ObservedWatch) -> bool:
         """Whether the thread behind a watch still runs; it ends when its folder is deleted."""
-        return folder.observer is not None and any(e.watch == watch and e.is_alive() for e in list(folder.observer.emitters))
+        return folder.observer is not None and self._is_running(folder.observer, watch)
+
+    def _is_running(self, observer: BaseObserver, watch: ObservedWatch) -> bool:
+        return any(e.watch == watch and e.is_alive() for e in list(observer.emitters))
 
     def _warn_limit(self, error: OSError) -> str:
         limit = "max_user_instances" if error.errno == errno.EMFILE else "max_user_watches"

@@ -101,6 +101,67 @@ def test_a_model_that_is_taken_is_followed_no_longer(watch: FolderWatch, inbox: 
     assert set(folder.followed) == {inbox / "b"}
 
 
+def test_a_link_back_to_the_watched_folder_ends_without_its_watch(watch: FolderWatch, hints: Hints, inbox: Path) -> None:
+    (inbox / "back").symlink_to(".")
+    watch.watch(inbox)
+    watch.follow(inbox, [inbox / "back"])
+    watch.follow(inbox, [])
+    (inbox / "model").mkdir()
+    hints.wait_for(inbox / "model")
+
+
+def test_two_links_to_one_model_are_followed_until_both_are_done(
+    watch: FolderWatch, hints: Hints, inbox: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    for name in ("a", "b"):
+        (inbox / name).symlink_to(target)
+    folder = watch.watch(inbox)
+    watch.follow(inbox, [inbox / "a", inbox / "b"])
+    watch.follow(inbox, [inbox / "b"])
+    (target / "config.json").touch()
+    hints.wait_for(target / "config.json")
+    watch.follow(inbox, [])
+    assert folder.observer is not None
+    assert {e.watch.path for e in folder.observer.emitters} == {str(inbox)}
+
+
+def test_a_link_to_another_watched_folder_ends_without_its_watch(
+    watch: FolderWatch, hints: Hints, inbox: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (inbox / "link").symlink_to(other)
+    watch.watch(inbox)
+    watch.watch(other)
+    watch.follow(inbox, [inbox / "link"])
+    watch.forget(inbox)
+    (other / "model").mkdir()
+    hints.wait_for(other / "model")
+
+
+def test_what_two_links_lead_to_is_followed_again_when_it_was_deleted(
+    watch: FolderWatch, hints: Hints, inbox: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    links = [inbox / "a", inbox / "b"]
+    for link in links:
+        link.symlink_to(target)
+    watch.watch(inbox)
+    watch.follow(inbox, links)
+    target.rmdir()
+    hints.wait_for(target)
+    target.mkdir()
+    deadline = time.monotonic() + PATIENCE
+    while not watch.follow(inbox, links):
+        assert time.monotonic() < deadline, "the watch of a folder that was deleted is armed again"
+        time.sleep(0.01)
+    (target / "config.json").touch()
+    hints.wait_for(target / "config.json")
+
+
 def test_reading_a_model_is_no_event(watch: FolderWatch, hints: Hints, inbox: Path) -> None:
     (inbox / "weights").write_text("1")
     watch.watch(inbox)
