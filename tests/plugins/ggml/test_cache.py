@@ -172,15 +172,15 @@ def test_a_cache_that_cannot_be_written_to_does_not_stop_a_conversion(tmp_path: 
 
 def test_a_kernel_that_a_power_cut_damaged_is_compiled_again(tmp_path: Path) -> None:
     cache = {"QCONVD_CACHE_DIR": str(tmp_path)}
-    first = finish(start(ENCODE, "Q8_0", **cache))
+    first = finish(start(ENCODE, "F32", **cache))
     for files, damage in (("*.nbi", "empty"), ("*.nbc", "cut off")):
         for path in tmp_path.rglob(files):
             path.write_bytes(b"" if damage == "empty" else path.read_bytes()[: path.stat().st_size // 2])
-        process = start(ENCODE, "Q8_0", **cache)
+        process = start(ENCODE, "F32", **cache)
         out, said = process.communicate(timeout=120)
         assert process.returncode == 0 and json.loads(out)["data"] == first["data"], said
-        assert re.search(r"the Q8_0 kernel in \S+ cannot be read and is compiled again: ", said)
-    assert finish(start(ENCODE, "Q8_0", **cache))["misses"] == 0
+        assert re.search(r"the F32 kernel in \S+ cannot be read and is compiled again: ", said)
+    assert finish(start(ENCODE, "F32", **cache))["misses"] == 0
 
 
 def test_callers_cannot_make_a_kernel_compile_again() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
+from gguf import GGMLQuantizationType, GGUFWriter, quants
 
-from gguf_files import converted, planned, tensors
+from gguf_files import converted, opened, planned, tensors
 from qconvd.checkpoints import inspect
 from qconvd.errors import Incomplete, Unsupported
 
@@ -25,7 +25,7 @@ def files(glass: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 def test_from_a_gguf_as_from_the_checkpoint(files: dict[str, Path], tmp_path: Path, type_: str) -> None:
     made = converted(files["F16"], [type_], tmp_path)[type_]
     assert tensors(made) == {n: tensors(files[type_])[n] for n in tensors(made)}
-    ours, direct = GGUFReader(made), GGUFReader(files[type_])
+    ours, direct = opened(made), opened(files[type_])
     keys = [k for k in ours.fields if not k.startswith("GGUF.")]
     assert sorted(keys) == sorted(k for k in direct.fields if not k.startswith("GGUF."))
     assert {k: ours.fields[k].contents() for k in keys} == {k: direct.fields[k].contents() for k in keys}
@@ -49,10 +49,10 @@ def test_the_same_type_again_is_a_copy(files: dict[str, Path], tmp_path: Path) -
 def test_asked_for_weights_are_decoded_and_rounded_again(files: dict[str, Path], tmp_path: Path) -> None:
     made = converted(files["Q8_0"], ["Q4_0"], tmp_path, allow_requantize=True)["Q4_0"]
     name = "blk.0.ffn_up.weight"
-    source = next(t for t in GGUFReader(files["Q8_0"]).tensors if t.name == name)
+    source = next(t for t in opened(files["Q8_0"]).tensors if t.name == name)
     decoded = quants.dequantize(source.data, GGMLQuantizationType.Q8_0)
     wanted = quants.quantize(decoded, GGMLQuantizationType.Q4_0)
-    found = next(t for t in GGUFReader(made).tensors if t.name == name)
+    found = next(t for t in opened(made).tensors if t.name == name)
     assert found.tensor_type == GGMLQuantizationType.Q4_0
     np.testing.assert_array_equal(found.data, wanted)
 
@@ -88,7 +88,7 @@ def foreign(path: Path, *more: tuple[str, np.ndarray], alignment: int | None = N
 def test_any_architecture_with_whatever_its_metadata_and_tensors_are(tmp_path: Path) -> None:
     source = foreign(tmp_path / "Owl-F16.gguf")
     made = converted(source, ["Q4_0"], tmp_path / "out")["Q4_0"]
-    theirs, ours = GGUFReader(source), GGUFReader(made)
+    theirs, ours = opened(source), opened(made)
     set_anew = {"general.file_type", "general.quantization_version"}
     for key, field in theirs.fields.items():
         if not key.startswith("GGUF.") and key not in set_anew:
@@ -110,10 +110,10 @@ def test_an_alignment_is_kept(tmp_path: Path) -> None:
     """llama-quantize carries the key over, too, but places the tensors at multiples of 32 (`align` in src/llama-quant.cpp)."""
     source = foreign(tmp_path / "Owl-F16.gguf", alignment=128)
     made = converted(source, ["Q4_0"], tmp_path / "out")["Q4_0"]
-    ours = GGUFReader(made)
+    ours = opened(made)
     assert ours.fields["general.alignment"].contents() == 128
     assert all((t.data_offset - ours.data_offset) % 128 == 0 for t in ours.tensors)
-    theirs = {t.name: t.data for t in GGUFReader(source).tensors}
+    theirs = {t.name: t.data for t in opened(source).tensors}
     np.testing.assert_array_equal(next(t.data for t in ours.tensors if t.name == "owl.table"), theirs["owl.table"])
 
 
@@ -151,7 +151,7 @@ def split(source: Path, out: Path, **options: Any) -> list[Path]:
 
 def test_parts_are_those_of_gguf_split(files: dict[str, Path], tmp_path: Path) -> None:
     parts = split(files["F16"], tmp_path, split_max_tensors=10)
-    readers = [GGUFReader(p) for p in parts]
+    readers = [opened(p) for p in parts]
     assert [len(r.tensors) for r in readers] == [10, 10, 10, 8]
     for number, reader in enumerate(readers):
         keys = [k for k in reader.fields if not k.startswith("GGUF.")]
@@ -159,7 +159,7 @@ def test_parts_are_those_of_gguf_split(files: dict[str, Path], tmp_path: Path) -
         assert [reader.fields[k].contents() for k in keys[-3:]] == [number, 38, 4]
         assert len(keys) == 3 or number == 0
     names = [t.name for r in readers for t in r.tensors]
-    assert names == [t.name for t in GGUFReader(converted(files["F16"], ["F16"], tmp_path / "w")["F16"]).tensors]
+    assert names == [t.name for t in opened(converted(files["F16"], ["F16"], tmp_path / "w")["F16"]).tensors]
 
 
 def test_parts_by_size_hold_no_more_than_allowed_and_never_cut_a_tensor(files: dict[str, Path], tmp_path: Path) -> None:
