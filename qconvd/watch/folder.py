@@ -179,9 +179,10 @@ class FolderWatch:
     def _unschedule(self, observer: BaseObserver | None, watch: ObservedWatch | None) -> None:
         if observer is None or watch is None:
             return
-        self._uses[observer, watch] -= 1
         # Links lead to one folder by several ways, also to the watched one itself; then watchdog gives all the same watch.
-        if self._uses[observer, watch] <= 0 or not self._is_running(observer, watch):
+        self._uses.subtract([(observer, watch)])
+        self._uses = +self._uses
+        if not self._uses[observer, watch] or not self._is_running(observer, watch):
             # KeyError: watchdog has dropped it by itself, because its folder went away.
             with suppress(KeyError, OSError):
                 observer.unschedule(watch)
