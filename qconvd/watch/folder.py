@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -55,6 +54,14 @@ class Folder:
     said: str = ""
 
 
+@dataclass
+class _Use:
+    """How many folders and links want one watch of watchdog's, and which folder it is armed on."""
+
+    place: tuple[int, int] | None
+    count: int = 0
+
+
 class FolderWatch:
     """Notices changes in watched folders. `hint` is called from other threads with a path that is worth a look.
 
@@ -67,7 +74,7 @@ class FolderWatch:
         self._hint = _Hint(hint)
         self._mounts = mounts
         self._observers: dict[str, BaseObserver] = {}
-        self._uses: Counter[tuple[BaseObserver, ObservedWatch]] = Counter()
+        self._uses: dict[tuple[BaseObserver, ObservedWatch], _Use] = {}
         self._warned: set[str] = set()
         self._overflow = _Overflow(self._lost_events)
         logging.getLogger("watchdog").addHandler(self._overflow)
@@ -98,7 +105,7 @@ class FolderWatch:
         """
         folder = self.folders[path]
         wanted = set(list(arriving)[:FOLLOWED]) if folder.how == "events" else set()
-        for gone in [m for m, watch in folder.followed.items() if m not in wanted or not self._runs(folder, watch)]:
+        for gone in [m for m, watch in folder.followed.items() if m not in wanted or not self._serves(folder, watch)]:
             self._unschedule(folder.observer, folder.followed.pop(gone))
         new = sorted(wanted - set(folder.followed))
         for model in new:
@@ -167,7 +174,15 @@ class FolderWatch:
         polling = folder.how == "polling"
         wanted = POLLED if polling else WANTED
         watch = folder.observer.schedule(self._hint, str(path), recursive=polling, event_filter=wanted)
-        self._uses[folder.observer, watch] += 1
+        place = _place(watch)
+        use = self._uses.setdefault((folder.observer, watch), _Use(place))
+        if use.place != place or not self._is_running(folder.observer, watch):
+            # Links lead to one folder by several ways, also to a watched one itself; watchdog then gives all the same watch,
+            # also where another folder has come to that path meanwhile.
+            self._drop(folder.observer, watch)
+            folder.observer.schedule(self._hint, str(path), recursive=polling, event_filter=wanted)
+            use.place = place
+        use.count += 1
         return watch
 
     def _disarm(self, folder: Folder) -> None:
@@ -179,13 +194,17 @@ class FolderWatch:
     def _unschedule(self, observer: BaseObserver | None, watch: ObservedWatch | None) -> None:
         if observer is None or watch is None:
             return
-        # Links lead to one folder by several ways, also to the watched one itself; then watchdog gives all the same watch.
-        self._uses.subtract([(observer, watch)])
-        self._uses = +self._uses
-        if not self._uses[observer, watch] or not self._is_running(observer, watch):
-            # KeyError: watchdog has dropped it by itself, because its folder went away.
-            with suppress(KeyError, OSError):
-                observer.unschedule(watch)
+        use = self._uses[observer, watch]
+        use.count -= 1
+        if not use.count:
+            del self._uses[observer, watch]
+        if not use.count or not self._is_running(observer, watch):
+            self._drop(observer, watch)
+
+    def _drop(self, observer: BaseObserver, watch: ObservedWatch) -> None:
+        # KeyError: watchdog has dropped it by itself, because its folder went away.
+        with suppress(KeyError, OSError):
+            observer.unschedule(watch)
 
     def _alive(self, folder: Folder) -> bool:
         # What is only scanned is tried again each time: the limit may have been raised.
@@ -194,6 +213,11 @@ class FolderWatch:
     def _runs(self, folder: Folder, watch: ObservedWatch) -> bool:
         """Whether the thread behind a watch still runs; it ends when its folder is deleted."""
         return folder.observer is not None and self._is_running(folder.observer, watch)
+
+    def _serves(self, folder: Folder, watch: ObservedWatch) -> bool:
+        """Whether it runs and is on the folder that is at its path now."""
+        assert folder.observer is not None
+        return self._runs(folder, watch) and self._uses[folder.observer, watch].place == _place(watch)
 
     def _is_running(self, observer: BaseObserver, watch: ObservedWatch) -> bool:
         return any(e.watch == watch and e.is_alive() for e in list(observer.emitters))
@@ -243,6 +267,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
     try:
         found = path.stat()
         os.scandir(path).close()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _place(watch: ObservedWatch) -> tuple[int, int] | None:
+    """What is at the path of a watch (of a file: its folder); None for a link that leads nowhere."""
+    try:
+        found = Path(watch.path).stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino

@@ -162,6 +162,54 @@ def test_what_two_links_lead_to_is_followed_again_when_it_was_deleted(
     hints.wait_for(target / "config.json")
 
 
+@pytest.mark.parametrize("linked", [True, False], ids=["and-linked-to", "alone"])
+def test_a_folder_moved_away_and_made_again_is_the_one_that_is_watched(
+    watch: FolderWatch, hints: Hints, inbox: Path, tmp_path: Path, linked: bool
+) -> None:
+    other, old = tmp_path / "other", tmp_path / "old"
+    other.mkdir()
+    (inbox / "link").symlink_to(other)
+    links = [inbox / "link"] if linked else []
+    watch.watch(inbox)
+    watch.watch(other)
+    watch.follow(inbox, links)
+    other.rename(old)
+    other.mkdir()
+    watch.watch(other)
+    watch.follow(inbox, links)
+    (old / "elsewhere").mkdir()
+    (other / "model").mkdir()
+    hints.wait_for(other / "model")
+    watch.follow(inbox, [])
+    (other / "second").mkdir()
+    hints.wait_for(other / "second")
+    assert other / "elsewhere" not in hints.drain()
+    watch.forget(inbox)
+    watch.forget(other)
+    assert not watch._uses
+
+
+@pytest.mark.parametrize("between", [1, 2], ids=["both-links", "one-link-then-both"])
+def test_what_links_lead_to_is_followed_again_when_another_folder_is_there(
+    watch: FolderWatch, hints: Hints, inbox: Path, tmp_path: Path, between: int
+) -> None:
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    links = [inbox / "a", inbox / "b"]
+    for link in links:
+        link.symlink_to(target)
+    watch.watch(inbox)
+    watch.follow(inbox, links)
+    target.rename(tmp_path / "old")
+    target.mkdir()
+    watch.follow(inbox, links[::between])
+    watch.follow(inbox, links)
+    (target / "config.json").touch()
+    hints.wait_for(target / "config.json")
+    watch.forget(inbox)
+    assert not watch._uses
+
+
 def test_reading_a_model_is_no_event(watch: FolderWatch, hints: Hints, inbox: Path) -> None:
     (inbox / "weights").write_text("1")
     watch.watch(inbox)
