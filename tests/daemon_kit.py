@@ -119,6 +119,15 @@ class Home:
         assert self.process is not None
         self.process.send_signal(number)
 
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """The daemon is stopped (SIGSTOP): what happens meanwhile it finds all at once."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL the daemon and whatever works for it, as a power failure would."""
         if self.process is not None and self.process.poll() is None:

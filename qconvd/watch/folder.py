@@ -58,8 +58,8 @@ class Folder:
 class _Use:
     """How many folders and links want one watch of watchdog's, and which folder it is armed on."""
 
-    place: tuple[int, int] | None
     count: int = 0
+    place: tuple[int, int] | None = None
 
 
 class FolderWatch:
@@ -105,7 +105,7 @@ class FolderWatch:
         """
         folder = self.folders[path]
         wanted = set(list(arriving)[:FOLLOWED]) if folder.how == "events" else set()
-        for gone in [m for m, watch in folder.followed.items() if m not in wanted or not self._serves(folder, watch)]:
+        for gone in [m for m, w in folder.followed.items() if m not in wanted or not self._serves(folder.observer, w)]:
             self._unschedule(folder.observer, folder.followed.pop(gone))
         new = sorted(wanted - set(folder.followed))
         for model in new:
@@ -172,17 +172,16 @@ class FolderWatch:
     def _schedule(self, folder: Folder, path: Path) -> ObservedWatch:
         assert folder.observer is not None
         polling = folder.how == "polling"
-        wanted = POLLED if polling else WANTED
-        watch = folder.observer.schedule(self._hint, str(path), recursive=polling, event_filter=wanted)
-        place = _place(watch)
-        use = self._uses.setdefault((folder.observer, watch), _Use(place))
-        if use.place != place or not self._is_running(folder.observer, watch):
-            # Links lead to one folder by several ways, also to a watched one itself; watchdog then gives all the same watch,
-            # also where another folder has come to that path meanwhile.
+        filtered = POLLED if polling else WANTED
+        watch = ObservedWatch(str(path), recursive=polling, event_filter=filtered)
+        # Links lead to one folder by several ways, also to a watched one itself; watchdog then gives all the same watch, also
+        # where another folder has come to that path meanwhile.
+        if not self._serves(folder.observer, watch):
             self._drop(folder.observer, watch)
-            folder.observer.schedule(self._hint, str(path), recursive=polling, event_filter=wanted)
-            use.place = place
-        use.count += 1
+        place = _place(watch.path)
+        folder.observer.schedule(self._hint, str(path), recursive=polling, event_filter=filtered)
+        use = self._uses.setdefault((folder.observer, watch), _Use())
+        use.count, use.place = use.count + 1, place
         return watch
 
     def _disarm(self, folder: Folder) -> None:
@@ -198,7 +197,7 @@ class FolderWatch:
         use.count -= 1
         if not use.count:
             del self._uses[observer, watch]
-        if not use.count or not self._is_running(observer, watch):
+        if not self._serves(observer, watch):
             self._drop(observer, watch)
 
     def _drop(self, observer: BaseObserver, watch: ObservedWatch) -> None:
@@ -208,19 +207,16 @@ class FolderWatch:
 
     def _alive(self, folder: Folder) -> bool:
         # What is only scanned is tried again each time: the limit may have been raised.
-        return folder.watch is not None and self._runs(folder, folder.watch)
+        return folder.watch is not None and self._serves(folder.observer, folder.watch)
 
-    def _runs(self, folder: Folder, watch: ObservedWatch) -> bool:
-        """Whether the thread behind a watch still runs; it ends when its folder is deleted."""
-        return folder.observer is not None and self._is_running(folder.observer, watch)
+    def _serves(self, observer: BaseObserver | None, watch: ObservedWatch) -> bool:
+        """Whether somebody uses a watch, it is on the folder that is at its path now, and its thread runs.
 
-    def _serves(self, folder: Folder, watch: ObservedWatch) -> bool:
-        """Whether it runs and is on the folder that is at its path now."""
-        assert folder.observer is not None
-        return self._runs(folder, watch) and self._uses[folder.observer, watch].place == _place(watch)
-
-    def _is_running(self, observer: BaseObserver, watch: ObservedWatch) -> bool:
-        return any(e.watch == watch and e.is_alive() for e in list(observer.emitters))
+        The thread ends when the folder is deleted.
+        """
+        if observer is None or (use := self._uses.get((observer, watch))) is None:
+            return False
+        return use.place == _place(watch.path) and any(e.watch == watch and e.is_alive() for e in list(observer.emitters))
 
     def _warn_limit(self, error: OSError) -> str:
         limit = "max_user_instances" if error.errno == errno.EMFILE else "max_user_watches"
@@ -265,17 +261,16 @@ class _Overflow(logging.Handler):
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
         os.scandir(path).close()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return _place(path)
 
 
-def _place(watch: ObservedWatch) -> tuple[int, int] | None:
-    """What is at the path of a watch (of a file: its folder); None for a link that leads nowhere."""
+def _place(path: Path | str) -> tuple[int, int] | None:
+    """What is at a path; None where there is nothing, as behind a link that leads nowhere."""
     try:
-        found = Path(watch.path).stat()
+        found = Path(path).stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino

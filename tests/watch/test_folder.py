@@ -60,6 +60,15 @@ def inbox(tmp_path: Path) -> Path:
     return inbox
 
 
+def two_links(inbox: Path, tmp_path: Path) -> tuple[Path, list[Path]]:
+    """A folder elsewhere, and two links in the inbox that lead to it."""
+    target, links = tmp_path / "elsewhere", [inbox / "a", inbox / "b"]
+    target.mkdir()
+    for link in links:
+        link.symlink_to(target)
+    return target, links
+
+
 def mounts(tmp_path: Path, inbox: Path, kind: str) -> Path:
     file = tmp_path / "mountinfo"
     file.write_text(f"1 0 0:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:2 / {inbox} rw - {kind} server:/models rw\n")
@@ -113,13 +122,10 @@ def test_a_link_back_to_the_watched_folder_ends_without_its_watch(watch: FolderW
 def test_two_links_to_one_model_are_followed_until_both_are_done(
     watch: FolderWatch, hints: Hints, inbox: Path, tmp_path: Path
 ) -> None:
-    target = tmp_path / "elsewhere"
-    target.mkdir()
-    for name in ("a", "b"):
-        (inbox / name).symlink_to(target)
+    target, links = two_links(inbox, tmp_path)
     folder = watch.watch(inbox)
-    watch.follow(inbox, [inbox / "a", inbox / "b"])
-    watch.follow(inbox, [inbox / "b"])
+    watch.follow(inbox, links)
+    watch.follow(inbox, links[1:])
     (target / "config.json").touch()
     hints.wait_for(target / "config.json")
     watch.follow(inbox, [])
@@ -144,11 +150,7 @@ def test_a_link_to_another_watched_folder_ends_without_its_watch(
 def test_what_two_links_lead_to_is_followed_again_when_it_was_deleted(
     watch: FolderWatch, hints: Hints, inbox: Path, tmp_path: Path
 ) -> None:
-    target = tmp_path / "elsewhere"
-    target.mkdir()
-    links = [inbox / "a", inbox / "b"]
-    for link in links:
-        link.symlink_to(target)
+    target, links = two_links(inbox, tmp_path)
     watch.watch(inbox)
     watch.follow(inbox, links)
     target.rmdir()
@@ -189,20 +191,16 @@ def test_a_folder_moved_away_and_made_again_is_the_one_that_is_watched(
     assert not watch._uses
 
 
-@pytest.mark.parametrize("between", [1, 2], ids=["both-links", "one-link-then-both"])
+@pytest.mark.parametrize("still", [2, 1], ids=["both-links", "one-link-then-both"])
 def test_what_links_lead_to_is_followed_again_when_another_folder_is_there(
-    watch: FolderWatch, hints: Hints, inbox: Path, tmp_path: Path, between: int
+    watch: FolderWatch, hints: Hints, inbox: Path, tmp_path: Path, still: int
 ) -> None:
-    target = tmp_path / "elsewhere"
-    target.mkdir()
-    links = [inbox / "a", inbox / "b"]
-    for link in links:
-        link.symlink_to(target)
+    target, links = two_links(inbox, tmp_path)
     watch.watch(inbox)
     watch.follow(inbox, links)
     target.rename(tmp_path / "old")
     target.mkdir()
-    watch.follow(inbox, links[::between])
+    watch.follow(inbox, links[:still])
     watch.follow(inbox, links)
     (target / "config.json").touch()
     hints.wait_for(target / "config.json")

@@ -317,12 +317,9 @@ def test_links_that_lead_nowhere_or_in_circles_harm_nobody(home: Home, draft: Pa
     place = move_in(home, draft)
     made(home, place.name)
     # All at once: the daemon sees them go in one scan, in which it stops following what they led to (one led back to it).
-    home.signal(signal.SIGSTOP)
-    try:
+    with home.asleep():
         for name in links:
             (home.inbox / name).unlink()
-    finally:
-        home.signal(signal.SIGCONT)
     home.said(f"{home.inbox / 'circle.gguf'} was removed before it was taken")
     time.sleep(1.0)
     taken(home, move_in(home, tiny_model(home.root / "drafts" / "after-the-links", seed=78)))
@@ -344,16 +341,13 @@ def test_a_name_too_long_for_a_status_keeps_no_other_from_its_own(home: Home, dr
 
 def test_overflow(home: Home, draft: Path) -> None:
     """The daemon sleeps while the kernel's queue runs over; the model's own event is among those that are lost."""
-    home.signal(signal.SIGSTOP)
-    try:
+    with home.asleep():
         limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
         for number in range(limit // 2 + 10):
             path = home.inbox / f".{number}"
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
             path.unlink()
         place = move_in(home, draft)
-    finally:
-        home.signal(signal.SIGCONT)
     taken(home, place)
 
 
