@@ -17,7 +17,7 @@ def main() -> None:
     gc.set_threshold(COLLECTED_EVERY)
     from qconvd.cli import main as command_line
 
-    command_line()
+    command_line(forks=True)
 
 
 if __name__ == "__main__":

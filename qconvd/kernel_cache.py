@@ -36,6 +36,9 @@ NO_MATTER = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS")
 OTHER_PROCESSORS = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_ENABLE_AVX")
 """Settings of numba's with which kernels may be compiled for another processor than this one."""
 
+LOADS_ALONE = ((0, 65), (0, 68))
+"""The first and the last version of numba of which it is known what machine code needs that was compiled before."""
+
 WIDE = "-prefer-256-bit"
 """Tells LLVM to use AVX-512's whole width, which it shuns on Intel's processors for the sake of their clock. The searches of
 the K and IQ types are so much arithmetic that they gain by it: Q4_K 1.8 times, IQ4_XS 4 times (AVX-512 Xeon at 2.5 GHz)."""
@@ -71,6 +74,31 @@ def _building_block(dispatcher: Any) -> Any:
             raise TypeError(f"{self.py_func.__qualname__} is a part of kernels: only compiled functions can call it")
 
     return BuildingBlock
+
+
+def _load_alone(cache: Any) -> None:
+    """Let numba's `cache` of a function load machine code without what only compiling needs.
+
+    Before it looks into its cache, numba imports and registers all that it can compile, which takes as long as importing numba
+    itself. Its compiler does so, too, when there is something to compile.
+    """
+    import numba
+    from numba.core import runtime
+
+    if not LOADS_ALONE[0] <= numba.version_info.short <= LOADS_ALONE[1]:
+        return
+    load, allocation = cache.load_overload, cast(Any, runtime).rtsys
+
+    def loaded(signature: Any, context: Any) -> Any:
+        # Machine code that lacks a function would end the process, and these it may call. numba calls this with its compiler's
+        # lock held, so no thread compiles with a context that does not refresh.
+        context.refresh = lambda: allocation.initialize(context)
+        try:
+            return load(signature, context)
+        finally:
+            del context.refresh
+
+    cache.load_overload = loaded
 
 
 class KernelCache:
@@ -128,6 +156,7 @@ class KernelCache:
             finally:
                 config.CACHE_DIR = before
         compiled.declared = signature
+        _load_alone(compiled._cache)
         return compiled
 
     def block(self, function: Function, *, inline: bool = True) -> Function:

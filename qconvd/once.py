@@ -97,6 +97,8 @@ class Conversion:
     limits: Limits = field(default_factory=lambda: Limits.model_validate({"disk_reserve": 0}))
     devices: DeviceSettings = field(default_factory=lambda: DeviceSettings.model_validate({}))
     force: bool = False
+    forks: bool = False
+    """Whether this process may be forked for its workers: it does nothing else, and has one thread."""
     hub: HubSettings | None = None
     """How the Hub is reached, for a `path` that is `hub:owner/name`."""
     identity: str = field(default="", init=False)
@@ -208,9 +210,12 @@ class _Run:
         self, wanted: Conversion, state: Path, todo: Sequence[Target], listener: Listener, remote: Found | None = None
     ) -> None:
         self.wanted, self.state, self.listener = wanted, state, listener
-        self.ledger = Ledger(state / "ledger.sqlite")
         # Killed in whatever way, this process must not leave a worker that goes on alone.
         self.executor = LocalExecutor(state, tied=True, forks=True)
+        if wanted.forks and not remote:
+            # Now, as a ledger must not be open. Plans are made first, on the CPU.
+            self.executor.fork_this(environment("cpu", "", 1))
+        self.ledger = Ledger(state / "ledger.sqlite")
         locator = remote.address.locator if remote else str(wanted.path.absolute())
         found = self.ledger.source_seen(locator, wanted.identity, wanted.called, "")
         if remote:

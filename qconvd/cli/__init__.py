@@ -86,10 +86,11 @@ def version() -> None:
     print(f"qconvd {__version__}")
 
 
-def main() -> None:
+def main(*, forks: bool = False) -> None:
     """Run the command line; what a person can mend is told in sentences, everything else keeps its traceback.
 
-    With `--json` the sentences are also printed as JSON, so that a script always has something to read.
+    With `--json` the sentences are also printed as JSON, so that a script always has something to read. `forks`: this process
+    is the command and nothing else, so that workers may be forks of it.
     """
     _open_standard_streams()
     _take_names_as_utf8()
@@ -97,7 +98,7 @@ def main() -> None:
     try:
         _check_folder()
         # Not standalone: typer would print a mistake of the command line itself, and not as JSON.
-        code = app(standalone_mode=False) or Exit.OK
+        code = app(standalone_mode=False, obj=forks) or Exit.OK
         sys.stdout.flush()
         sys.exit(code)
     except _UsageError as error:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def convert(
+    context: typer.Context,
     model: Model,
     to: To = None,
     recipe: Recipe = None,
@@ -67,6 +68,7 @@ def convert(
             raise typer.BadParameter(f"--device {device}: {error.what}") from error
     unmistakable(targets, names or profile)
     conversion = Conversion(model, targets, out.absolute(), name, names or profile, _limits(memory, threads), force=force)
+    conversion.forks = bool(context.obj)
     if is_address(str(model)):
         conversion.hub = hub_settings(config)
     # Stopped in whatever way, the worker must not go on alone.

@@ -48,7 +48,6 @@ class Shown:
     def __enter__(self) -> Self:
         if sys.stderr.isatty() and not self._quiet:
             self._bars = _bars()
-            self._bars.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -59,6 +58,9 @@ class Shown:
     def stage(self, stage: Stage, labels: Sequence[str]) -> None:
         self.began = self.began or stage != "plan"
         self._tell_plans()
+        if self._bars is not None:
+            # Not before: it has a thread, and whoever starts workers may fork.
+            self._bars.start()
         self._passes.update(dict.fromkeys(labels, tuple(labels)))
         self._doing.pop(tuple(labels), None)
         for label in labels:

@@ -368,6 +368,11 @@ def _unit_adapter() -> TypeAdapter[Unit]:
     return TypeAdapter(Unit)
 
 
+def prepare() -> None:
+    """Make what reads and writes plans, which takes some 30 ms: once, in a process whose forks do so."""
+    _adapter()
+
+
 def to_json(plan: Plan) -> bytes:
     """The plan as UTF-8 JSON; equal plans give equal bytes."""
     return _adapter().dump_json(plan)

@@ -55,6 +55,14 @@ class LocalExecutor:
         self._forks = forks and tied
         self._nursery: Nursery | None = None
 
+    def fork_this(self, env: Mapping[str, str]) -> None:
+        """Let attempts be forks of a fork of this process, which has imported much of what they need.
+
+        Called before SQLite has opened anything in this process.
+        """
+        if self._forks:
+            self._nursery = Nursery(env, fork=True)
+
     def close(self) -> None:
         """Let go of the pipe that `tied` attempts hang on; those that still run are stopped."""
         if self._nursery:

@@ -2,6 +2,8 @@
 
     python -P -m qconvd.executors.nursery [--bare]        descriptor 3: a socket of whoever starts attempts
 
+or a fork of a command that has imported half of it anyway.
+
 Each request is a message of JSON {"folder", "timeout", "spec", "threads"} with three descriptors: log, lock and tie (see
 runner.py). Every attempt is still a session and a process of its own. The nursery has one thread, which is what makes forking
 safe, and ends when its socket is closed. It has loaded the plugins, too, unless it is `--bare`, which it becomes by itself
@@ -13,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import io
 import json
 import logging
 import os
@@ -22,9 +25,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, TextIO, cast
 
 from qconvd.executors import runner
 from qconvd.executors.base import THREADS
@@ -34,23 +38,24 @@ LIMIT = 1 << 16
 PRELOADED = ("qconvd.worker", "qconvd.plugins")
 STEP = 0.02
 BARE = "--bare"
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+COLLECTED_EVERY = (700, 10, 10)
+"""Python's own. A command that only starts collects more rarely; in workers what is garbage may be large."""
 
 
 class Nursery:
-    """The side that starts attempts. They get the environment that it was started with, but for their numbers of threads."""
+    """The side that starts attempts. They get the environment that it was started with, but for their numbers of threads.
 
-    def __init__(self, env: Mapping[str, str]) -> None:
+    With `fork` it is a fork of this process, if that has one thread. SQLite must not have anything open then: it keeps in the
+    process which locks it holds, and a fork would believe that it holds them, too.
+    """
+
+    def __init__(self, env: Mapping[str, str], *, fork: bool = False) -> None:
         self.env = dict(env)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
         with theirs:
-            self._pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-P", "-m", "qconvd.executors.nursery"],
-                self.env,
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), SOCKET)],
-                setsid=True,
-            )
+            self._pid = _fork(theirs, self.env) if fork and _threads() == 1 else _spawn(theirs, self.env)
 
     def start(self, spec: Path, env: Mapping[str, str], timeout: float | None, *, log: int, lock: int, tie: int) -> bool:
         """Start an attempt; False if the nursery is gone, or is none for this environment."""
@@ -76,17 +81,80 @@ class Nursery:
             os.waitpid(self._pid, 0)
 
 
+def _spawn(requests: socket.socket, env: Mapping[str, str]) -> int:
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-P", "-m", "qconvd.executors.nursery"],
+        env,
+        file_actions=[(os.POSIX_SPAWN_DUP2, requests.fileno(), SOCKET)],
+        setsid=True,
+    )
+
+
+def _fork(requests: socket.socket, env: Mapping[str, str]) -> int:
+    parent = os.getpid()
+    # What this process does at a signal is not for its fork, which is to have settled its own before one comes.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _go_on(requests, env, parent, before)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _go_on(requests: socket.socket, env: Mapping[str, str], parent: int, signals: Iterable[int]) -> None:
+    """In the fork of a command: what `main` is in a program of its own. Never returns."""
+    try:
+        os.setsid()
+        for number in HANDLED:
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+        _end_with_parent(parent)
+        os.dup2(requests.fileno(), SOCKET)
+        os.closerange(SOCKET + 1, os.sysconf("SC_OPEN_MAX"))
+        os.environ.clear()
+        os.environ.update(env)
+        if not sys.flags.safe_path:
+            # The folder of the script, or the current one, which a worker imports nothing from.
+            del sys.path[0]
+        # What the command has printed, and is still in its buffers, is its own.
+        sys.stdout, sys.stderr = (_stream(number, stream) for number, stream in ((1, sys.stdout), (2, sys.stderr)))
+        logging.root.handlers.clear()
+        gc.set_threshold(*COLLECTED_EVERY)
+        _serve(bare=False)
+    except BaseException:  # noqa: BLE001 — a fork must not go on as the command
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _stream(number: int, like: TextIO) -> TextIO:
+    """A new stream for a descriptor, which buffers nothing."""
+    raw = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115 — for as long as the process lives
+    return io.TextIOWrapper(cast(BinaryIO, raw), like.encoding, like.errors, write_through=True)
+
+
 def main() -> None:
     # A terminal's Ctrl-C is for the command that started this one, which then stops its attempts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    _end_with_parent(os.getppid())
+    _serve(bare=BARE in sys.argv)
+
+
+def _serve(*, bare: bool) -> None:
+    """Import what workers need, and start attempts until nobody can ask for one. Never returns."""
     requests = socket.socket(fileno=SOCKET)
     requests.set_inheritable(False)
     # What is imported stays: looking for garbage in it meanwhile takes a tenth of the time.
     gc.disable()
     for module in PRELOADED:
         importlib.import_module(module)
-    if BARE not in sys.argv:
+    _prepare_plans()
+    if not bare:
         _load_plugins(requests)
     gc.collect()
     gc.freeze()
@@ -108,10 +176,16 @@ def main() -> None:
     os._exit(0)
 
 
-def _end_with_parent() -> None:
+def _prepare_plans() -> None:
+    """Every worker reads or writes a plan."""
+    from qconvd.engine import plan
+
+    plan.prepare()
+
+
+def _end_with_parent(parent: int) -> None:
     """Who kills the command with -9 while plugins are imported is not to find this process there as long as they take."""
     death = 1  # PR_SET_PDEATHSIG of prctl(2)
-    parent = os.getppid()
     ctypes.CDLL(None).prctl(death, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -222,7 +296,7 @@ def _work(spec: str, threads: Mapping[str, str]) -> None:
     code = 1
     try:
         os.environ.update(threads)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in HANDLED:
             signal.signal(number, signal.SIG_DFL)
         os.close(runner.TIE)
         from qconvd import worker

@@ -333,7 +333,7 @@ def test_interrupted_it_goes_on_where_it_stopped(
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
         "import sys, time\n"
-        "if 'qconvd.executors.nursery' in sys.orig_argv:\n"
+        "if 'convert' in sys.orig_argv:\n"
         "    from qconvd import worker\n"
         "    def run(spec, emit, cancelled, real=worker.run):\n"
         "        while spec.kind == 'verify' and not cancelled():\n"
@@ -342,7 +342,8 @@ def test_interrupted_it_goes_on_where_it_stopped(
         "    worker.run = run\n"
     )
     python_path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": python_path}
+    # numpy, which that imports, starts no threads then: the worker is a fork of the command.
+    env = {**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": python_path, "OPENBLAS_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
     assert process.stderr is not None
     for line in process.stderr:
@@ -373,7 +374,8 @@ def test_killed_it_leaves_no_worker_and_the_next_one_clears_up(
     for line in process.stderr:
         if line.startswith("converting"):
             break
-    *_, worker = wait_for(lambda: found if len(found := at_work(scratch, process.pid)) == 3 else [])
+    nursery, _, worker = wait_for(lambda: found if len(found := at_work(scratch, process.pid)) == 3 else [])
+    assert b"convert" in (nursery / "cmdline").read_bytes(), "it is a fork of the command"
     os.kill(int(worker.name), signal.SIGSTOP)
     process.kill()
     process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -144,7 +145,105 @@ def test_a_nursery_ends_with_who_started_it_whatever_it_does(tmp_path: Path) -> 
     _until((tmp_path / "began").exists)
     starter.kill()
     starter.wait()
-    _until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3])
+    _until(lambda: _is_gone(pid))
+
+
+def _is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
+
+
+COMMAND = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from qconvd.executors.base import environment
+from qconvd.executors.local import LocalExecutor
+
+os.environ["HF_TOKEN"] = "secret"
+env = environment("cpu", "", 1)
+executor = LocalExecutor(Path({state!r}), tied=True, forks=True)
+
+def started():
+    # A program of its own, and no fork.
+    return b"-m" in Path(f"/proc/{{executor._nursery._pid}}/cmdline").read_bytes().split(b"\\0")
+"""
+SUBMITTED = """
+folder = executor.folder("1.1")
+folder.mkdir(parents=True)
+(folder / "spec.json").write_text("{}")
+executor.submit(folder / "spec.json", 1, env)
+assert not executor._children, "it is a fork, not a program"
+while not executor.poll("1.1").ended:
+    time.sleep(0.02)
+assert executor.poll("1.1").exit_code == 3, executor.logs("1.1")
+"""
+
+
+def _command(tmp_path: Path, code: str, plugin: str = "") -> subprocess.Popen[str]:
+    """A program like a command, with an executor of its own, and a plugin that is loaded in whatever starts its workers."""
+    env = _installed(tmp_path / "installed", plugin)
+    beginning = COMMAND.format(state=str(tmp_path / "state"))
+    return subprocess.Popen([sys.executable, "-c", beginning + code], env=env, stdout=subprocess.PIPE, text=True)
+
+
+SEEN = """
+import json, logging, os, signal, sys
+json.dump({
+    "environ": dict(os.environ), "path": sys.path, "handlers": len(logging.root.handlers), "pid": os.getpid(),
+    "signals": [signal.getsignal(n) == signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGHUP)],
+    "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "files": len(os.listdir("/proc/self/fd")),
+}, open("%s", "w"))
+"""
+
+
+def test_a_fork_of_a_command_is_as_a_nursery_that_was_started(tmp_path: Path) -> None:
+    seen = {}
+    for way, first in (("spawned", ""), ("forked", "executor.fork_this(env)\n")):
+        where = tmp_path / way
+        where.mkdir()
+        code = (
+            "import logging\n"
+            "logging.basicConfig()\n"
+            "kept = open(os.devnull)\n"
+            "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+            "print('only once')\n"
+            f"{first}{SUBMITTED}"
+            "print(executor._nursery._pid, started())\n"
+            "executor.close()\n"
+        )
+        said = _command(where, code, SEEN % (where / "seen")).communicate(timeout=60)[0].split("\n")
+        assert said[0] == "only once"
+        assert said[2:] == [""]
+        pid, started = said[1].split()
+        assert started == str(way == "spawned")
+        seen[way] = json.loads((where / "seen").read_text().replace(way, "WAY"))
+        assert seen[way].pop("pid") == int(pid)
+        assert "only once" not in (where / "state" / "logs" / "1.log").read_text()
+        assert "HF_TOKEN" not in seen[way]["environ"]
+        # Python sets it for a program where the locale is C.
+        seen[way]["environ"].pop("LC_CTYPE", None)
+    assert seen["forked"] == seen["spawned"]
+
+
+def test_a_command_with_threads_is_not_forked(tmp_path: Path) -> None:
+    code = (
+        "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+        f"executor.fork_this(env)\n{SUBMITTED}"
+        "print(started(), flush=True)\n"
+        "os._exit(0)\n"
+    )
+    assert _command(tmp_path, code).communicate(timeout=60)[0] == "True\n"
+
+
+def test_a_fork_of_a_command_that_was_killed_ends(tmp_path: Path) -> None:
+    busy = f"open({str(tmp_path / 'began')!r}, 'w').close(); import time; time.sleep(600)"
+    command = _command(tmp_path, "executor.fork_this(env)\nprint(executor._nursery._pid, flush=True)\ntime.sleep(600)\n", busy)
+    assert command.stdout is not None
+    with command.stdout as said:
+        pid = int(said.readline())
+    _until((tmp_path / "began").exists)
+    command.kill()
+    command.wait()
+    _until(lambda: _is_gone(pid))
 
 
 def test_a_nursery_that_was_killed_is_done_without(executor: LocalExecutor) -> None:

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
 import qconvd_ggml
+from qconvd import kernel_cache
 from qconvd.api import cache_home
 from qconvd_ggml.cache import CACHE
 from qconvd_ggml.tile import nearest_int
@@ -168,6 +170,29 @@ def test_a_cache_that_cannot_be_written_to_does_not_stop_a_conversion(tmp_path: 
     assert (result["hits"], result["misses"]) == (0, 1)
     assert len(result["data"]) == 2 * 128 * 4
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def test_a_kernel_is_loaded_without_what_only_compiling_needs(tmp_path: Path) -> None:
+    """It takes as long as importing numba. Other versions of numba may need more than is known of those, and do get it."""
+    script = (
+        "import qconvd.kernel_cache\n"
+        "qconvd.kernel_cache.LOADS_ALONE = {versions}\n" + ENCODE + "print(json.dumps('numba.np.linalg' in sys.modules))\n"
+    )
+    said = []
+    for versions in (kernel_cache.LOADS_ALONE, kernel_cache.LOADS_ALONE, ((0, 1), (0, 2))):
+        out, error = start(script.replace("{versions}", str(versions)), "F32", QCONVD_CACHE_DIR=str(tmp_path)).communicate(
+            timeout=120
+        )
+        assert not error
+        said.append([json.loads(line) for line in out.splitlines()])
+    assert [(encoded["misses"], everything) for encoded, everything in said] == [(1, True), (0, False), (0, True)]
+    assert len({encoded["data"] for encoded, _ in said}) == 1
+
+
+def test_it_is_known_what_machine_code_needs_of_the_installed_numba() -> None:
+    """Who raises the version: see what `load_additional_registries` of numba.core.cpu does beside imports and registries."""
+    least, most = kernel_cache.LOADS_ALONE
+    assert least <= numba.version_info.short <= most
 
 
 def test_a_kernel_that_a_power_cut_damaged_is_compiled_again(tmp_path: Path) -> None:
