@@ -8,10 +8,11 @@ Perplexity: of Pride and Prejudice, as in benchmarks/perplexity.py: windows of 5
 transformers loads every artifact with compressed-tensors or bitsandbytes and computes on the CPU in float32. Where the scheme
 rounds activations (w8a8, LLM.int8(), fp8), so do they. Zero points load dequantized only, which makes no difference there.
 
-Cost: whole commands, verification included, in CPU seconds and peak RSS; beside them `cp` of the same model. What of this is
-arithmetic is measured in a second run, where each call of it is timed in its thread: encoding; SHA-256 and checksums; comparing
-the artifact with the model and looking for NaN. `rest` is what that run takes besides, for reading and writing above all; it
-should not exceed twice `cp`. `start` is the command on a model of a million weights.
+Cost: whole commands, verification included, in CPU seconds and peak RSS; beside them `cp` of the same model: medians of
+--rounds, in which one follows the other. What of this is arithmetic is measured in a run of its own, where each call of it
+is timed in its thread: encoding; SHA-256 and checksums; comparing the artifact with the model and looking for NaN. `beside`
+is what a command takes besides, for starting, reading and writing above all; it should not exceed twice `cp`. `start` is a
+part of it: the command on a model of a million weights.
 benchmarks/make_llama.py makes models.
 """
 
@@ -21,7 +22,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -34,7 +34,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-from measure import cost, machine
+from measure import cost, machine, middle
 from novels import novels
 
 TEST, SKIPPED = "PRIDE AND PREJUDICE", 20_000
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--cost", type=Path)
     parser.add_argument("--small", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts-of", help=argparse.SUPPRESS)
     a = parser.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def main() -> None:
     if a.parts_of:
         print(json.dumps(parts_of(a.cost, a.parts_of, a.work)))
     elif a.cost:
-        costs(a.cost, a.small, a.work)
+        costs(a.cost, a.small, a.rounds, a.work)
 
 
 def perplexities(model: Path, text: str, count: int, work: Path) -> None:
@@ -126,28 +127,45 @@ def tensors(folder: Path) -> list[str]:
     return found
 
 
-def costs(model: Path, small: Path, work: Path) -> None:
+def costs(model: Path, small: Path, rounds: int, work: Path) -> None:
     """A row per target: what the command takes, and what of that is arithmetic."""
-    head = ("target", "CPU s", "encoding", "SHA-256", "comparing", "start", "rest", "2 cp", "peak RSS MB")
+    head = (
+        "target",
+        "CPU s",
+        "encoding",
+        "SHA-256",
+        "comparing",
+        "beside",
+        "of it start",
+        "2 cp",
+        "cp from, to",
+        "peak RSS MB",
+    )
     print(f"{machine()}\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|", flush=True)
     log = work / "int8.log"
     for target in COSTS:
-        with TemporaryDirectory(dir=work) as out:
-            copied = cost(["cp", "-r", str(model), out], log)
-            shutil.rmtree(Path(out) / model.name)
-            itself = [sys.executable, __file__, "--work", str(work), "--cost", str(model), "--parts-of", target]
-            parts = json.loads(subprocess.run(itself, check=True, capture_output=True, text=True).stdout)
-            start = cost(command(small, target, Path(out) / "small"), log).cpu
-            made = cost(command(model, target, Path(out)), log)
-            figures = (made.cpu, *(parts[p] for p in PARTS), start, parts["all"] - sum(parts[p] for p in PARTS), 2 * copied.cpu)
-            print(f"| `{target}` | {' | '.join(f'{x:.1f}' for x in figures)} | {made.rss / 1e6:.0f} |", flush=True)
+        itself = [sys.executable, __file__, "--work", str(work), "--cost", str(model), "--parts-of", target]
+        parts = json.loads(subprocess.run(itself, check=True, capture_output=True, text=True).stdout)
+        copies, starts, conversions = [], [], []
+        for _ in range(rounds):
+            with TemporaryDirectory(dir=work) as out:
+                copies.append(cost(["cp", "-r", str(model), out], log))
+            with TemporaryDirectory(dir=work) as out:
+                starts.append(cost(command(small, target, Path(out)), log))
+            with TemporaryDirectory(dir=work) as out:
+                conversions.append(cost(command(model, target, Path(out)), log))
+        made, copied = middle(conversions), middle(copies)
+        spread = f"{min(c.cpu for c in copies):.1f}, {max(c.cpu for c in copies):.1f}"
+        beside = made.cpu - sum(parts.values())
+        figures = (made.cpu, *(parts[p] for p in PARTS), beside, middle(starts).cpu, 2 * copied.cpu)
+        print(f"| `{target}` | {' | '.join(f'{x:.1f}' for x in figures)} | {spread} | {made.rss / 1e6:.0f} |", flush=True)
 
 
 PARTS = ("encoding", "SHA-256", "comparing")
 
 
 def parts_of(model: Path, target: str, work: Path) -> dict[str, float]:
-    """CPU seconds of a conversion and its verification in this process, and what of them is arithmetic.
+    """What of the CPU seconds of a conversion and its verification is arithmetic.
 
     Every call that only computes is timed where the engine makes it: expressions and encoders, SHA-256 and checksums, decoders,
     bounds and comparisons, counts of NaN.
@@ -203,13 +221,12 @@ def parts_of(model: Path, target: str, work: Path) -> dict[str, float]:
     with TemporaryDirectory(dir=work) as out:
         plan = replace(plan, files=tuple(replace(f, path=f.path.replace("{stem}", found.name)) for f in plan.files))
         made = ConvertTarget("t", plan, encoder, Path(out), {"artifact": found.name, "format": fmt.name, "options": {}})
-        began = time.process_time()
         result = run.convert(found, [made], Limits(MEMORY, os.cpu_count() or 1), operations=plugins().operations,
                              cancelled=lambda: False, on_event=lambda _: None)["t"]  # fmt: skip
         if isinstance(result, Exception):
             raise result
         verify(Path(out) / "files", result, plan=plan, model=found, formats=plugins().formats, pieces=written(Path(out), plan))
-        return {"all": time.process_time() - began, **spent}
+        return {part: spent[part] for part in PARTS}
 
 
 MEMORY = 1 << 30

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -138,6 +138,24 @@ class HoldsItself(Protocol):
         asked, which find out what is wrong and where. So a deviation where the bound is 0 must not pass for a share of 0. Units
         with statistics are never asked about.
         """
+        ...
+
+
+class Parts(NamedTuple):
+    """What of a unit that is encoded whole can be held against the model alone."""
+
+    rows: int
+    """How many rows; the unit has a multiple of them."""
+    whole: Collection[int] = ()
+    """Which outputs, by index, are handed over whole; of any other one it is the share that these rows are of all."""
+
+
+@runtime_checkable
+class HoldsParts(HoldsItself, Protocol):
+    """A format that holds some rows of units against the model that are encoded whole: a few of them are enough then."""
+
+    def parts(self, unit: Unit) -> Parts | None:
+        """How, if `held` can do so; if it then does not find that all is clearly within its bounds, all rows are looked at."""
         ...
 
 

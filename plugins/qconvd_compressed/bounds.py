@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvd.api import Array, Unit
-from qconvd_compressed.decoder import FP4, NF4, moving_point
+from qconvd.api import Array, Buffer, Unit
+from qconvd_compressed.decoder import FP4, NF4, moving_point, offset_of
 from qconvd_compressed.schemes import CODEBOOK_BLOCK, NESTED_BLOCK
 
 Doubles: TypeAlias = Any
@@ -20,6 +21,8 @@ LEAST = 2e-38
 """Somewhat above what bitsandbytes takes for the least that a block of weights or of scales is divided by."""
 BLOCKS_AT_ONCE = 1 << 10
 """Blocks of a codebook's types that are looked at together: what numpy makes on the way stays in the cache."""
+WIDEST = float(np.diff(moving_point()).max() / 2 * (1 + 2.0**-10))
+"""How far a number of at most 1 is from the nearest of double quantization's 256; a weight is that of its block at most."""
 PARTS = 1 << 10
 """Parts of [0, 1] for which distances from a type's numbers are looked up: they fit in the first-level cache."""
 
@@ -116,18 +119,34 @@ def _finite(x: Array) -> Array:
     return np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def how_coarse(unit: Unit, largest: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How far what is read as the largest of a block may be from it. With double quantization: of all blocks of the linear."""
+def how_coarse(unit: Unit, largest: NDArray[np.float32], mean: float | None = None) -> NDArray[np.float32]:
+    """How far what is read as the largest of a block may be from it.
+
+    With double quantization `largest` are those of all blocks of the linear, or of whole nested blocks, and `mean` that of all.
+    """
     coarse = np.zeros(largest.size, np.float32)
     if "state" in unit.options:
         moved = np.zeros(-(-largest.size // NESTED_BLOCK) * NESTED_BLOCK)
-        moved[: largest.size] = np.abs(largest - largest.mean(dtype=np.float64))
+        moved[: largest.size] = np.abs(largest - (largest.mean(dtype=np.float64) if mean is None else mean))
         widest = np.repeat(moved.reshape(-1, NESTED_BLOCK).max(axis=1), NESTED_BLOCK)[: largest.size]
-        # How far a number of at most 1 is from the nearest of the 256; a weight is that of its block at most.
-        coarse = (widest * (np.diff(moving_point()).max() / 2 * (1 + 2.0**-10))).astype(np.float32)
+        coarse = (widest * WIDEST).astype(np.float32)
     # What is so small that nothing can be divided by it is read as anything up to it.
     coarse += np.where(largest < LEAST, largest, np.float32(0))
     return coarse
+
+
+def off_mean(data: Sequence[Buffer]) -> bool:
+    """Whether blocks' largest, as they are stored by double quantization, deviate in the mean from what is stored for it.
+
+    Of what was rounded to the nearest the mean is off by less than what is rounded at most.
+    """
+    codes, scales = np.frombuffer(data[1], np.uint8), np.frombuffer(data[2], "<f4").astype(np.float64)
+    counts = np.full(scales.size, NESTED_BLOCK)
+    counts[-1:] = codes.size - NESTED_BLOCK * (scales.size - 1)
+    deviations = np.add.reduceat(moving_point()[codes], np.arange(0, codes.size, NESTED_BLOCK))
+    # What is stored for the mean was rounded to a float32.
+    most = np.abs(counts * scales).sum() * WIDEST + codes.size * abs(offset_of(data)) * 2.0**-20
+    return not abs((deviations * scales).sum()) <= most
 
 
 @cache

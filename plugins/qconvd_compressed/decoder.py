@@ -92,11 +92,16 @@ def _codebook(unit: Unit, rows: int, data: Sequence[bytes]) -> Array:
 def largest_as_read(unit: Unit, data: Sequence[Buffer]) -> Singles:
     """What the numbers of each block are multiplied by."""
     if "state" in unit.options:
-        offset = json.loads(bytes(data[3]))["nested_offset"]
+        offset = offset_of(data)
         scales = np.repeat(np.frombuffer(data[2], "<f4"), 256)[: len(data[1])]
         largest: Singles = (moving_point()[np.frombuffer(data[1], np.uint8)] * scales + np.float32(offset)).astype(np.float32)
         return largest
     return np.frombuffer(data[1], "<f4")
+
+
+def offset_of(data: Sequence[Buffer]) -> float:
+    """The mean of the blocks' largest, of double quantization."""
+    return float(json.loads(bytes(data[3]))["nested_offset"])
 
 
 @cache

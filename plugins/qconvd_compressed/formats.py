@@ -14,6 +14,7 @@ from qconvd.api import (
     LinearsAndRest,
     ModelInfo,
     NameParts,
+    Parts,
     Plan,
     Unit,
     Unsupported,
@@ -79,16 +80,22 @@ class _Quantized(LinearsAndRest):
     def held(
         self,
         unit: Unit,
-        rows: tuple[int, int],  # noqa: ARG002
+        rows: tuple[int, int],
         data: Sequence[Buffer],
         x: Sequence[Array],
     ) -> tuple[float, float] | None:
-        """See `HoldsItself.held`: for the types of bitsandbytes, of which all may have to be looked at."""
+        """See `HoldsItself.held`: for the types of bitsandbytes."""
         if unit.options.get(self.LINEAR) != "codebook":
             return None
         from qconvd_compressed.held import held
 
-        return held(unit, data, x[0])
+        return held(unit, rows, data, x[0])
+
+    def parts(self, unit: Unit) -> Parts | None:
+        """See `HoldsParts.parts`: of double quantization."""
+        from qconvd_compressed.held import parts
+
+        return parts(unit) if "state" in unit.options else None
 
     def bound_linear(self, unit: Unit, x: Array) -> Array:
         from qconvd_compressed.bounds import bound

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from compressed_models import difficult
 from converted import converted, rehashed
@@ -108,6 +110,106 @@ def test_codes_of_scales_are_held_against_all_of_the_linear() -> None:
     found = INT4.held(unit, (0, 256), data, [x])
     assert found is not None
     assert found[1] > 1
+
+
+def in_parts(unit: Unit, data: list[bytearray], x: np.ndarray) -> list[tuple[float, float] | None]:
+    """What is found of each part of a linear."""
+    parts = INT4.parts(unit)
+    assert parts is not None
+    total, found = len(x), []
+    for first in range(0, total, parts.rows):
+        rows = first, first + parts.rows
+        some = [d if i in parts.whole else d[len(d) * rows[0] // total : len(d) * rows[1] // total] for i, d in enumerate(data)]
+        found.append(INT4.held(unit, rows, some, [x[slice(*rows)]]))
+    return found
+
+
+@pytest.mark.parametrize("type_", ["nf4", "fp4"])
+@pytest.mark.parametrize("shape", [(64, 1024), (128, 384), (8, 32768)])
+def test_of_double_quantization_parts_are_held_as_the_whole_is(type_: str, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(11)
+    x = (rng.standard_normal(shape) * np.exp(rng.standard_normal((shape[0], 1)))).astype(np.float16)
+    unit, data = made(x, "F16", type_, double=True)
+    whole, parts = INT4.held(unit, (0, len(x)), data, [x]), in_parts(unit, data, x)
+    assert whole is not None
+    known = [p for p in parts if p is not None]
+    assert sum(len(d) for d in data) == x.size // 2 + x.size // 64 + x.size // 4096 + 256
+    assert len(known) == len(parts)
+    # The mean of the model, and what is stored for it, differ by what a float32 rounds.
+    assert (max(e for e, _ in known), max(s for _, s in known)) == pytest.approx(whole, rel=1e-4)
+    largest = int(np.abs(x.astype(np.float32)).argmax()) // 2
+    for output, place, change in ((0, largest, 0x77), (1, 300, 128), (2, 7, 0x40)):
+        broken = [bytearray(d) for d in data]
+        broken[output][place] ^= change
+        found = [i for i, p in enumerate(in_parts(unit, broken, x)) if p is None or not p[1] < 1]
+        # That codes of all blocks deviate from their mean is found in the first one.
+        assert found and set(found) <= {0, place * len(parts) // len(data[output])}
+
+
+@pytest.mark.parametrize("factor", [1, 0.5, 2, -1, float("nan")])
+def test_codes_for_another_mean_than_that_of_the_blocks_are_not_within_their_bounds(factor: float) -> None:
+    """Each part by itself is as near to what it should be as the mean lets it."""
+    rng = np.random.default_rng(12)
+    x = rng.standard_normal((64, 1024)).astype(np.float16)
+    unit, data = made(x, "F16", "nf4", double=True)
+    state = json.loads(bytes(data[3]))
+    mean = state["nested_offset"] * factor
+    largest = np.abs(x.astype(np.float32)).reshape(-1, 256, 64).max(axis=2)
+    scales = np.abs(largest - np.float32(mean)).max(axis=1).astype(np.float32)
+    wanted = (largest - mean) / scales[:, None]
+    codes = np.abs(wanted.reshape(-1, 1) - moving_point()).argmin(axis=1).astype(np.uint8)
+    data[1:] = [bytearray(codes), bytearray(scales), bytearray(json.dumps(state | {"nested_offset": mean}).encode())]
+    first, *others = in_parts(unit, data, x)
+    assert (first is None) == (factor != 1)
+    if factor == factor:
+        assert all(p is not None and p[1] < 1 for p in others)
+
+
+def test_a_linear_whose_blocks_are_not_nested_evenly_has_no_parts() -> None:
+    for shape in ((63, 1024), (64, 1000)):
+        unit, _ = made(np.ones(shape, np.float16), "F16", "nf4", double=True)
+        assert INT4.parts(unit) is None
+    unit, _ = made(np.ones((64, 1024), np.float16), "F16", "nf4", double=False)
+    assert INT4.parts(unit) is None
+
+
+@pytest.mark.parametrize("place", [None, 0])
+def test_verification_looks_at_some_parts_and_at_all_where_one_is_not_as_it_should_be(
+    tmp_path: Path, place: int | None
+) -> None:
+    """`place`: a nested block whose scale is another than was made."""
+    asked: list[tuple[int, int]] = []
+    decoded: list[tuple[int, int]] = []
+
+    class Asked(Int4):
+        def held(self, unit: Any, rows: Any, data: Any, x: Any) -> Any:
+            asked.append(rows)
+            return super().held(unit, rows, data, x)
+
+        def decode_linear(self, unit: Any, rows: Any, data: Any) -> Any:
+            decoded.append(rows)
+            return super().decode_linear(unit, rows, data)
+
+    model, name = tmp_path / "model", "model.layers.0.mlp.up_proj.weight"
+    model.mkdir()
+    x = np.random.default_rng(13).standard_normal((1024, 256)).astype(np.float16)
+    save_file({name: x}, model / "model.safetensors")
+    (model / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}')
+    made = converted(model, tmp_path / "work", Asked(), container="bitsandbytes")
+    some = [(0, 64), (256, 320), (512, 576), (704, 768), (960, 1024)]
+    if place is None:
+        assert made.verify().rows == 5 * 64 + 2, "and the two tables"
+        assert (asked[:5], decoded) == (some, [])
+        return
+    path, scales = made.folder / "model.safetensors", f"{name}.nested_absmax"
+    placed = next(p for f in made.plan.files for p in f.tensors if p.tensor == scales)
+    with path.open("r+b") as file:
+        file.seek(placed.offset + 4 * place)
+        file.write(np.float32(0.75).tobytes())
+    with pytest.raises(QconvdError) as caught:
+        rehashed(made).verify()
+    assert str(caught.value).startswith(f"{path}, tensor {name}: row {64 * place}, column ")
+    assert (asked, decoded) == ([some[0], (0, 1024)], [(0, 1024)])
 
 
 @pytest.mark.parametrize("double", [True, False])
