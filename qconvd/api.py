@@ -78,7 +78,7 @@ from qconvd.formats import (
 )
 from qconvd.hookspecs import hookimpl
 from qconvd.input_files import FileOrAuto, InputFile
-from qconvd.kernel_cache import KernelCache, kernel_findings
+from qconvd.kernel_cache import KernelCache, converts_halves, kernel_findings
 from qconvd.plugins import container, gguf_families, given_by
 from qconvd.quantized.files import carried_files, config_with, json_file
 from qconvd.quantized.linears import JOINED, Kept, Linear, in_order, inside_layer, layer_of, linears, unevenly_joined
@@ -101,7 +101,8 @@ __all__ = [
     "as_float32", "bf16_as_normal_f16", "bfloat16_pays",
     "cache_home", "calibration_spec",
     "carried_files", "check_ggml",
-    "check_report", "config_with", "container", "cuda_device", "decided_by", "dequantized", "encode_rest", "ggml_vocabulary",
+    "check_report", "config_with", "container", "converts_halves", "cuda_device", "decided_by", "dequantized", "encode_rest",
+    "ggml_vocabulary",
     "gguf_families", "gguf_metadata", "given_by", "hookimpl", "imatrix_metadata", "imatrix_tensors",
     "in_float32", "in_order", "inside_layer", "json_file",
     "kept_as", "kernel_findings", "layer_of", "linears", "module_patterns", "note_on_types", "open_statistics",

@@ -271,6 +271,11 @@ def multiplies_bfloat16() -> bool:
     return "avx512_bf16" in _flags()
 
 
+def converts_halves() -> bool:
+    """Whether the processor converts float16 (F16C, as nearly every one since 2013), and kernels are compiled for it."""
+    return "f16c" in _flags() and not any(name in os.environ for name in OTHER_PROCESSORS)
+
+
 @cache
 def has_tiles() -> bool:
     """Whether the processor has AMX for bfloat16, kernels are compiled for it, and Linux lets this process use it.

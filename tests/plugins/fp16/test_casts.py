@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from hard_numbers import hard_float32
 from qconvd_fp16.casts import CHUNK, STORED, cast
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -29,18 +30,6 @@ def is_nan(bits: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
     infinite = {"F64": 0x7FF0 << 48, "F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}[dtype]
     sign = 1 << (bits.itemsize * 8 - 1)
     return (bits & bits.dtype.type(sign - 1)) > infinite
-
-
-def hard_float32() -> np.ndarray[Any, Any]:
-    """Every exponent with mantissas around every rounding border of float16 and bfloat16, both signs, and NaN."""
-    borders = {0, 1, 2, 0x7FFFFF, 0x400000}
-    for bit in range(23):
-        borders |= {(1 << bit) + d for d in (-1, 0, 1)} | {(3 << bit) + d for d in (-1, 0, 1)} | {0x7FFFFF ^ ((1 << bit) - 1)}
-    mantissas = np.array(sorted(b & 0x7FFFFF for b in borders), np.uint32)
-    exponents = np.arange(256, dtype=np.uint32) << 23
-    bits = (exponents[:, None] | mantissas[None, :]).reshape(-1)
-    random = np.random.default_rng(0).integers(0, 2**32, 300_000, dtype=np.uint32)
-    return np.concatenate([bits, bits | 0x80000000, random]).view(np.float32)
 
 
 @pytest.mark.parametrize(("source", "target"), list(itertools.product(("F16", "BF16"), ("F16", "BF16", "F32"))))
