@@ -9,10 +9,11 @@ transformers loads every artifact with compressed-tensors or bitsandbytes and co
 rounds activations (w8a8, LLM.int8(), fp8), so do they. Zero points load dequantized only, which makes no difference there.
 
 Cost: whole commands, verification included, in CPU seconds and peak RSS; beside them `cp` of the same model: medians of
---rounds, in which one follows the other. What of this is arithmetic is measured in a run of its own, where each call of it
-is timed in its thread: encoding; SHA-256 and checksums; comparing the artifact with the model and looking for NaN. `beside`
-is what a command takes besides, for starting, reading and writing above all; it should not exceed twice `cp`. `start` is a
-part of it: the command on a model of a million weights.
+--rounds, in which one follows the other, some seconds after it: a virtual machine gives back to its host what was freed, and
+who takes memory again pays for that, so that it would matter who comes first. What of the seconds is arithmetic is measured in
+a run of its own, where each call of it is timed in its thread: encoding; SHA-256 and checksums; comparing the artifact with the
+model and looking for NaN. `beside` is what a command takes besides, for starting, reading and writing above all; it should not
+exceed twice `cp`. `start` is a part of it: the command on a model of a million weights.
 benchmarks/make_llama.py makes models.
 """
 
@@ -34,7 +35,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-from measure import cost, machine, middle
+from measure import Cost, cost, machine, middle
 from novels import novels
 
 TEST, SKIPPED = "PRIDE AND PREJUDICE", 20_000
@@ -129,18 +130,7 @@ def tensors(folder: Path) -> list[str]:
 
 def costs(model: Path, small: Path, rounds: int, work: Path) -> None:
     """A row per target: what the command takes, and what of that is arithmetic."""
-    head = (
-        "target",
-        "CPU s",
-        "encoding",
-        "SHA-256",
-        "comparing",
-        "beside",
-        "of it start",
-        "2 cp",
-        "cp from, to",
-        "peak RSS MB",
-    )
+    head = ("target", "CPU s", *PARTS, "beside", "of it start", "2 cp", "cp from, to", "peak RSS MB")
     print(f"{machine()}\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|", flush=True)
     log = work / "int8.log"
     for target in COSTS:
@@ -148,12 +138,9 @@ def costs(model: Path, small: Path, rounds: int, work: Path) -> None:
         parts = json.loads(subprocess.run(itself, check=True, capture_output=True, text=True).stdout)
         copies, starts, conversions = [], [], []
         for _ in range(rounds):
-            with TemporaryDirectory(dir=work) as out:
-                copies.append(cost(["cp", "-r", str(model), out], log))
-            with TemporaryDirectory(dir=work) as out:
-                starts.append(cost(command(small, target, Path(out)), log))
-            with TemporaryDirectory(dir=work) as out:
-                conversions.append(cost(command(model, target, Path(out)), log))
+            copies.append(settled(["cp", "-r", str(model)], work, log))
+            starts.append(settled(command(small, target), work, log))
+            conversions.append(settled(command(model, target), work, log))
         made, copied = middle(conversions), middle(copies)
         spread = f"{min(c.cpu for c in copies):.1f}, {max(c.cpu for c in copies):.1f}"
         beside = made.cpu - sum(parts.values())
@@ -162,6 +149,8 @@ def costs(model: Path, small: Path, rounds: int, work: Path) -> None:
 
 
 PARTS = ("encoding", "SHA-256", "comparing")
+SETTLED = 5
+"""Seconds."""
 
 
 def parts_of(model: Path, target: str, work: Path) -> dict[str, float]:
@@ -244,8 +233,16 @@ def planning(model: Path, target: str) -> tuple[Any, Any, Any]:
     return fmt, found, planned(fmt, found, wanted.options)
 
 
-def command(model: Path, target: str, out: Path) -> list[str]:
-    return [str(Path(sys.executable).with_name("qconvd")), "convert", str(model), "--to", target, "--out", str(out)]
+def command(model: Path, target: str) -> list[str]:
+    """It lacks where the artifact goes."""
+    return [str(Path(sys.executable).with_name("qconvd")), "convert", str(model), "--to", target, "--out"]
+
+
+def settled(command: Sequence[str], work: Path, log: Path) -> Cost:
+    """What a command costs that makes files in a folder, which is its last argument, when nothing was freed just before."""
+    time.sleep(SETTLED)
+    with TemporaryDirectory(dir=work) as out:
+        return cost([*command, out], log)
 
 
 if __name__ == "__main__":

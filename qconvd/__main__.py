@@ -12,6 +12,9 @@ COLLECTED_EVERY = 20_000
 
 def main() -> None:
     """Run the command line. SIGHUP, which by itself ends a process, is held back from a daemon until it can follow it."""
+    if not sys.flags.safe_path:
+        # The script's folder, or with -m the current one: nothing is imported from there, also in a fork of this.
+        del sys.path[0]
     if sys.argv[1:2] == ["run"]:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     gc.set_threshold(COLLECTED_EVERY)

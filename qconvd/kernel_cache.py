@@ -96,7 +96,7 @@ def _load_alone(cache: Any) -> None:
         try:
             return load(signature, context)
         finally:
-            del context.refresh
+            context.__dict__.pop("refresh", None)
 
     cache.load_overload = loaded
 

@@ -58,10 +58,12 @@ class LocalExecutor:
     def fork_this(self, env: Mapping[str, str]) -> None:
         """Let attempts be forks of a fork of this process, which has imported much of what they need.
 
-        Called before SQLite has opened anything in this process.
+        Called before SQLite has opened anything in this process. Not if workers must not know all of its environment (tokens),
+        which every process can read of itself, nor where no process can be made: an attempt will say so.
         """
-        if self._forks:
-            self._nursery = Nursery(env, fork=True)
+        if self._forks and os.environ.keys() <= env.keys():
+            with suppress(OSError):
+                self._nursery = Nursery(env, fork=True)
 
     def close(self) -> None:
         """Let go of the pipe that `tied` attempts hang on; those that still run are stopped."""

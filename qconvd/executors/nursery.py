@@ -46,8 +46,9 @@ COLLECTED_EVERY = (700, 10, 10)
 class Nursery:
     """The side that starts attempts. They get the environment that it was started with, but for their numbers of threads.
 
-    With `fork` it is a fork of this process, if that has one thread. SQLite must not have anything open then: it keeps in the
-    process which locks it holds, and a fork would believe that it holds them, too.
+    With `fork` it is a fork of this process, if that has one thread. It imports modules from wherever this process does, and the
+    environment that this one began with can be read in /proc. SQLite must not have anything open then: it keeps in the process
+    which locks it holds, and a fork would believe that it holds them, too.
     """
 
     def __init__(self, env: Mapping[str, str], *, fork: bool = False) -> None:
@@ -79,6 +80,10 @@ class Nursery:
         self._socket.close()
         with suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
+
+
+_kept: list[TextIO] = []
+"""Streams of a command, in its fork."""
 
 
 def _spawn(requests: socket.socket, env: Mapping[str, str]) -> int:
@@ -115,13 +120,14 @@ def _go_on(requests: socket.socket, env: Mapping[str, str], parent: int, signals
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         _end_with_parent(parent)
         os.dup2(requests.fileno(), SOCKET)
-        os.closerange(SOCKET + 1, os.sysconf("SC_OPEN_MAX"))
+        for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+            if descriptor > SOCKET:
+                with suppress(OSError):
+                    os.close(descriptor)
         os.environ.clear()
         os.environ.update(env)
-        if not sys.flags.safe_path:
-            # The folder of the script, or the current one, which a worker imports nothing from.
-            del sys.path[0]
-        # What the command has printed, and is still in its buffers, is its own.
+        # What the command has printed, and is still in its buffers, is its own. Its streams may close their descriptors.
+        _kept.extend((sys.stdout, sys.stderr))
         sys.stdout, sys.stderr = (_stream(number, stream) for number, stream in ((1, sys.stdout), (2, sys.stderr)))
         logging.root.handlers.clear()
         gc.set_threshold(*COLLECTED_EVERY)

@@ -192,6 +192,26 @@ def test_streams_that_are_closed_do_no_harm(tmp_path: Path) -> None:
     assert (home.state / "lock").read_text().strip().isdigit()
 
 
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-", "<&-"])
+def test_a_conversion_does_without_streams(tmp_path: Path, closed: str) -> None:
+    """Its workers are forks of it: what it opened in their stead must not be closed there."""
+    tiny_model(tmp_path / "m")
+    command = f"{sys.executable} -m qconvd convert m --to fp16 --out out {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "m-fp16" / "model.safetensors").is_file()
+
+
+def test_nothing_is_imported_from_the_current_folder(tmp_path: Path) -> None:
+    """Python would with -m, and a fork of the command would, too."""
+    tiny_model(tmp_path / "m")
+    for name in ("typer", "numpy", "yaml", "safetensors", "qconvd_fp16"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('from the current folder')\n")
+    command = [sys.executable, "-m", "qconvd", "convert", "m", "--to", "fp16", "--out", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_names_are_utf8_whatever_the_locale_says(tmp_path: Path) -> None:
     home = Home(tmp_path)
     tiny_model(home.inbox / "日本")

@@ -158,7 +158,7 @@ from pathlib import Path
 from qconvd.executors.base import environment
 from qconvd.executors.local import LocalExecutor
 
-os.environ["HF_TOKEN"] = "secret"
+del sys.path[0]  # as a command does
 env = environment("cpu", "", 1)
 executor = LocalExecutor(Path({state!r}), tied=True, forks=True)
 
@@ -187,6 +187,7 @@ def _command(tmp_path: Path, code: str, plugin: str = "") -> subprocess.Popen[st
 
 SEEN = """
 import json, logging, os, signal, sys
+sys.path.insert(0, "vendored")
 json.dump({
     "environ": dict(os.environ), "path": sys.path, "handlers": len(logging.root.handlers), "pid": os.getpid(),
     "signals": [signal.getsignal(n) == signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGHUP)],
@@ -218,19 +219,18 @@ def test_a_fork_of_a_command_is_as_a_nursery_that_was_started(tmp_path: Path) ->
         seen[way] = json.loads((where / "seen").read_text().replace(way, "WAY"))
         assert seen[way].pop("pid") == int(pid)
         assert "only once" not in (where / "state" / "logs" / "1.log").read_text()
-        assert "HF_TOKEN" not in seen[way]["environ"]
         # Python sets it for a program where the locale is C.
         seen[way]["environ"].pop("LC_CTYPE", None)
+        assert seen[way]["path"][0] == "vendored", "where a plugin has its own modules"
     assert seen["forked"] == seen["spawned"]
 
 
-def test_a_command_with_threads_is_not_forked(tmp_path: Path) -> None:
-    code = (
-        "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
-        f"executor.fork_this(env)\n{SUBMITTED}"
-        "print(started(), flush=True)\n"
-        "os._exit(0)\n"
-    )
+@pytest.mark.parametrize(
+    "reason", ["threading.Thread(target=time.sleep, args=(600,), daemon=True).start()", 'os.environ["HF_TOKEN"] = "secret"']
+)
+def test_a_command_with_threads_or_a_token_is_not_forked(tmp_path: Path, reason: str) -> None:
+    """A token is in what /proc has of the environment, whatever the fork does with its own."""
+    code = f"{reason}\nexecutor.fork_this(env)\n{SUBMITTED}print(started(), flush=True)\nos._exit(0)\n"
     assert _command(tmp_path, code).communicate(timeout=60)[0] == "True\n"
 
 
