@@ -47,8 +47,8 @@ class Nursery:
     """The side that starts attempts. They get the environment that it was started with, but for their numbers of threads.
 
     With `fork` it is a fork of this process, if that has one thread. It imports modules from wherever this process does, and
-    what environment that began with can be read in /proc. SQLite must not have anything open then: it keeps in the process which
-    locks it holds, and a fork would believe that it holds them, too.
+    what environment that began with can be read in /proc. SQLite must not have anything open then: it keeps in the process
+    which locks it holds, and a fork would believe that it holds them, too.
     """
 
     def __init__(self, env: Mapping[str, str], *, fork: bool = False) -> None:
