@@ -25,6 +25,8 @@ AnyArray: TypeAlias = npt.NDArray[Any]
 
 CHUNK = 1 << 16
 """Elements handled at a time: they and their temporaries stay in the second-level cache."""
+LEAST, MOST = 1e-24, 1e34
+"""Sums of squares between which float32 is exact enough."""
 STORED: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -87,7 +89,7 @@ class _Sums:
     def values(self, values: AnyArray) -> None:
         """Add the squares of the source, leaving out what is not finite."""
         square = float(np.einsum("i,i->", values, values))
-        if not 1e-24 < square < 1e34:
+        if not LEAST < square < MOST:
             exact = values.astype(np.float64)
             exact = exact[np.isfinite(exact)]
             square = float(np.einsum("i,i->", exact, exact))
@@ -96,7 +98,7 @@ class _Sums:
     def errors(self, errors: AnyArray) -> None:
         """Add finite differences."""
         square = float(np.einsum("i,i->", errors, errors))
-        if not 1e-24 < square < 1e34:
+        if not LEAST < square < MOST:
             exact = errors.astype(np.float64)
             square = float(np.einsum("i,i->", exact, exact))
         self.square_error += square

@@ -13,6 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from qconvd_fp16.casts import LEAST, MOST
 from qconvd_fp16.kernels import CACHE, ready
 
 Scalar: TypeAlias = Any
@@ -26,8 +27,6 @@ BYTES = {"F16": 2, "BF16": 2, "F32": 4}
 BEYOND = {"F16": 0x477FF000, "BF16": 0x7F7F8000, "F32": 0x7F800000}
 """The float32 bits from which on a number is too large, infinite or NaN."""
 PAIRS = tuple((source, target) for source in TYPES for target in TYPES)
-LEAST, MOST = 1e-24, 1e34
-"""Sums of a tile's squares between which float32 is exact enough."""
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _HALVES, _SHORTS = ir.VectorType(ir.HalfType(), LANES), ir.VectorType(_I16, LANES)
