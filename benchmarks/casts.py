@@ -24,7 +24,7 @@ from qconvd_fp16.kernels.tiles import PAIRS
 
 COUNT = 1 << 24
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SIGNED = {2: torch.int16, 4: torch.int32}
+SIGNED = {2: np.int16, 4: np.int32}
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         if source == target:
             continue
         x = cast(weights, "F32", source)[0]
-        given = torch.from_numpy(x.view(np.int16 if x.itemsize == 2 else np.int32)).view(TORCH[source])
+        given = torch.from_numpy(x.view(SIGNED[x.itemsize])).view(TORCH[source])
         into = torch.empty(COUNT, dtype=TORCH[target])
         ways: list[Callable[[], Any]] = [
             lambda x=x, s=source, t=target: cast(x, s, t),  # type: ignore[misc]

@@ -271,9 +271,14 @@ def multiplies_bfloat16() -> bool:
     return "avx512_bf16" in _flags()
 
 
+def _compiled_with(flag: str) -> bool:
+    """Whether the processor has something, as Linux calls it, and kernels are compiled for this processor."""
+    return flag in _flags() and not any(name in os.environ for name in OTHER_PROCESSORS)
+
+
 def converts_halves() -> bool:
     """Whether the processor converts float16 (F16C, as nearly every one since 2013), and kernels are compiled for it."""
-    return "f16c" in _flags() and not any(name in os.environ for name in OTHER_PROCESSORS)
+    return _compiled_with("f16c")
 
 
 @cache
@@ -283,7 +288,7 @@ def has_tiles() -> bool:
     It is asked for that, since it saves these registers for those alone who asked.
     """
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
-    if "amx_bf16" not in _flags() or any(name in os.environ for name in OTHER_PROCESSORS):
+    if not _compiled_with("amx_bf16"):
         return False
     return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0)
 

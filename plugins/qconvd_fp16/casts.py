@@ -37,6 +37,8 @@ LARGEST = {"F16": 0x7BFF, "BF16": 0x7F7F}
 """The bits of the largest finite number."""
 LIMIT = {"F16": 65520.0, "BF16": float.fromhex("0x1.FFp127"), "F32": float.fromhex("0x1.FFFFFFp127"), "F64": float("inf")}
 """Half a step above the largest number: what is as large becomes infinite."""
+BEYOND = {"F16": 0x477FF000, "BF16": 0x7F7F8000, "F32": 0x7F800000}
+"""The same as bits of float32; those of what is infinite or NaN are as many or more."""
 
 
 def cast(x: AnyArray, source: str, target: str, *, clamp: bool = False, compiled: bool = False) -> tuple[AnyArray, UnitReport]:
@@ -128,11 +130,11 @@ def _chunk(x: AnyArray, out: AnyArray, source: str, target: str, clamp: bool, su
     elif target == "F16" and source == "BF16":
         odd = bf16_as_normal_f16(x, out.view(np.uint16))
     elif target == "F16":
-        odd = _outside(x, 0x38800000, 0x477FF000)
+        odd = _outside(x, 0x38800000, BEYOND[target])
         out[:] = x
         became = out.astype(np.float32)
     else:
-        odd = _outside(values, 0x8001, 0x7F7F8000)
+        odd = _outside(values, 0x8001, BEYOND[target])
         bits = _rounded_to_bf16(values)
         out[:] = bits
         bits <<= 16

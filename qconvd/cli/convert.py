@@ -67,8 +67,8 @@ def convert(
         except ConfigError as error:
             raise typer.BadParameter(f"--device {device}: {error.what}") from error
     unmistakable(targets, names or profile)
-    conversion = Conversion(model, targets, out.absolute(), name, names or profile, _limits(memory, threads), force=force)
-    conversion.forks = bool(context.obj)
+    limits, forks = _limits(memory, threads), bool(context.obj)
+    conversion = Conversion(model, targets, out.absolute(), name, names or profile, limits, force=force, forks=forks)
     if is_address(str(model)):
         conversion.hub = hub_settings(config)
     # Stopped in whatever way, the worker must not go on alone.

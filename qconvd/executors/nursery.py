@@ -159,7 +159,9 @@ def _serve(*, bare: bool) -> None:
     gc.disable()
     for module in PRELOADED:
         importlib.import_module(module)
-    _prepare_plans()
+    from qconvd.engine import plan
+
+    plan.prepare()
     if not bare:
         _load_plugins(requests)
     gc.collect()
@@ -180,13 +182,6 @@ def _serve(*, bare: bool) -> None:
     _reap(attempts, 0)
     # Without what plugins want done at the end of a process: they did not ask for this one.
     os._exit(0)
-
-
-def _prepare_plans() -> None:
-    """Every worker reads or writes a plan."""
-    from qconvd.engine import plan
-
-    plan.prepare()
 
 
 def _end_with_parent(parent: int) -> None:

@@ -139,17 +139,18 @@ def test_a_nursery_ends_with_who_started_it_whatever_it_does(tmp_path: Path) -> 
         "time.sleep(600)\n"
     )
     starter = subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True)
+    _killed(starter, tmp_path / "began")
+
+
+def _killed(starter: subprocess.Popen[str], began: Path) -> None:
+    """Kill who has started a nursery, and says its number, when that has begun with something long; and see the nursery end."""
     assert starter.stdout is not None
     with starter.stdout as said:
         pid = int(said.readline())
-    _until((tmp_path / "began").exists)
+    _until(began.exists)
     starter.kill()
     starter.wait()
-    _until(lambda: _is_gone(pid))
-
-
-def _is_gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
+    _until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3])
 
 
 COMMAND = """
@@ -236,14 +237,8 @@ def test_a_command_with_threads_or_a_token_is_not_forked(tmp_path: Path, reason:
 
 def test_a_fork_of_a_command_that_was_killed_ends(tmp_path: Path) -> None:
     busy = f"open({str(tmp_path / 'began')!r}, 'w').close(); import time; time.sleep(600)"
-    command = _command(tmp_path, "executor.fork_this(env)\nprint(executor._nursery._pid, flush=True)\ntime.sleep(600)\n", busy)
-    assert command.stdout is not None
-    with command.stdout as said:
-        pid = int(said.readline())
-    _until((tmp_path / "began").exists)
-    command.kill()
-    command.wait()
-    _until(lambda: _is_gone(pid))
+    code = "executor.fork_this(env)\nprint(executor._nursery._pid, flush=True)\ntime.sleep(600)\n"
+    _killed(_command(tmp_path, code, busy), tmp_path / "began")
 
 
 def test_a_nursery_that_was_killed_is_done_without(executor: LocalExecutor) -> None:

@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from qconvd_fp16.casts import LEAST, MOST
+from qconvd_fp16.casts import BEYOND, LEAST, MOST
 from qconvd_fp16.kernels import CACHE, ready
 
 Scalar: TypeAlias = Any
@@ -24,8 +24,6 @@ TILE = 4096
 LANES = 16
 TYPES = ("F16", "BF16", "F32")
 BYTES = {"F16": 2, "BF16": 2, "F32": 4}
-BEYOND = {"F16": 0x477FF000, "BF16": 0x7F7F8000, "F32": 0x7F800000}
-"""The float32 bits from which on a number is too large, infinite or NaN."""
 PAIRS = tuple((source, target) for source in TYPES for target in TYPES)
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from compressed_models import difficult
-from converted import converted, rehashed
+from converted import Converted, converted, rehashed
 from header_models import headers
 from qconvd.api import Device, QconvdError, Unit, as_float32
 from qconvd_compressed.decoder import moving_point
@@ -173,75 +174,73 @@ def test_a_linear_whose_blocks_are_not_nested_evenly_has_no_parts() -> None:
     assert INT4.parts(unit) is None
 
 
+class Asked(Int4):
+    """Notes which rows it held against the model, and what it said, and of which units it decoded what."""
+
+    def __init__(self) -> None:
+        self.held_rows: list[tuple[tuple[int, int], tuple[float, float] | None]] = []
+        self.decoded: list[tuple[str, tuple[int, int]]] = []
+
+    def held(self, unit: Any, rows: Any, data: Any, x: Any) -> Any:
+        found = super().held(unit, rows, data, x)
+        self.held_rows.append((rows, found))
+        return found
+
+    def decode_linear(self, unit: Any, rows: Any, data: Any) -> Any:
+        self.decoded.append((unit.id, rows))
+        return super().decode_linear(unit, rows, data)
+
+
+def changed(made: Converted, tensor: str, at: int, change: Callable[[bytes], bytes]) -> Path:
+    """The file in which four bytes of a tensor are others now."""
+    path = made.folder / "model.safetensors"
+    offset = at + next(p.offset for f in made.plan.files for p in f.tensors if p.tensor == tensor)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        old = file.read(4)
+        file.seek(offset)
+        file.write(change(old))
+    return path
+
+
 @pytest.mark.parametrize("place", [None, 0])
 def test_verification_looks_at_some_parts_and_at_all_where_one_is_not_as_it_should_be(
     tmp_path: Path, place: int | None
 ) -> None:
     """`place`: a nested block whose scale is another than was made."""
-    asked: list[tuple[int, int]] = []
-    decoded: list[tuple[int, int]] = []
-
-    class Asked(Int4):
-        def held(self, unit: Any, rows: Any, data: Any, x: Any) -> Any:
-            asked.append(rows)
-            return super().held(unit, rows, data, x)
-
-        def decode_linear(self, unit: Any, rows: Any, data: Any) -> Any:
-            decoded.append(rows)
-            return super().decode_linear(unit, rows, data)
-
+    asked = Asked()
     model, name = tmp_path / "model", "model.layers.0.mlp.up_proj.weight"
     model.mkdir()
     x = np.random.default_rng(13).standard_normal((1024, 256)).astype(np.float16)
     save_file({name: x}, model / "model.safetensors")
     (model / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}')
-    made = converted(model, tmp_path / "work", Asked(), container="bitsandbytes")
+    made = converted(model, tmp_path / "work", asked, container="bitsandbytes")
     some = [(0, 64), (256, 320), (512, 576), (704, 768), (960, 1024)]
     if place is None:
         assert made.verify().rows == 5 * 64 + 2, "and the two tables"
-        assert (asked[:5], decoded) == (some, [])
+        assert ([rows for rows, _ in asked.held_rows[:5]], asked.decoded) == (some, [])
         return
-    path, scales = made.folder / "model.safetensors", f"{name}.nested_absmax"
-    placed = next(p for f in made.plan.files for p in f.tensors if p.tensor == scales)
-    with path.open("r+b") as file:
-        file.seek(placed.offset + 4 * place)
-        file.write(np.float32(0.75).tobytes())
+    path = changed(made, f"{name}.nested_absmax", 4 * place, lambda _: np.float32(0.75).tobytes())
     with pytest.raises(QconvdError) as caught:
         rehashed(made).verify()
     assert str(caught.value).startswith(f"{path}, tensor {name}: row {64 * place}, column ")
-    assert (asked, decoded) == ([some[0], (0, 1024)], [(0, 1024)])
+    assert [rows for rows, _ in asked.held_rows] == [some[0], (0, 1024)]
+    assert asked.decoded == [(name, (0, 1024))]
 
 
 @pytest.mark.parametrize("double", [True, False])
 def test_verification_asks_it_first_and_then_finds_what_is_wrong(tmp_path: Path, glass: Path, double: bool) -> None:
-    asked: list[tuple[float, float]] = []
-    decoded: list[str] = []
-
-    class Asked(Int4):
-        def held(self, unit: Any, rows: Any, data: Any, x: Any) -> Any:
-            found = super().held(unit, rows, data, x)
-            asked.extend([] if found is None else [found])
-            return found
-
-        def decode_linear(self, unit: Any, rows: Any, data: Any) -> Any:
-            decoded.append(unit.id)
-            return super().decode_linear(unit, rows, data)
-
-    made = converted(glass, tmp_path / "work", Asked(), container="bitsandbytes", double_quant=double)
+    asked = Asked()
+    made = converted(glass, tmp_path / "work", asked, container="bitsandbytes", double_quant=double)
     report = made.verify()
-    assert len(asked) >= sum("scheme" in u.options for u in made.plan.units) > 0
-    assert report.max_error == max(error for error, _ in asked)
-    assert not decoded
+    said = [found for _, found in asked.held_rows if found is not None]
+    assert len(said) >= sum("scheme" in u.options for u in made.plan.units) > 0
+    assert report.max_error == max(error for error, _ in said)
+    assert not asked.decoded
     name = "model.layers.1.mlp.down_proj.weight"
-    placed = next(p for f in made.plan.files for p in f.tensors if p.tensor == name)
-    path = made.folder / "model.safetensors"
-    with path.open("r+b") as file:
-        file.seek(placed.offset)
-        first = file.read(1)[0]
-        file.seek(placed.offset)
-        file.write(bytes([first ^ 0x70]))
+    path = changed(made, name, 0, lambda old: bytes([old[0] ^ 0x70, *old[1:]]))
     with pytest.raises(QconvdError) as caught:
         rehashed(made).verify()
     assert str(caught.value).startswith(f"{path}, tensor {name}: row 0, column 0 holds ")
     assert "int4 may differ by " in str(caught.value)
-    assert decoded == [name]
+    assert [unit for unit, _ in asked.decoded] == [name]

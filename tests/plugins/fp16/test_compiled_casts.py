@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,9 +101,7 @@ def test_float64_is_left_to_numpy() -> None:
 @pytest.mark.parametrize(
     ("weights", "can", "compiled"), [(1 << 27, True, True), (1 << 26, True, False), (1 << 27, False, False)]
 )
-def test_large_models_are_cast_by_the_kernel(
-    weights: int, can: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_large_models_are_cast_by_the_kernel(weights: int, can: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the processor converts float16; a small model, or another processor, does without numba."""
     monkeypatch.setattr(encoder, "converts_halves", lambda: can)
     plan = PlainCast().plan(headers({"a.weight": (1024, weights // 1024)}), PlainCast.Options())
