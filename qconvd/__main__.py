@@ -18,8 +18,13 @@ def main() -> None:
     if sys.argv[1:2] == ["run"]:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     gc.set_threshold(COLLECTED_EVERY)
+    # Until somebody can hear it, Ctrl-C ends this as it ends any program, and not with a traceback of imports.
+    interrupts = signal.getsignal(signal.SIGINT)
+    if interrupts is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from qconvd.cli import main as command_line
 
+    signal.signal(signal.SIGINT, interrupts)
     command_line(forks=True)
 
 

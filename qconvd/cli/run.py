@@ -28,7 +28,6 @@ def run(
     Ctrl-C or SIGTERM stops it within `limits.stop_grace`, a second one at once; SIGHUP reads the config again.
     """
     from qconvd import config as configuration
-    from qconvd.checkpoints.files import is_there
     from qconvd.daemon import Daemon
     from qconvd.errors import ConfigError, QconvdError
     from qconvd.logs.setup import DaemonLog
@@ -37,16 +36,12 @@ def run(
     loaded = configuration.load(path)
     shown = DaemonLog(log_format, verbose=verbose)
     shown.apply(loaded.log)
-    log = logging.getLogger(__name__)
-    for watch in loaded.folders:
-        if not is_there(watch.folder):
-            log.warning("the watched folder %s does not exist yet; it is taken up when it does", watch.folder,
-                        extra={"action": "watch.missing", "folder": watch.folder})  # fmt: skip
     try:
         code = Daemon(loaded, lambda: configuration.load(path), shown.apply).run(once)
     except QconvdError as error:
         if shown.shown == "human":
             raise
+        log = logging.getLogger(__name__)
         log.critical("%s", error, extra={"action": "daemon.refused", "error": type(error).__name__})
         code = Exit.BAD_CONFIG if isinstance(error, ConfigError) else Exit.REFUSED
     if code:

@@ -424,8 +424,10 @@ def test_run_says_what_is_not_there(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.inbox.rmdir()
     home.start()
-    home.said(f"the watched folder {home.inbox} does not exist yet; it is taken up when it does")
+    said = f"the watched folder {home.inbox} cannot be read: No such file or directory; it is tried again at each scan"
+    home.said(said)
     assert home.stop() == 0
+    assert home.log().count(str(home.inbox)) == 1
 
 
 @pytest.mark.parametrize("arguments", [["jobs"], ["status"], ["job", "1"], ["retry", "1"]])

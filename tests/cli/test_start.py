@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -69,6 +70,24 @@ def test_a_mistake_of_the_command_line_is_broken_between_words(tmp_path: Path) -
         "  `qconvd formats` lists what there is",
     ]
     os.close(keyboard)
+
+
+@pytest.mark.parametrize(("module", "code"), [("typer", -signal.SIGINT), ("qconvd.config", 130)])
+def test_ctrl_c_while_it_starts_prints_nothing(module: str, code: int, tmp_path: Path) -> None:
+    script = f"""
+import os, runpy, signal, sys
+
+def interrupt(event, arguments):
+    if event == "import" and arguments[0] == {module!r}:
+        os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.addaudithook(interrupt)
+runpy.run_module("qconvd", run_name="__main__", alter_sys=True)
+"""
+    command = [sys.executable, "-c", script, "check", "--config", "qconvd.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
 @pytest.mark.parametrize("arguments", [["convert", "--help"], ["run", "--help"], ["version"]])
