@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from qconvd_ggml.closest import LONGEST, search
+from qconvd_ggml.closest import LONGEST, address, moved_level, search
 from qconvd_ggml.lattice import CHUNK, Lattice
 from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.tile import (
@@ -46,12 +46,7 @@ _LEAST_S, _LEAST_M = np.float32(1e-12), np.float32(1e-7)
 _WORST = np.float32(-3.4028234663852886e38)
 
 
-@inline
-def _level(coordinate: Scalar, shift: Scalar) -> Scalar:
-    return (np.float32(coordinate) - np.float32(3)) * np.float32(0.5) + shift
-
-
-_prepare, _choose, _exact = search(8, _level)
+_prepare, _choose, _exact = search(8, moved=True)
 
 
 @inline
@@ -187,12 +182,15 @@ def _build(width: int, least: np.float32, borders: Any, finish: Any) -> Any:
     @shared
     def place_groups(
         lattice: Lattice, x: Vector, w: Vector, alive: Vector, scale: Vector, shifts: Vector, code: Vector, point: Vector,
-        q: Vector,
+        q: Vector, room: Vector,
     ) -> None:  # fmt: skip
-        """Step 2: fills points and levels of all groups, and fits the scale again where one had no point of its own."""
+        """Step 2: fills points and levels of all groups, and fits the scale again where one had no point of its own.
+
+        `room` is room.
+        """
         points, places, chunks, counts, near, coordinates = lattice
-        a, b = np.empty(LONGEST, np.float32), np.empty(LONGEST, np.float32)
-        xs, ws, wx = np.empty(8, np.float32), np.empty(8, np.float32), np.empty(8, np.float32)
+        xs, ws = np.empty(8, np.float32), np.empty(8, np.float32)
+        a, b, listed_at = address(room), address(room) + 4 * LONGEST, address(coordinates)
         for lane in range(LANES):
             elsewhere = False
             for g in range(groups_of):
@@ -205,15 +203,15 @@ def _build(width: int, least: np.float32, borders: Any, finish: Any) -> Any:
                         xs[i] = x[at]
                         ws[i] = w[at]
                     count, chunk = np.int64(counts[np.uint64(-1 - listed)]), np.int64(chunks[np.uint64(-1 - listed)])
-                    c = _prepare(coordinates, chunk, count, moved, xs, ws, wx, a, b)
+                    c = _prepare(listed_at + chunk * (8 * CHUNK), count, moved, address(xs), address(ws), a, b)
                     j = _choose(a, b, count, c, scale[lane])
                     if j < 0:
-                        j = _exact(points, near, chunk, count, moved, xs, ws, scale[lane])
+                        j = _exact(points, near, chunk, count, moved, xs, ws, 0, scale[lane])
                     listed = np.int64(near[np.uint64(chunk * CHUNK + j)])
                 point[g * LANES + lane] = np.uint16(listed)
                 for i in range(8):
                     at = np.uint64((g * 8 + i) * LANES + lane)
-                    q[at] = _level(points[np.uint64(listed * 8 + i)], moved)
+                    q[at] = moved_level(points[np.uint64(listed * 8 + i)], moved)
             if elsewhere:
                 xq, qq = zero, zero
                 for j in range(width):
@@ -229,7 +227,7 @@ def _build(width: int, least: np.float32, borders: Any, finish: Any) -> Any:
         lattice: Lattice,
     ) -> None:  # fmt: skip
         x, y, w = np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32)
-        q = np.empty(width * LANES, np.float32)
+        q, room = np.empty(width * LANES, np.float32), np.empty(2 * LONGEST, np.float32)
         rank, place = np.empty(width * LANES, np.int32), np.empty(width * LANES, np.uint8)
         code, point = np.empty(groups_of * LANES, np.uint16), np.empty(groups_of * LANES, np.uint16)
         scale, square, d = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
@@ -259,7 +257,7 @@ def _build(width: int, least: np.float32, borders: Any, finish: Any) -> Any:
                 moved = np.int32(np.int32(3) - shifts[lane]) if turned else shifts[lane]
                 shifts[lane] = moved if alive[lane] else np.int32(0)
                 scale[lane] = abs(scale[lane]) if alive[lane] else zero
-            place_groups(lattice, x, w, alive, scale, shifts, code, point, q)
+            place_groups(lattice, x, w, alive, scale, shifts, code, point, q, room)
             tile = out[first // per * size : (first + LANES) // per * size]
             for block in range(LANES // per):
                 largest = zero

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qconvd_ggml.closest import LONGEST, search
+from qconvd_ggml.closest import LONGEST, address, prefetch, search
 from qconvd_ggml.lattice import CHUNK, Lattice
 from qconvd_ggml.measure import STEP, measure
 from qconvd_ggml.tile import (
@@ -43,6 +43,8 @@ from qconvd_ggml.tile import (
 from qconvd_ggml.weighting import super_block_squares, weigh_by_super_block
 
 SUPER = 256
+AHEAD = 8
+"""How many places before its turn the points of one are fetched from memory."""
 OWN, ANY, ALWAYS = 0, 1, 2
 """Which groups step 3 places again: those without a point of their own, all if there is such a one, all."""
 
@@ -168,6 +170,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
     width, group = kind.width, kind.group
     bits, steps = (3, 8) if group == 4 else (2, 3)
     groups_of, per = width // group, SUPER // width
+    row = groups_of * LANES
     tries = 2 * kind.span + 1
     highest = np.float32(2 * steps - 1)
     least, factor, step = np.float32(kind.least), np.float32(kind.factor), np.float32(kind.step)
@@ -198,48 +201,111 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                 row[lane] = np.uint16(code_of(0, lane, part, np.int32(0), inverse[lane]))
 
     @shared
-    def place(lattice: Lattice, x: Vector, w: Vector, alive: Vector, code: Vector, scales: Vector, point: Vector) -> None:
-        """Step 2's points of every group for all scales. `x` and `w` hold the weights of each lane in order."""
-        points, places, chunks, counts, near, coordinates = lattice
-        a, b = np.empty(LONGEST, np.float32), np.empty(LONGEST, np.float32)
-        xs, ws, wx = np.empty(group, np.float32), np.empty(group, np.float32), np.empty(group, np.float32)
-        for lane in range(LANES):
-            if not alive[lane]:
-                continue
-            for g in range(groups_of):
-                for i in range(group):
-                    xs[i] = x[np.uint64(lane * width + g * group + i)]
-                    ws[i] = w[np.uint64(lane * width + g * group + i)]
-                before, found, listed = np.int64(-1), np.int64(0), np.int64(0)
-                count, chunk, c = np.int64(0), np.int64(0), zero
-                for t in range(tries):
-                    at = np.uint64((t * groups_of + g) * LANES + lane)
-                    here = np.int64(code[at])
-                    if here != before:
-                        before = here
-                        listed = np.int64(places[np.uint64(here)])
-                        if listed >= 0:
-                            found = listed
-                        else:
-                            count, chunk = np.int64(counts[np.uint64(-1 - listed)]), np.int64(chunks[np.uint64(-1 - listed)])
-                            c = prepare(coordinates, chunk, count, zero, xs, ws, wx, a, b)
-                    if listed < 0:
-                        s = scales[np.uint64(t * LANES + lane)]
-                        j = choose(a, b, count, c, s)
-                        if j < 0:
-                            j = exact(points, near, chunk, count, zero, xs, ws, s)
-                        found = np.int64(near[np.uint64(chunk * CHUNK + j)])
-                    point[at] = np.uint16(found)
+    def begins(code: Vector, alive: Vector, new: Vector, at: Vector) -> Scalar:
+        """Where a group has another place than with the scale before: flags, and a list, from the last scale to the first.
+
+        Returns the length of the list, which has no lanes in which nothing counts.
+        """
+        counts_here = np.empty(row, np.uint16)
+        for k in range(row):
+            counts_here[k] = np.uint16(alive[k % LANES])
+        number = np.uint64(0)
+        for t in range(tries - 1, -1, -1):
+            here, flags = code[t * row : (t + 1) * row], new[t * row : (t + 1) * row]
+            if t > 0:
+                before = code[(t - 1) * row : t * row]
+                for k in range(row):
+                    flags[k] = np.uint16(here[k] != before[k])
+            else:
+                flags[:] = np.uint16(1)
+            for k in range(row):
+                at[number] = np.int32(t * row + k)
+                number += np.uint64(flags[k] & counts_here[k])
+        return np.int64(number)
+
+    @shared
+    def without_point(
+        lattice: Lattice, code: Vector, at: Vector, number: Scalar, point: Vector, stop: Vector, chunk: Vector, count: Vector
+    ) -> Scalar:
+        """Gives places that are points themselves their point; of the others makes `at` a list, with where each ends.
+
+        Returns how many these are. Nothing here depends on a guess of the processor's.
+        """
+        later = np.full(row, tries, np.int32)
+        left = np.uint64(0)
+        for i in range(number):
+            here = np.uint64(at[np.uint64(i)])
+            t, k = np.int32(here // np.uint64(row)), here % np.uint64(row)
+            listed = lattice.places[np.uint64(code[here])]
+            off = listed < np.int32(0)
+            which = np.uint64(-1 - listed) if off else np.uint64(0)
+            point[here] = np.uint16(listed)
+            at[left], stop[left] = np.int32(here), later[k]
+            chunk[left], count[left] = lattice.chunks[which], lattice.counts[which]
+            left += np.uint64(off)
+            later[k] = t
+        return np.int64(left)
+
+    @shared
+    def place(
+        lattice: Lattice, x: Vector, w: Vector, alive: Vector, code: Vector, scales: Vector, point: Vector, new: Vector,
+        room: Vector,
+    ) -> None:  # fmt: skip
+        """Step 2's points of every group for all scales. `x` and `w` hold the weights of each lane in order.
+
+        `new` and `room` are room.
+
+        In phases, each over all groups: what would have to wait for memory, or for a branch that cannot be foreseen, does not.
+        """
+        points, near = lattice.points, lattice.near
+        coordinates, listed = address(lattice.coordinates), address(near)
+        xs, ws, a, b = address(x), address(w), address(room), address(room) + 4 * LONGEST
+        at, stop = np.empty(tries * row + 1, np.int32), np.empty(tries * row + 1, np.int32)
+        chunks, counts = np.empty(tries * row + 1, np.int32), np.empty(tries * row + 1, np.int32)
+        number = without_point(lattice, code, at, begins(code, alive, new, at), point, stop, chunks, counts)
+        for i in range(number):
+            ahead = np.int64(chunks[np.uint64(min(i + AHEAD, number - 1))])
+            for line in range(group * CHUNK // 64):
+                prefetch(coordinates + ahead * (group * CHUNK) + line * 64)
+            prefetch(listed + ahead * (2 * CHUNK))
+            here = np.uint64(at[np.uint64(i)])
+            begin, k = here // np.uint64(row), here % np.uint64(row)
+            lane, g = k % np.uint64(LANES), k // np.uint64(LANES)
+            first = np.int64(lane * np.uint64(width) + g * np.uint64(group))
+            chunk, count = np.int64(chunks[np.uint64(i)]), np.int64(counts[np.uint64(i)])
+            c = prepare(coordinates + chunk * (group * CHUNK), count, zero, xs + first * 4, ws + first * 4, a, b)
+            # The first scale of the place, the last, and those between them only if their points differ (closest.py).
+            kept, steps = np.int64(-1), np.int64(stop[np.uint64(i)]) - np.int64(begin)
+            for v in range(steps):
+                later = np.uint64(0 if v == 0 else (steps - 1 if v == 1 else v - 1))
+                s = scales[(begin + later) * np.uint64(LANES) + lane]
+                found = choose(a, b, count, c, s)
+                same = (found >= 0) & (found == kept)
+                if same & (v == 1):
+                    break
+                if v < 2:
+                    kept = found
+                if found < 0:
+                    found = exact(points, near, chunk, count, zero, x, w, first, s)
+                goes = here + later * np.uint64(row)
+                point[goes] = near[np.uint64(chunk * CHUNK + found)]
+                new[goes] = np.uint16(1)
+                if same:
+                    break
+        for t in range(1, tries):
+            before, now, flags = point[(t - 1) * row : t * row], point[t * row : (t + 1) * row], new[t * row : (t + 1) * row]
+            for i in range(row):
+                now[i] = pick(flags[i] != np.uint16(0), now[i], before[i])
 
     @shared
     def place_again(
         lattice: Lattice, x: Vector, w: Vector, alive: Vector, first: Vector, code: Vector, scale: Vector, point: Vector,
-        refit: Vector,
+        refit: Vector, room: Vector,
     ) -> None:  # fmt: skip
         """Step 3: `first` are the codes of step 2's best scale, or -1 where no scale was better than nothing."""
-        points, places, chunks, counts, near, coordinates = lattice
-        a, b = np.empty(LONGEST, np.float32), np.empty(LONGEST, np.float32)
-        xs, ws, wx = np.empty(group, np.float32), np.empty(group, np.float32), np.empty(group, np.float32)
+        points, places, chunks, counts, near = lattice.points, lattice.places, lattice.chunks, lattice.counts, lattice.near
+        coordinates, xs, ws = address(lattice.coordinates), address(x), address(w)
+        a, b = address(room), address(room) + 4 * LONGEST
         for lane in range(LANES):
             refit[lane] = False
             if not alive[lane]:
@@ -258,14 +324,12 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                     continue
                 listed = np.int64(places[np.int64(code[g * LANES + lane])])
                 if listed < 0:
-                    for i in range(group):
-                        xs[i] = x[np.uint64(lane * width + g * group + i)]
-                        ws[i] = w[np.uint64(lane * width + g * group + i)]
+                    begin = lane * width + g * group
                     count, chunk = np.int64(counts[np.uint64(-1 - listed)]), np.int64(chunks[np.uint64(-1 - listed)])
-                    c = prepare(coordinates, chunk, count, zero, xs, ws, wx, a, b)
+                    c = prepare(coordinates + chunk * (group * CHUNK), count, zero, xs + begin * 4, ws + begin * 4, a, b)
                     j = choose(a, b, count, c, s)
                     if j < 0:
-                        j = exact(points, near, chunk, count, zero, xs, ws, s)
+                        j = exact(points, near, chunk, count, zero, x, w, begin, s)
                     listed = np.int64(near[np.uint64(chunk * CHUNK + j)])
                 point[g * LANES + lane] = np.uint16(listed)
 
@@ -280,6 +344,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
         rows_x, rows_w = np.empty_like(x), np.empty_like(x)
         sign = np.empty(width // 8 * LANES, np.uint8)
         code, point = np.empty(tries * groups_of * LANES, np.uint16), np.zeros(tries * groups_of * LANES, np.uint16)
+        new, room = np.empty_like(code), np.empty(2 * LONGEST, np.float32)
         own, chosen = np.empty(groups_of * LANES, np.int32), np.empty(groups_of * LANES, np.uint16)
         last = np.empty(groups_of * LANES, np.uint16)
         inverse, scales = np.empty(tries * LANES, np.float32), np.empty(tries * LANES, np.float32)
@@ -328,7 +393,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                     now[lane] = numerator / top[lane]
                     scales[t * LANES + lane] = one / now[lane]
                 codes(magnitude, now, code[t * groups_of * LANES : (t + 1) * groups_of * LANES])
-            place(lattice, rows_x, rows_w, alive, code, scales, point)
+            place(lattice, rows_x, rows_w, alive, code, scales, point, new, room)
             for t in range(tries):
                 for g in range(groups_of):
                     at, before = (t * groups_of + g) * LANES, (max(t - 1, 0) * groups_of + g) * LANES
@@ -353,7 +418,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
             for lane in range(LANES):
                 inverse[lane] = one / scale[lane]
             codes(magnitude, inverse[:LANES], last)
-            place_again(lattice, rows_x, rows_w, alive, own, last, scale, chosen, refit)
+            place_again(lattice, rows_x, rows_w, alive, own, last, scale, chosen, refit, room)
             for g in range(groups_of):
                 for lane in range(LANES):
                     _put_point(points, chosen[g * LANES + lane], group, q, g * group, lane)

@@ -121,7 +121,7 @@ def shared(function: Function) -> Function:
 
 def _held(function: Any) -> list[Any]:
     """What a closure holds, and the closures in it hold: numbers, and names of functions."""
-    plain = getattr(function, "py_func", function)
+    plain = getattr(function, "py_func", None) or getattr(function, "__wrapped__", function)
     values = [cell.cell_contents for cell in plain.__closure__ or ()]
     return [plain.__qualname__, *(_held(v) if callable(v) else repr(v) for v in values)]
 

@@ -235,7 +235,7 @@ with np.load(sys.argv[1]) as known:
 print(json.dumps(right))
 """
     blocks, env = str(golden / "ggml_blocks.npz"), {"QCONVD_CACHE_DIR": str(tmp_path)}
-    for types in (["Q4_K"], ["Q5_K"], ["Q4_K", "Q5_K"], ["Q5_K", "Q4_K"]):
+    for types in (["IQ1_S"], ["IQ1_M"], ["IQ1_S", "IQ1_M"], ["IQ1_M", "IQ1_S"]):
         assert finish(start(script, blocks, *types, **env)) == [True] * len(types)
 
 

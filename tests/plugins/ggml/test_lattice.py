@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import quants
 
-from qconvd_ggml.closest import LONGEST, search
+from qconvd_ggml.closest import LONGEST, address, search
 from qconvd_ggml.lattice import CHUNK, Lattice, lattice, point_levels
 
 DISTANCES = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1_S": 3, "IQ3_XXS": 2, "IQ3_S": 3}
@@ -58,32 +58,55 @@ def test_coordinates_are_those_of_the_listed_points(dtype: str) -> None:
     assert np.array_equal(table, 2 * levels[found.near] + 1)
 
 
-def test_the_quick_choice_is_never_another_than_the_exact_one() -> None:
-    """Weights at which two points are equally good or nearly so, and ordinary ones: none may be decided wrongly."""
-    found = lattice("IQ2_XS")
-    prepare, choose, exact = search(8)
+class Choice:
+    """The quick choice and the exact one on one lattice. Building blocks cannot be called from Python."""
 
-    # Building blocks cannot be called from Python; what is made of them can.
-    @numba.njit(error_model="numpy")
-    def both(number, x, w, s, a, b, wx):  # type: ignore[no-untyped-def]
-        count, chunk = np.int64(found_counts[number]), np.int64(found_chunks[number])
-        c = prepare(coordinates, chunk, count, np.float32(0), x, w, wx, a, b)
-        quick = choose(a, b, count, c, s)
-        return quick, exact(points, near, chunk, count, np.float32(0), x, w, s)
+    def __init__(self, dtype: str, *, moved: bool = False) -> None:
+        self.lattice, self.shift = lattice(dtype), np.float32(0.125 if moved else 0)
+        self.width = self.lattice.points.size // len(point_levels(dtype))
+        prepare, choose, exact = search(self.width, moved=moved)
+        chunk_size, second = self.width * CHUNK, 4 * LONGEST
 
-    found_counts, found_chunks = found.counts, found.chunks
-    coordinates, points, near = found.coordinates, found.points, found.near
+        @numba.njit(error_model="numpy")
+        def both(lattice, number, x, w, s, shift, room):  # type: ignore[no-untyped-def]
+            count, chunk = np.int64(lattice.counts[number]), np.int64(lattice.chunks[number])
+            first = address(lattice.coordinates) + chunk * chunk_size
+            a, b = address(room), address(room) + second
+            c = prepare(first, count, shift, address(x), address(w), a, b)
+            return choose(a, b, count, c, s), exact(lattice.points, lattice.near, chunk, count, shift, x, w, 0, s)
+
+        self._both, self._room = both, np.empty(2 * LONGEST, np.float32)
+
+    def __call__(self, number: int, x: np.ndarray, w: np.ndarray, s: float) -> tuple[int, int]:
+        found: tuple[int, int] = self._both(self.lattice, number, x, w, np.float32(s), self.shift, self._room)
+        return found
+
+
+@pytest.mark.parametrize(("dtype", "moved"), [("IQ2_XS", False), ("IQ3_S", False), ("IQ1_S", True)])
+def test_the_quick_choice_is_never_another_than_the_exact_one(dtype: str, moved: bool) -> None:
+    """Weights at which two points are equally good or nearly so, and ordinary ones: none may be decided wrongly.
+
+    What is chosen at two scales is chosen at all between them.
+    """
+    choice = Choice(dtype, moved=moved)
+    width, points = choice.width, choice.lattice.points.reshape(-1, choice.width).astype(np.float64)
     rng = np.random.default_rng(1)
-    room = [np.empty(n, np.float32) for n in (LONGEST, LONGEST, 8)]
-    open_ones = 0
+    open_ones = alike = 0
     for trial in range(3000):
-        number = int(rng.integers(len(found.counts)))
-        ids = members(found, number)
-        one, other = found.points.reshape(-1, 8)[rng.choice(ids, 2)].astype(np.float64)
-        middle = (one + other) / 2 * 0.3 + rng.standard_normal(8) * rng.choice([0, 1e-7, 1e-6, 1e-4, 0.1])
-        x, w = middle.astype(np.float32), rng.random(8).astype(np.float32)
-        w *= rng.choice([0, 1, 1], 8) if trial % 3 == 0 else 1
-        quick, right = both(number, x, w, np.float32(0.3), *room)
+        number = int(rng.integers(len(choice.lattice.counts)))
+        one, other = points[rng.choice(members(choice.lattice, number), 2)]
+        middle = (one + other) / 2
+        middle = ((middle - 3) / 2 + choice.shift if moved else middle) * 0.3
+        middle += rng.standard_normal(width) * rng.choice([0, 1e-7, 1e-6, 1e-4, 0.1])
+        x, w = middle.astype(np.float32), rng.random(width).astype(np.float32)
+        w *= rng.choice([0, 1, 1], width) if trial % 3 == 0 else 1
+        quick, right = choice(number, x, w, 0.3)
         open_ones += quick < 0
         assert quick in (-1, right), trial
+        low, high = 0.3 * (1 - 0.3 * rng.random()), 0.3 * (1 + 0.3 * rng.random())
+        ends = {choice(number, x, w, s)[0] for s in (low, high)}
+        if len(ends) == 1 and -1 not in ends:
+            alike += 1
+            assert {choice(number, x, w, s)[1] for s in np.linspace(low, high, 12)} == ends, trial
     assert 100 < open_ones < 2500
+    assert alike > 100
