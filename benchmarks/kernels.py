@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -73,7 +74,7 @@ def _speeds(llama: Llama, dtype: str, matrix: NDArray[np.float32] | None, rounds
     few = singles[:16]
     same = encode(dtype, halves[:16], "BF16", importance=matrix)[0] == llama.encode(dtype, few, matrix)
     if not same.all():
-        print(f"{dtype}: bytes differ from llama.cpp's")
+        sys.exit(f"{dtype}: bytes differ from llama.cpp's")
     ours, theirs = [], []
     for _ in range(rounds):
         ours.append(halves.size / _seconds(lambda: encode(dtype, halves, "BF16", importance=matrix)) / 1e6)

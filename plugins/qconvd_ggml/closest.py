@@ -10,10 +10,11 @@ ggml's sum is, but both are within _DELTA * (s² a + c) of the truth. As s² a <
 d is above (1 + 5 _DELTA) times the least one plus 7 _DELTA c. Almost always that leaves one point. Where it leaves more, or
 where the numbers are so large or small that the reasoning fails, ggml's own sum is made.
 
-A point p that is left alone at two scales is ggml's choice at every scale between them: that another point's d is above
-(1 + e) times that of p plus f c is, divided by s, A s - B - (e + f) c / s > 0 with some A and B, whose left side is a concave
-function of s. With e = 3.8 _DELTA and f = 5.2 _DELTA it is true of the exact sums wherever p was left alone, and where it is
-true of those, it is of ggml's own: the roundings that take place are fewer than half of _DELTA.
+A point p that is left alone at two scales is ggml's choice at every scale between them. "Another point's d is above (1 + e)
+times that of p plus f c" is, divided by s, A s - B - (e + f) c / s > 0 with some A and B, whose left side is a concave function
+of s: what is true at both ends is true between. Wherever p is left alone it is true of the exact sums, with
+e = (5 - 4 * 0.3) _DELTA and f = (7 - 6 * 0.3) _DELTA, as d takes 0.3 _DELTA of roundings here at most; ggml's own, 0.4 _DELTA,
+are less than these leave.
 
 What is done for each place and scale is written in LLVM's own language, as vectors of CHUNK points: of loops over so few points
 LLVM makes single instructions. Products and sums may be rounded once where the processor can do that.
@@ -38,6 +39,7 @@ _DELTA = 6e-6
 """100 roundings of float32; ggml's sum of 8 terms and this one take fewer than 40 and 30."""
 _NEARLY, _SLACK = float(np.float32(1 + 5 * _DELTA)), float(np.float32(7 * _DELTA))
 _FAR = float(np.float32(1e30))
+"""a of no point, above that of any: the weights that `prepare` goes on with add up to less than 1e25, and q² is at most 225."""
 _HUGE = np.float32(3.4028234663852886e38)
 
 _I8, _I32, _I64, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -62,9 +64,10 @@ def search(width: int, *, moved: bool = False) -> tuple[Any, Any, Any]:
     A point's q are its coordinates, or with `moved` (coordinate - 3) / 2 + shift; otherwise `shift` is nothing. Arrays are
     given by their addresses: numba counts references to arrays and slices, which took more time here than the arithmetic.
 
-    prepare(coordinates, count, shift, x, w, a, b): fills float32 a and twice b of `count` points, of which `coordinates` are
-    the first chunk's; x and w are the group's weights and what they count, float32. Returns c, or -1 if only `exact` will do.
-    choose(a, b, count, c, s): the only point that can be ggml's choice, or -1 if there are more.
+    prepare(coordinates, count, shift, x, w, a, b): fills float32 a and twice b of `count` points, at least one, of which
+    `coordinates` are the first chunk's; x and w are the group's weights and what they count, float32. Returns c, or -1 if c
+    or the sum of w is so small or large that only `exact` will do.
+    choose(a, b, count, c, s): the only point that can be ggml's choice; -1 if there are more, or c or s is such a number.
     exact(points, near, chunk, count, shift, x, w, first, s), with arrays, x and w from `first` on: ggml's own way. Where no sum
     is finite, the first point; ggml aborts there.
     """
@@ -142,7 +145,7 @@ def _fused(build: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 class _Loop:
-    """Emits a loop over chunks; what it carries from one to the next begins as `start`."""
+    """Emits a loop over chunks, at least one; what it carries from one to the next begins as `start`."""
 
     def __init__(self, build: Any, chunks: Any, start: tuple[Any, ...]) -> None:
         self.build, self.chunks = build, chunks

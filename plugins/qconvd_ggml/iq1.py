@@ -186,7 +186,7 @@ def _build(width: int, least: np.float32, borders: Any, finish: Any) -> Any:
     ) -> None:  # fmt: skip
         """Step 2: fills points and levels of all groups, and fits the scale again where one had no point of its own.
 
-        `room` is room.
+        `room` is for 2 * LONGEST numbers.
         """
         points, places, chunks, counts, near, coordinates = lattice
         xs, ws = np.empty(8, np.float32), np.empty(8, np.float32)

@@ -229,7 +229,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
     ) -> Scalar:
         """Gives places that are points themselves their point; of the others makes `at` a list, with where each ends.
 
-        Returns how many these are. Nothing here depends on a guess of the processor's.
+        Returns how many these are. Without branches, which here would mostly be guessed wrong.
         """
         later = np.full(row, tries, np.int32)
         left = np.uint64(0)
@@ -253,9 +253,8 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
     ) -> None:  # fmt: skip
         """Step 2's points of every group for all scales. `x` and `w` hold the weights of each lane in order.
 
-        `new` and `room` are room.
-
-        In phases, each over all groups: what would have to wait for memory, or for a branch that cannot be foreseen, does not.
+        `new` is overwritten, as long as `code`; `room` is for 2 * LONGEST numbers. In phases, each over all groups, so that
+        little waits for memory or for a branch that was guessed wrong.
         """
         points, near = lattice.points, lattice.near
         coordinates, listed = address(lattice.coordinates), address(near)
