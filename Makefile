@@ -21,13 +21,13 @@ test: $(VENV)/.test    ## All tests, with real models and other people's readers
 	@echo "A daemon killed at every call that changes the disk (these fork, so they come first, in small processes)"
 	@# These wait for the disk a quarter of their time: kernels that other tests will need are compiled meanwhile.
 	@nice -n 19 $(BIN)/qconvd doctor --warm >/dev/null 2>&1 & warm=$$!; \
-		$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m crash $(CRASHES); passed=$$?; \
+		$(BIN)/python -m pytest -q -n $(JOBS) --dist load -m crash $(CRASHES); passed=$$?; \
 		kill $$warm 2>/dev/null; wait $$warm 2>/dev/null; exit $$passed
 	@echo "Everything else"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not crash" --durations=40
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist load -m "not crash" --durations=40
 
 crashes: $(VENV)/.test ## Kill the daemon and its workers at every single point, not at some (half an hour)
-	@QCONVD_CRASHES=all $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m crash $(CRASHES)
+	@QCONVD_CRASHES=all $(BIN)/python -m pytest -q -n $(JOBS) --dist load -m crash $(CRASHES)
 
 check: $(VENV)/.test   ## ruff and strict types
 	@$(BIN)/ruff check .

@@ -15,7 +15,6 @@ import pytest
 from daemon_kit import Home, end, move_in, tiny_model
 from qconvd.cli.exits import Exit
 
-pytestmark = pytest.mark.xdist_group("daemon")
 FP16_AND_GGUF = "[fp16, gguf: q8_0]"
 NEEDS_GPU = "[gguf: {types: [q8_0], device: cuda}]"
 HANGS_UP = """

@@ -89,16 +89,14 @@ def ggml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pattern]:
     yield Pattern(tmp_path_factory.mktemp("ggml"), "[ggml: q8_0, gguf: q8_0]", file.parent)
 
 
-@pytest.mark.parametrize("share", [pytest.param(s, marks=pytest.mark.xdist_group(f"crashes-{s % 2}")) for s in range(SHARES)])
+@pytest.mark.parametrize("share", range(SHARES))
 def test_one_process_is_killed_at_every_point(tiny: Pattern, share: int) -> None:
     """The daemon dies and its worker lives on, or the worker dies under a daemon that lives on."""
     for point in range(share, tiny.calls, SHARES):
         tiny.crash_and_recover(f"crash-{point}", point, power=False)
 
 
-@pytest.mark.parametrize(
-    "which", [pytest.param(w, marks=pytest.mark.xdist_group(f"crashes-{i % 2}")) for i, w in enumerate(RANDOM_POINTS)]
-)
+@pytest.mark.parametrize("which", RANDOM_POINTS)
 def test_all_processes_are_killed_at_random_points(which: str, request: pytest.FixtureRequest) -> None:
     """As when the power fails."""
     pattern: Pattern = request.getfixturevalue(which)

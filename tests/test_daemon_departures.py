@@ -10,7 +10,6 @@ import pytest
 
 from daemon_kit import Home, copy_in, end, move_in, tiny_model
 
-pytestmark = pytest.mark.xdist_group("daemon")
 FP16_AND_GGUF = "[fp16, gguf: q8_0]"
 
 

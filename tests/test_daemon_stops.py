@@ -10,8 +10,6 @@ import pytest
 
 from daemon_kit import Home, tiny_model
 
-pytestmark = pytest.mark.xdist_group("daemon")
-
 
 def test_stopping_interrupts_and_the_next_start_goes_on(home: Home) -> None:
     home.configure(settle="0s")

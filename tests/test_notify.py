@@ -71,7 +71,6 @@ def test_the_counts_in_words() -> None:
     assert summary(counts) == "Artifacts: 3 waiting, 1 being converted, 1 failed, 12 done"
 
 
-@pytest.mark.xdist_group("daemon")
 def test_a_daemon_tells_systemd_of_its_life(home: Home, systemd: NotifySocket) -> None:
     home.configure(settle="0s")
     # No WATCHDOG_PID: the interpreter may have started another one (an environment's `python` may be a wrapper).
@@ -106,7 +105,6 @@ def test_a_daemon_tells_systemd_of_its_life(home: Home, systemd: NotifySocket) -
     assert home.join() == 0, home.log()
 
 
-@pytest.mark.xdist_group("daemon")
 def test_a_status_is_sent_only_when_it_changed(home: Home, systemd: NotifySocket) -> None:
     home.env = {"NOTIFY_SOCKET": systemd.address}
     tiny_model(home.inbox / "m")

@@ -99,7 +99,6 @@ def test_a_limit_that_is_taken_away_ends_its_pause(ledger: Ledger, tmp_path: Pat
     assert pauses.intake
 
 
-@pytest.mark.xdist_group("daemon")
 def test_a_daemon_that_is_paused_takes_models_in_and_starts_nothing(home: Home, tmp_path: Path) -> None:
     systemd = NotifySocket(tmp_path / "notify")
     home.env = {"NOTIFY_SOCKET": systemd.address}
@@ -123,7 +122,6 @@ def test_a_daemon_that_is_paused_takes_models_in_and_starts_nothing(home: Home, 
     end(home)
 
 
-@pytest.mark.xdist_group("daemon")
 def test_a_pause_lets_what_runs_come_to_its_end(home: Home) -> None:
     home.configure(settle="0s")
     tiny_model(home.inbox / "m")
@@ -138,7 +136,6 @@ def test_a_pause_lets_what_runs_come_to_its_end(home: Home) -> None:
     end(home)
 
 
-@pytest.mark.xdist_group("daemon")
 def test_a_disk_that_is_nearly_full_pauses_everything(home: Home, tmp_path: Path) -> None:
     home.configure(settle="0s")
     plain = home.config.read_text()

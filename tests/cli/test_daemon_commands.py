@@ -313,29 +313,33 @@ def break_config(daemon: Home, how: str) -> str:
     return "cannot be read: No such file or directory"
 
 
-@pytest.mark.parametrize("how", ["key", "yaml", "bytes", "gone"])
-def test_a_config_that_is_broken_by_now(qconvd: Qconvd, daemon: Home, how: str) -> None:
+def test_a_config_that_is_broken_by_now(qconvd: Qconvd, daemon: Home) -> None:
     copy_in(daemon, tiny_model(daemon.root / "away" / "tiny"))
     daemon.done(1)
-    what = break_config(daemon, how)
-    notice = f"qconvd: {daemon.config} {what}; the daemon runs on with what it read before\n"
+    whole, ways = daemon.config.read_bytes(), ("key", "yaml", "bytes", "gone")
     assert daemon.process is not None
-    for arguments, words in [
-        (["status"], f"The daemon runs (process {daemon.process.pid}).\nJobs: 1 done."),
-        (["jobs"], "  1  tiny   everyday  done    1/1"),
-        (["job", "1"], "recipe  everyday"),
-        (["logs", "1"], "── task 1: plan fp16 ──"),
-        (["retry", "1"], "nothing to try again"),
-    ]:
-        said = qconvd(*arguments, "--config", daemon.config)
-        assert (said.code, said.err) == (0, notice), arguments
-        assert words in said.out
-    assert qconvd("reload", "--config", daemon.config).code == 78
-    assert qconvd("check", "--config", daemon.config).code == 78
+    for how in ways:
+        daemon.config.write_bytes(whole)
+        notice = f"qconvd: {daemon.config} {break_config(daemon, how)}; the daemon runs on with what it read before\n"
+        for arguments, words in [
+            (["status"], f"The daemon runs (process {daemon.process.pid}).\nJobs: 1 done."),
+            (["jobs"], "  1  tiny   everyday  done    1/1"),
+            (["job", "1"], "recipe  everyday"),
+            (["logs", "1"], "── task 1: plan fp16 ──"),
+            (["retry", "1"], "nothing to try again"),
+        ]:
+            said = qconvd(*arguments, "--config", daemon.config)
+            assert (said.code, said.err) == (0, notice), arguments
+            assert words in said.out
+        assert qconvd("reload", "--config", daemon.config).code == 78
+        assert qconvd("check", "--config", daemon.config).code == 78
     assert daemon.stop() == 0
-    said = qconvd("status", "--config", daemon.config)
-    assert said.err == f"qconvd: {daemon.config} {what}; no daemon can be started with it\n"
-    assert said.out.startswith("No daemon runs; `qconvd run` starts one.\nJobs: 1 done.")
+    for how in ways:
+        daemon.config.write_bytes(whole)
+        what = break_config(daemon, how)
+        said = qconvd("status", "--config", daemon.config)
+        assert said.err == f"qconvd: {daemon.config} {what}; no daemon can be started with it\n"
+        assert said.out.startswith("No daemon runs; `qconvd run` starts one.\nJobs: 1 done.")
 
 
 def test_a_broken_config_that_no_daemon_was_started_with(qconvd: Qconvd, daemon: Home) -> None:

@@ -25,7 +25,7 @@ from daemon_kit import Home, tiny_model
 from hub_server import HubServer
 from warm import Warm, fresh
 
-pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("hub-crashes")]
+pytestmark = pytest.mark.crash
 CONFIG = """\
 watch: [{{hub: alice/m, recipes: r}}]
 output: ./models

@@ -14,7 +14,6 @@ from qconvd import checkpoints
 from qconvd.engine.manifest import read_manifest
 from qconvd.sightings import read_sightings
 
-pytestmark = pytest.mark.xdist_group("daemon")
 CONFIG = """\
 watch:
 {watch}

@@ -135,13 +135,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, online: None) -> Pattern:
     return Pattern(tmp_path_factory.mktemp("whole"), begun=True)
 
 
-@pytest.mark.parametrize("share", [pytest.param(s, marks=pytest.mark.xdist_group(f"publish-{s % 2}")) for s in range(SHARES)])
+@pytest.mark.parametrize("share", range(SHARES))
 def test_one_process_is_killed_at_every_point_of_publishing(verified: Pattern, share: int) -> None:
     for point in crash.some(range(share, verified.calls, SHARES)):
         verified.crash_and_recover(point, power=False)
 
 
-@pytest.mark.xdist_group("publish-2")
 def test_all_processes_are_killed_at_random_points(whole: Pattern) -> None:
     """As when the power fails, from the model in the inbox to the last place."""
     for point in crash.some(random.Random(20240301).sample(range(whole.calls), RANDOM_POINTS)):

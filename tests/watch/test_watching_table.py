@@ -15,7 +15,6 @@ import pytest
 
 from daemon_kit import Home, copy_in, move_in, tiny_model, write_safetensors
 
-pytestmark = pytest.mark.xdist_group("watching")
 TABLE = Path(__file__).parents[2] / "docs" / "reference" / "watching.md"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 269060552\n"
 
