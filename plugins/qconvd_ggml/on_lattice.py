@@ -170,7 +170,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
     width, group = kind.width, kind.group
     bits, steps = (3, 8) if group == 4 else (2, 3)
     groups_of, per = width // group, SUPER // width
-    row = groups_of * LANES
+    side = groups_of * LANES  # groups of a tile: what lies side by side for each scale
     tries = 2 * kind.span + 1
     highest = np.float32(2 * steps - 1)
     least, factor, step = np.float32(kind.least), np.float32(kind.factor), np.float32(kind.step)
@@ -206,20 +206,20 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
 
         Returns the length of the list, which has no lanes in which nothing counts.
         """
-        counts_here = np.empty(row, np.uint16)
-        for k in range(row):
+        counts_here = np.empty(side, np.uint16)
+        for k in range(side):
             counts_here[k] = np.uint16(alive[k % LANES])
         number = np.uint64(0)
         for t in range(tries - 1, -1, -1):
-            here, flags = code[t * row : (t + 1) * row], new[t * row : (t + 1) * row]
+            here, flags = code[t * side : (t + 1) * side], new[t * side : (t + 1) * side]
             if t > 0:
-                before = code[(t - 1) * row : t * row]
-                for k in range(row):
+                before = code[(t - 1) * side : t * side]
+                for k in range(side):
                     flags[k] = np.uint16(here[k] != before[k])
             else:
                 flags[:] = np.uint16(1)
-            for k in range(row):
-                at[number] = np.int32(t * row + k)
+            for k in range(side):
+                at[number] = np.int32(t * side + k)
                 number += np.uint64(flags[k] & counts_here[k])
         return np.int64(number)
 
@@ -231,11 +231,11 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
 
         Returns how many these are. Without branches, which here would mostly be guessed wrong.
         """
-        later = np.full(row, tries, np.int32)
+        later = np.full(side, tries, np.int32)
         left = np.uint64(0)
         for i in range(number):
             here = np.uint64(at[np.uint64(i)])
-            t, k = np.int32(here // np.uint64(row)), here % np.uint64(row)
+            t, k = np.int32(here // np.uint64(side)), here % np.uint64(side)
             listed = lattice.places[np.uint64(code[here])]
             off = listed < np.int32(0)
             which = np.uint64(-1 - listed) if off else np.uint64(0)
@@ -259,8 +259,8 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
         points, near = lattice.points, lattice.near
         coordinates, listed = address(lattice.coordinates), address(near)
         xs, ws, a, b = address(x), address(w), address(room), address(room) + 4 * LONGEST
-        at, stop = np.empty(tries * row + 1, np.int32), np.empty(tries * row + 1, np.int32)
-        chunks, counts = np.empty(tries * row + 1, np.int32), np.empty(tries * row + 1, np.int32)
+        at, stop = np.empty(tries * side + 1, np.int32), np.empty(tries * side + 1, np.int32)
+        chunks, counts = np.empty(tries * side + 1, np.int32), np.empty(tries * side + 1, np.int32)
         number = without_point(lattice, code, at, begins(code, alive, new, at), point, stop, chunks, counts)
         for i in range(number):
             ahead = np.int64(chunks[np.uint64(min(i + AHEAD, number - 1))])
@@ -268,7 +268,7 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                 prefetch(coordinates + ahead * (group * CHUNK) + line * 64)
             prefetch(listed + ahead * (2 * CHUNK))
             here = np.uint64(at[np.uint64(i)])
-            begin, k = here // np.uint64(row), here % np.uint64(row)
+            begin, k = here // np.uint64(side), here % np.uint64(side)
             lane, g = k % np.uint64(LANES), k // np.uint64(LANES)
             first = np.int64(lane * np.uint64(width) + g * np.uint64(group))
             chunk, count = np.int64(chunks[np.uint64(i)]), np.int64(counts[np.uint64(i)])
@@ -286,14 +286,15 @@ def build(kind: Kind, pack: Any, value: Any, unit: Any, first_scale: Any = None)
                     kept = found
                 if found < 0:
                     found = exact(points, near, chunk, count, zero, x, w, first, s)
-                goes = here + later * np.uint64(row)
+                goes = here + later * np.uint64(side)
                 point[goes] = near[np.uint64(chunk * CHUNK + found)]
                 new[goes] = np.uint16(1)
                 if same:
                     break
         for t in range(1, tries):
-            before, now, flags = point[(t - 1) * row : t * row], point[t * row : (t + 1) * row], new[t * row : (t + 1) * row]
-            for i in range(row):
+            before, now = point[(t - 1) * side : t * side], point[t * side : (t + 1) * side]
+            flags = new[t * side : (t + 1) * side]
+            for i in range(side):
                 now[i] = pick(flags[i] != np.uint16(0), now[i], before[i])
 
     @shared
