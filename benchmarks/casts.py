@@ -10,13 +10,12 @@ its memory was used before. 16 million weights of a normal distribution (0.02 wi
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from measure import machine
+from measure import machine, thread_seconds
 
 from qconvd_fp16.casts import cast
 from qconvd_fp16.kernels import ready
@@ -46,14 +45,8 @@ def main() -> None:
             lambda x=x, s=source, t=target: cast(x, s, t, compiled=True),  # type: ignore[misc]
             lambda given=given, into=into: into.copy_(given),  # type: ignore[misc]
         ]
-        best = [min(_seconds(way) for _ in range(rounds)) for way in ways]
+        best = [min(thread_seconds(way) for _ in range(rounds)) for way in ways]
         print(f"| {source} to {target} | {' | '.join(f'{COUNT / s / 1e6:.0f}' for s in best)} |", flush=True)
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    began = time.thread_time()
-    call()
-    return time.thread_time() - began
 
 
 if __name__ == "__main__":

@@ -12,16 +12,13 @@ from __future__ import annotations
 import argparse
 import ctypes
 import sys
-import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import xllamacpp
-from measure import machine
+from measure import machine, thread_seconds
 from numpy.typing import NDArray
 
 from qconvd.api import row_bytes
@@ -77,8 +74,8 @@ def _speeds(llama: Llama, dtype: str, matrix: NDArray[np.float32] | None, rounds
         sys.exit(f"{dtype}: bytes differ from llama.cpp's")
     ours, theirs = [], []
     for _ in range(rounds):
-        ours.append(halves.size / _seconds(lambda: encode(dtype, halves, "BF16", importance=matrix)) / 1e6)
-        theirs.append(few.size / _seconds(lambda: llama.encode(dtype, few, matrix)) / 1e6)
+        ours.append(halves.size / thread_seconds(lambda: encode(dtype, halves, "BF16", importance=matrix)) / 1e6)
+        theirs.append(few.size / thread_seconds(lambda: llama.encode(dtype, few, matrix)) / 1e6)
     return [f"{median(ours):.3g}", f"{median(theirs):.3g}", f"{median(ours) / median(theirs):.1f}"]
 
 
@@ -86,12 +83,6 @@ def _bfloat16(weights: NDArray[np.float64]) -> tuple[NDArray[np.uint16], NDArray
     """Bits of bfloat16, and the float32 that they stand for."""
     bits = np.ascontiguousarray(weights, np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
     return (bits >> np.uint32(16)).astype(np.uint16), bits.view(np.float32)
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    began = time.thread_time()
-    call()
-    return time.thread_time() - began
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -64,6 +64,13 @@ def _measure(log: Path, command: Sequence[str]) -> tuple[int, float, float, int]
 def middle(costs: Sequence[Cost]) -> Cost:
     """The median of each figure."""
     return Cost(median(c.wall for c in costs), median(c.cpu for c in costs), int(median(c.rss for c in costs)))
+
+
+def thread_seconds(call: Callable[[], object]) -> float:
+    """Seconds of CPU that a call takes of this thread."""
+    began = time.thread_time()
+    call()
+    return time.thread_time() - began
 
 
 def machine() -> str:
